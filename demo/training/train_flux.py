@@ -1,0 +1,82 @@
+"""Train the demo's transformer by flow matching; the learning rate follows the clock, so --minutes is a promise.
+
+python train_flux.py --minutes 95 --out flux.safetensors
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import torch
+from flux import Flux
+from latents import LatentMap
+from pictures import all_scenes, draw
+from safetensors.torch import save_file
+from text import embed
+
+BATCH, RATE, EMA, DROP = 64, 1e-3, 0.999, 0.1
+
+
+def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True) -> None:
+    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    to_latent, scenes = LatentMap(), all_scenes()
+    words = embed([s.caption for s in scenes] + [""])
+    model = Flux().to(memory_format=torch.contiguous_format)
+    average = Flux()
+    average.load_state_dict(model.state_dict())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    forward = torch.compile(model) if compiled else model
+    start, seconds, step, smooth = time.monotonic(), minutes * 60, 0, 0.0
+    saved = start
+    while (elapsed := time.monotonic() - start) < seconds:
+        progress = elapsed / seconds
+        rate = RATE * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * progress)) * 0.98 + 0.02)
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        chosen = torch.randint(len(scenes), (BATCH,), generator=generator)
+        data = to_latent(draw([scenes[int(i)] for i in chosen], generator))
+        chosen[torch.rand(BATCH, generator=generator) < DROP] = len(scenes)
+        # logit-normal, a little towards noise: there the shape and its place are settled
+        sigma = torch.sigmoid(torch.randn(BATCH, generator=generator) * 1.1 + 0.3)
+        noise = torch.randn(data.shape, generator=generator)
+        mix = sigma[:, None, None, None]
+        with torch.autocast("cpu", torch.bfloat16):
+            velocity = forward(data * (1 - mix) + noise * mix, sigma, words[chosen])
+        loss = (velocity.float() - (noise - data)).pow(2).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        keep = min(EMA, (step + 1) / (step + 10))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(model.parameters()), 1 - keep)
+        step += 1
+        smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
+        if step % 50 == 0:
+            rate_s = step * BATCH / (time.monotonic() - start)
+            print(f"{elapsed:6.0f} s  step {step:6d}  loss {smooth:.4f}  {rate_s:.0f} samples/s", flush=True)
+        if time.monotonic() - saved > 300:
+            save(average, out)
+            saved = time.monotonic()
+    save(average, out)
+
+
+def save(model: Flux, out: Path) -> None:
+    """float16, the stock names; written aside and renamed, so that a reader never sees half a file."""
+    part = out.with_suffix(".part")
+    save_file({k: v.half().contiguous() for k, v in model.state_dict().items()}, part)
+    part.rename(out)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--minutes", type=float, default=95)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--eager", action="store_true")
+    args = parser.parse_args()
+    train(args.minutes, args.out, args.seed, compiled=not args.eager)
