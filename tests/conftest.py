@@ -1,0 +1,17 @@
+"""What every test needs: the pack under its own name, `skipstone`, and under no other."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+# `python -m pytest` puts the checkout on the path, where `import nodes` would find ours instead of ComfyUI's.
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+if importlib.util.find_spec("skipstone") is None:
+    raise pytest.UsageError("the pack is not on the path: run the tests with `make test`, or `make setup` once")
