@@ -1,0 +1,43 @@
+# make demo     sample pictures in a real ComfyUI with and without the pack; writes demo-output/
+# make test     lint, then all tests
+# Both set everything up first (.work/). To use what is there already, or another ComfyUI:
+#   make test COMFYUI=0.27.0        a version that tools/pins.toml lists
+#   make test COMFYUI_PATH=... PYTHON=...
+# ARGS=... is passed on: make test ARGS="-k door"
+
+BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+# tools/setup.py makes all ready, then runs the right Python with its arguments
+RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
+	'$(CURDIR)/tools/setup.py'
+
+.PHONY: demo test lint format setup train clean
+
+demo:
+	$(RUN) demo/run.py $(ARGS)
+
+test: lint
+	$(RUN) -m pytest $(ARGS)
+
+lint:
+	$(RUN) -m ruff check
+	$(RUN) -m ruff format --check
+	$(RUN) -m mypy -p skipstone
+
+format:
+	$(RUN) -m ruff check --fix
+	$(RUN) -m ruff format
+
+setup:
+	$(RUN)
+
+MODELS = $(CURDIR)/demo/models
+train:
+	mkdir -p '$(MODELS)'
+	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone-demo-vae.safetensors'
+	$(RUN) demo/training/train_flux.py --out '$(MODELS)/skipstone-demo-flux.safetensors'
+	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone-demo-clip.pt"))'
+
+clean:
+	rm -rf .work .pytest_cache .mypy_cache .ruff_cache demo-output bench-output
+	find . -name __pycache__ -not -path './.git/*' -prune -exec rm -rf {} +
