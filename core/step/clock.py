@@ -1,0 +1,93 @@
+"""Where a run is: the sampler's sigma grid, and the place of the current evaluation on it."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+ON_GRID = 1e-3  # of a step: SDE samplers and float32 move a grid's sigma by that little
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The sampler's falling sigmas, N + 1 of them for N steps, and ComfyUI's map from percent to sigma.
+
+    `flow`: sigma is itself the share of noise in the latent, 0..1; else noise grows with it (eps, v, EDM). A grid that does not fall (restarts, hand-made lists) is kept as it is and says so with `falling`:
+    no place on it is certain, so nothing is skipped there.
+    """
+
+    sigmas: tuple[float, ...]
+    flow: bool = True
+    percent_to_sigma: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
+
+    @classmethod
+    def of(
+        cls, sigmas: Sequence[float], flow: bool = True, percent_to_sigma: Callable[[float], float] | None = None
+    ) -> Grid:
+        return cls(tuple(float(s) for s in sigmas), flow, percent_to_sigma)
+
+    @property
+    def times(self) -> NDArray[np.float64]:
+        """The share of noise at every sigma, t in 0..1, shape (N + 1,): what schedules of different models have in common."""
+        sigmas = np.asarray(self.sigmas, np.float64)
+        return sigmas if self.flow else sigmas / (1 + sigmas)
+
+    @property
+    def steps(self) -> int:
+        return max(len(self.sigmas) - 1, 0)
+
+    @property
+    def falling(self) -> bool:
+        return all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
+
+    def step_of(self, sigma: float) -> int:
+        """The step i with sigma_i >= sigma > sigma_{i+1}; a sigma just off a grid point counts as on it."""
+        rising = [-s for s in self.sigmas[: self.steps]]
+        i = bisect_left(rising, -sigma)
+        if i < self.steps:
+            gap = self.sigmas[i] - self.sigmas[i + 1]
+            if sigma - self.sigmas[i] > ON_GRID * gap and i > 0:
+                i -= 1
+            return i
+        return self.steps - 1
+
+    def sigma_at(self, percent: float) -> float:
+        """Sigma at a fraction of ComfyUI's timestep range (not of the steps), as ControlNet's start and end percent."""
+        if percent <= 0:
+            return math.inf
+        if percent >= 1:
+            return -math.inf
+        if self.percent_to_sigma is not None:
+            return float(self.percent_to_sigma(percent))
+        return (1 - percent) * self.sigmas[0]
+
+
+class Clock:
+    """The current evaluation: its number, its sigma, its step, and how the run came there. Filled by `Run`."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.evaluation = -1
+        self.sigma = math.nan
+        self.step = -1
+        self.rose = False
+        self.skips = 0  # skipped evaluations since the anchor
+
+    def tick(self, sigma: float) -> None:
+        """A new evaluation by the sampler at this sigma. Nothing is counted: the step comes from sigma."""
+        self.rose = sigma > self.sigma * (1 + 1e-6)  # false for the first, whose predecessor is nan
+        self.evaluation += 1
+        self.sigma = sigma
+        self.step = self.grid.step_of(sigma)
+
+    def passed(self, computed: bool) -> None:
+        self.skips = 0 if computed else self.skips + 1
+
+    @property
+    def last_step(self) -> bool:
+        return self.step >= self.grid.steps - 1

@@ -1,0 +1,75 @@
+"""What full runs of a model taught: the inner products of its derivatives along the schedule.
+
+A Gram matrix G[i, j] = <d_i, d_j> (mean over elements, runs and prompts) scores every predictor that is linear in the
+history: a displacement error is a combination w of derivatives, and its mean square is w' G w. It is a few kB however
+large the latents were, and is read at another grid by linear interpolation of the derivatives in t, the share of noise.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from importlib import resources
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .clock import Grid
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Gram:
+    """`times`: falling t of the recorded evaluations, shape (n,). `products`: G, shape (n, n), relative to the largest mean square. `recipe`: what was recorded, for people."""
+
+    times: Array
+    products: Array
+    recipe: str = ""
+
+    @classmethod
+    def from_json(cls, text: str) -> Gram:
+        """Raises ValueError when the text is not a Gram matrix of ours."""
+        try:
+            data = json.loads(text)
+            times = np.asarray(data["times"], np.float64)
+            half = np.asarray(data["products"], np.float64)
+            recipe = str(data["recipe"])
+        except (ValueError, TypeError, KeyError) as error:
+            raise ValueError(f"not a Skipstone calibration: {error}") from None
+        n = len(times)
+        if times.ndim != 1 or n < 2 or half.shape != (n * (n + 1) // 2,):
+            raise ValueError("not a Skipstone calibration: times and products do not belong together")
+        if not (np.isfinite(times).all() and np.isfinite(half).all() and (np.diff(times) < 0).all()):
+            raise ValueError("not a Skipstone calibration: its numbers are not finite, or its times do not fall")
+        products = np.zeros((n, n))
+        products[np.triu_indices(n)] = half
+        return cls(times, products + np.triu(products, 1).T, recipe)
+
+    def to_json(self) -> str:
+        half = self.products[np.triu_indices(len(self.times))]
+        return json.dumps(
+            {
+                "recipe": self.recipe,
+                "times": [round(float(t), 6) for t in self.times],
+                "products": [float(f"{p:.6g}") for p in half],
+            }
+        )
+
+    def on(self, grid: Grid) -> Array:
+        """G between the evaluations at the grid's first N sigmas, shape (N, N)."""
+        wanted = grid.times[:-1]
+        # weights of linear interpolation in t, clamped at both ends
+        place = np.interp(-wanted, -self.times, np.arange(len(self.times), dtype=np.float64))
+        low = np.minimum(place.astype(int), len(self.times) - 2)
+        mix = place - low
+        read = np.zeros((len(wanted), len(self.times)))
+        rows = np.arange(len(wanted))
+        read[rows, low] = 1 - mix
+        read[rows, low + 1] += mix
+        return read @ self.products @ read.T
+
+
+def default() -> Gram:
+    """Measured on the demo's small Flux; stands in until a model has costs of its own."""
+    return Gram.from_json(resources.files(__package__).joinpath("default_costs.json").read_text("utf-8"))

@@ -1,0 +1,8 @@
+"""What a skipped evaluation returns: each predictor is one file, plain data, and speaks in weights over anchors."""
+
+from .auto import Auto, Integrator
+from .base import Prediction, Predictor
+from .jvp import JVP, RecursiveJVP
+from .linear import Corrected, Linear, Reuse
+
+__all__ = ["JVP", "Auto", "Corrected", "Integrator", "Linear", "Prediction", "Predictor", "RecursiveJVP", "Reuse"]

@@ -1,0 +1,38 @@
+"""What a predictor is: frozen configuration that, started on a run's plan, turns the track of anchors into a prediction."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from ..clock import Clock
+from ..plan import Plan
+from ..track import Track, Weights
+
+
+class Prediction(Protocol):
+    """A predictor at work in one run, for all its slots."""
+
+    def computed(self, track: Track) -> None:
+        """The model has spoken: its output is the track's newest entry."""
+        ...
+
+    def weights(self, clock: Clock, track: Track) -> Weights:
+        """The output of the current, skipped evaluation as a combination of the track's anchors."""
+        ...
+
+
+class Predictor(Protocol):
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def depth(self) -> int:
+        """How many anchors are kept for it."""
+        ...
+
+    @property
+    def need(self) -> int:
+        """With fewer anchors it cannot predict, and the evaluation is computed."""
+        ...
+
+    def start(self, plan: Plan) -> Prediction: ...

@@ -1,0 +1,98 @@
+"""Reuse, linear extrapolation, and linear extrapolation whose error is made good at the next anchor."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..clock import Clock
+from ..plan import Plan
+from ..track import Track, Weights, added, lagrange
+
+
+def newest(nodes: dict[int, float], n: int) -> dict[int, float]:
+    return dict(list(nodes.items())[-n:])
+
+
+@dataclass(frozen=True)
+class Reuse:
+    """The last anchor's output again."""
+
+    name: str = "reuse"
+    depth: int = 1
+    need: int = 1
+
+    def start(self, plan: Plan) -> Reuse:
+        return self
+
+    def computed(self, track: Track) -> None:
+        pass
+
+    def weights(self, clock: Clock, track: Track) -> Weights:
+        return lagrange(clock.sigma, newest(track.nodes, 1))
+
+
+@dataclass(frozen=True)
+class Linear:
+    """The line through the last two anchors, in sigma."""
+
+    name: str = "linear"
+    depth: int = 2
+    need: int = 1
+
+    def start(self, plan: Plan) -> Linear:
+        return self
+
+    def computed(self, track: Track) -> None:
+        pass
+
+    def weights(self, clock: Clock, track: Track) -> Weights:
+        return lagrange(clock.sigma, newest(track.nodes, 2))
+
+
+@dataclass(frozen=True)
+class Corrected:
+    """Linear extrapolation with the correction of a predictor-corrector method.
+
+    When an anchor closes an edge, both ends of the edge are known, and what Euler's steps over the skipped part should
+    have added up to follows by interpolation. The difference from what they did add up to is given back over the next
+    edge. (P-E-C mode of the Adams-Bashforth-Moulton pair on the coarse grid: Hairer, Norsett & Wanner, Solving ODEs I,
+    III.1.) It presumes a sampler that adds (change of sigma) * output, as Euler's does.
+    """
+
+    name: str = "corrected"
+    depth: int = 4
+    need: int = 1
+
+    def start(self, plan: Plan) -> _Correcting:
+        return _Correcting(plan)
+
+
+class _Correcting:
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.owed: Weights = {}  # displacement still to be given back
+        self.rate: Weights = {}  # of it, per unit of sigma on this edge
+        self.fresh = True  # no step of this edge has been predicted yet
+
+    def computed(self, track: Track) -> None:
+        self.fresh = True
+        anchors = [i for i, e in enumerate(track.entries) if e.computed]
+        if len(anchors) < 2:
+            self.owed = {}
+            return
+        start, end = anchors[-2], anchors[-1]
+        nodes = newest(track.nodes, 2)
+        for entry, after in zip(track.entries[start + 1 : end], track.entries[start + 2 :], strict=False):
+            error = added(lagrange(entry.sigma, nodes), entry.weights, -1.0)
+            self.owed = added(self.owed, error, after.sigma - entry.sigma)
+
+    def weights(self, clock: Clock, track: Track) -> Weights:
+        nodes = track.nodes
+        if self.fresh:
+            self.fresh = False
+            # an anchor too old to be kept takes its debt with it
+            known = self.owed if self.owed.keys() <= nodes.keys() else {}
+            length = self.plan.end_of_edge(clock.step) - clock.sigma
+            self.rate = {k: w / length for k, w in known.items()} if length else {}
+            self.owed = {}
+        return added(lagrange(clock.sigma, newest(nodes, 2)), self.rate)

@@ -1,0 +1,95 @@
+"""Putting a step cache on a MODEL: one wrapper that holds configuration; a run's state is born in it and dies with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_sampling
+import comfy.patcher_extension
+from comfy.patcher_extension import WrappersMP
+
+from ..core.step.clock import Grid
+from ..core.step.method import Method
+from ..core.step.report import Report
+from ..core.step.run import Run
+from .output import OutputHook
+from .samplers import integrator_of
+
+KEY = "skipstone"
+# step caches of ComfyUI itself, by the key of their wrapper
+RIVALS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+
+Listener = Callable[[Report], None]
+log = logging.getLogger(__name__)
+
+
+class StepCacheError(ValueError):
+    """A step cache cannot be put on this MODEL; the message says why and what to do."""
+
+
+def attach(model: Any, method: Method, listeners: tuple[Listener, ...] = ()) -> Any:
+    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`; `listeners` get the report of every run.
+
+    Raises StepCacheError when the MODEL cannot be sampled or has a step cache already.
+    """
+    if not hasattr(model, "add_wrapper_with_key") or getattr(model.model, "model_sampling", None) is None:
+        raise StepCacheError(
+            f"{method.name} needs a diffusion MODEL that a sampler can run, and got {type(model).__name__}. "
+            "Connect the MODEL output of a checkpoint or diffusion model loader."
+        )
+    _refuse_second(method, model.model_options, model.wrappers)
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners))
+    return patched
+
+
+def _refuse_second(method: Method, model_options: dict[str, Any], wrappers: dict[str, Any]) -> None:
+    merged = [wrappers, model_options.get("transformer_options", {}).get("wrappers", {})]
+    outer = {key: ws for source in merged for key, ws in source.get(WrappersMP.OUTER_SAMPLE, {}).items() if ws}
+    others = [w.method.title for w in outer.get(KEY, ()) if w.method is not method]
+    others += [name for key, name in RIVALS.items() if key in outer]
+    if others:
+        raise StepCacheError(
+            f"two step caches on one model: {method.title} and {others[0]}. Each would skip on what the other made up. "
+            "Remove or bypass one of the two nodes."
+        )
+
+
+class StepCache:
+    """The OUTER_SAMPLE wrapper: configuration only. ComfyUI shares it between clones of a model."""
+
+    def __init__(self, method: Method, listeners: tuple[Listener, ...]) -> None:
+        self.method = method
+        self.listeners = listeners
+
+    def __call__(self, executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
+        guider = executor.class_obj
+        _refuse_second(self.method, guider.model_options, {})
+        run = _born(self.method, guider.model_patcher, sampler, sigmas)
+        # on this run's own copy of the options, which ComfyUI drops with the run
+        hook = OutputHook(run)
+        for kind, wrapper in ((WrappersMP.PREDICT_NOISE, hook.predict_noise), (WrappersMP.CALC_COND_BATCH, hook.calc_cond_batch)):
+            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        finished = False
+        try:
+            result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            finished = True
+            return result
+        finally:
+            report = run.close(finished)
+            log.info("[Skipstone] %s", report.line())
+            for note in report.notes:
+                log.warning("[Skipstone] %s: %s", report.method, note)
+            for listener in self.listeners:
+                listener(report)
+
+
+def _born(method: Method, patcher: Any, sampler: Any, sigmas: Any) -> Run:
+    # asked of the patcher: object patches (shift nodes) are not on the model yet
+    sampling = patcher.get_model_object("model_sampling")
+    flow = isinstance(sampling, comfy.model_sampling.CONST)
+    grid = Grid.of(sigmas.tolist(), flow, sampling.percent_to_sigma)
+    device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
+    return Run(method, grid, integrator_of(sampler), device)
