@@ -34,9 +34,9 @@ setup:
 MODELS = $(CURDIR)/demo/models
 train:
 	mkdir -p '$(MODELS)'
-	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone-demo-vae.safetensors'
-	$(RUN) demo/training/train_flux.py --out '$(MODELS)/skipstone-demo-flux.safetensors'
-	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone-demo-clip.pt"))'
+	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone_demo_vae.safetensors'
+	$(RUN) demo/training/train_flux.py --out '$(MODELS)/skipstone_demo_flux.safetensors'
+	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone_demo_clip.pt"))'
 
 clean:
 	rm -rf .work .pytest_cache .mypy_cache .ruff_cache demo-output bench-output
