@@ -40,7 +40,7 @@ class Server:
         return self.process.poll() is None
 
     def log_tail(self, lines: int = 30) -> str:
-        text = COLOUR.sub("", self.log.read_text(encoding="utf-8", errors="replace"))
+        text = COLOUR.sub("", self.log.read_bytes().decode("utf-8", errors="replace"))
         # a progress bar is many states of one line: its last is enough
         return "\n".join(line.rstrip("\r").rpartition("\r")[2] for line in text.rstrip().split("\n")[-lines:])
 

@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import graph as graphs
 import results
 import sheet
@@ -192,10 +193,9 @@ async def demo(chosen: argparse.Namespace) -> None:
     with running(comfyui, nodes, models, chosen.threads, output / "server.log") as server:
         try:
             shots, system = await sample(server, workflow, pairs, chosen.steps, output / "pictures")
-        except Exception as error:
-            if not isinstance(error, DemoError):  # a surprise: whatever it is, the log may explain it
-                error = DemoError(f"{type(error).__name__}: {error}")
-            raise DemoError(f"{error}\n\nThe end of {server.log}:\n{server.log_tail()}") from error
+        except Exception:
+            print(f"\nThe end of {server.log}:\n{server.log_tail()}", file=sys.stderr)
+            raise
     lines = write(output, shots, measured_on(system, workflow, shots[None], load))
     say(f"\n{results.table(lines)}\n")
     if len(pairs) < QUOTABLE_PAIRS:
@@ -229,7 +229,7 @@ def main() -> int:
     chosen = options()
     try:
         asyncio.run(demo(chosen))
-    except DemoError as error:
+    except (DemoError, aiohttp.ClientError) as error:
         print(f"\nThe demo failed: {error}", file=sys.stderr)
         return 1
     except (asyncio.CancelledError, KeyboardInterrupt):
