@@ -25,13 +25,14 @@ SOLVED = "PSSP"
 
 
 def predictor_of(name: str, span: int) -> Predictor | Auto:
-    return {
+    known: dict[str, Predictor | Auto] = {
         "auto": Auto(),
         "linear": Linear(),
         "average velocity (paper)": JVP(span),
         "average velocity (released)": RecursiveJVP(span),
         "reuse": Reuse(),
-    }[name]
+    }
+    return known[name]
 
 
 def method_of(
@@ -80,7 +81,16 @@ class MeanCache(io.ComfyNode):
                 "Makes sampling faster: computes only the steps of a schedule chosen for the least error and predicts the "
                 "others from the velocities of those computed. Works with every model. Put it last before the sampler."
             ),
-            search_aliases=["skipstone", "step cache", "speed up", "faster sampling", "meancache", "pssp", "jvp", "cache"],
+            search_aliases=[
+                "skipstone",
+                "step cache",
+                "speed up",
+                "faster sampling",
+                "meancache",
+                "pssp",
+                "jvp",
+                "cache",
+            ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to sample faster."),
                 io.Combo.Input(
@@ -139,7 +149,12 @@ class MeanCache(io.ComfyNode):
                     tooltip="Custom: K, how many steps back the average velocity looks. 1 is plain reuse.",
                 ),
                 io.Int.Input(
-                    "warmup", default=2, min=0, max=1000, advanced=True, tooltip="Custom: the first steps, always computed."
+                    "warmup",
+                    default=2,
+                    min=0,
+                    max=1000,
+                    advanced=True,
+                    tooltip="Custom: the first steps, always computed.",
                 ),
                 io.Float.Input(
                     "start_percent",

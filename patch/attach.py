@@ -64,14 +64,21 @@ class StepCache:
         self.method = method
         self.listeners = listeners
 
-    def __call__(self, executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(
+        self, executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
+    ) -> Any:
         guider = executor.class_obj
         _refuse_second(self.method, guider.model_options, {})
         run = _born(self.method, guider.model_patcher, sampler, sigmas)
         # on this run's own copy of the options, which ComfyUI drops with the run
         hook = OutputHook(run)
-        for kind, wrapper in ((WrappersMP.PREDICT_NOISE, hook.predict_noise), (WrappersMP.CALC_COND_BATCH, hook.calc_cond_batch)):
-            comfy.patcher_extension.add_wrapper_with_key(kind, KEY, wrapper, guider.model_options, is_model_options=True)
+        for kind, wrapper in (
+            (WrappersMP.PREDICT_NOISE, hook.predict_noise),
+            (WrappersMP.CALC_COND_BATCH, hook.calc_cond_batch),
+        ):
+            comfy.patcher_extension.add_wrapper_with_key(
+                kind, KEY, wrapper, guider.model_options, is_model_options=True
+            )
         finished = False
         try:
             result = executor(noise, latent, sampler, sigmas, *args, **kwargs)

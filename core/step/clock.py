@@ -17,8 +17,9 @@ ON_GRID = 1e-3  # of a step: SDE samplers and float32 move a grid's sigma by tha
 class Grid:
     """The sampler's falling sigmas, N + 1 of them for N steps, and ComfyUI's map from percent to sigma.
 
-    `flow`: sigma is itself the share of noise in the latent, 0..1; else noise grows with it (eps, v, EDM). A grid that does not fall (restarts, hand-made lists) is kept as it is and says so with `falling`:
-    no place on it is certain, so nothing is skipped there.
+    `flow`: sigma is itself the share of noise in the latent, 0..1; else noise grows with it (eps, v, EDM). A grid that
+    does not fall (restarts, hand-made lists) is kept as it is and says so with `falling`: no place on it is certain, so
+    nothing is skipped there.
     """
 
     sigmas: tuple[float, ...]

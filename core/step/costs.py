@@ -70,7 +70,7 @@ def _walked(predictor: Predictor, t: Array, gram: Array) -> Array:
             prediction.computed(track)
         miss = np.zeros(n)
         for c in range(b + 1, n):
-            cost[b, c] = np.sqrt(max(miss @ gram @ miss, 0))
+            cost[b, c] = max(float(miss @ gram @ miss), 0.0) ** 0.5
             clock.tick(grid.sigmas[c])
             weights = prediction.weights(clock, track)
             track.predicted(c, grid.sigmas[c], weights)

@@ -21,7 +21,8 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Gram:
-    """`times`: falling t of the recorded evaluations, shape (n,). `products`: G, shape (n, n), relative to the largest mean square. `recipe`: what was recorded, for people."""
+    """`times`: falling t of the recorded evaluations, shape (n,). `products`: G, shape (n, n), relative to the largest
+    mean square. `recipe`: what was recorded, for people."""
 
     times: Array
     products: Array

@@ -21,7 +21,9 @@ class History:
 
     def observe(self, evaluation: int, value: Tensor, keep: Container[int]) -> None:
         """Take `value`, which nobody else may write to, as this evaluation's output; of the older ones stay those in `keep`."""
-        older = {k: v for k, v in self.anchors.items() if k in keep and v.shape == value.shape and v.dtype == value.dtype}
+        older = {
+            k: v for k, v in self.anchors.items() if k in keep and v.shape == value.shape and v.dtype == value.dtype
+        }
         self.anchors = {**older, evaluation: value if self.device is None else value.to(self.device)}
 
     def combine(self, weights: Mapping[int, float], device: torch.device) -> Tensor:

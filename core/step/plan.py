@@ -11,7 +11,8 @@ from .clock import Grid
 
 @dataclass(frozen=True)
 class Plan:
-    """`anchors`: the steps to compute, ascending, or empty where a policy decides as it goes. `spans`: K of the edge that starts at an anchor."""
+    """`anchors`: the steps to compute, ascending, or empty where a policy decides as it goes. `spans`: K of the edge that
+    starts at an anchor."""
 
     grid: Grid
     anchors: tuple[int, ...] = ()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -57,7 +58,7 @@ class Report:
             f"{saved:.2f}x fewer evaluations"
         )
 
-    def as_dict(self) -> dict:
+    def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, the counts and the reasons."""
         data = asdict(self)
         data["evaluations"] = len(self.evaluations)

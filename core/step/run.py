@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterable
 
 import torch
@@ -41,7 +42,9 @@ class Run:
         self.prediction = predictor.start(plan)
         self.track = Track(max(predictor.depth, 1))
         self.histories: dict[Slot, History] = {}
-        self.report = Report(method.name, method.variant, grid.steps, predictor=predictor.name, planned=list(plan.anchors))
+        self.report = Report(
+            method.name, method.variant, grid.steps, predictor=predictor.name, planned=list(plan.anchors)
+        )
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed
@@ -96,14 +99,16 @@ class Run:
     def _known(self, slot: Slot) -> bool:
         """Whether the slot has its own value for every anchor that may be asked for."""
         history = self.histories.get(slot)
-        return history is not None and self.track.nodes.keys() <= history.anchors.keys()
+        return history is not None and self.track.needed <= history.anchors.keys()
 
     def observe(self, slot: Slot, x: Tensor, denoised: Tensor) -> None:
-        """The model's own answer for a slot. x and denoised: the latent and D at the clock's sigma, any shape; neither is kept or written to."""
+        """The model's own answer for a slot. x and denoised: the latent and D at the clock's sigma, of any one shape;
+        neither is kept or written to."""
         if self.clock.sigma <= 0:
             return
         value = denoised.clone() if self.denoised else (x - denoised) / self.clock.sigma
-        self.histories.setdefault(slot, History(self.device)).observe(self.clock.evaluation, value, self.track.nodes.keys())
+        history = self.histories.setdefault(slot, History(self.device))
+        history.observe(self.clock.evaluation, value, self.track.needed)
 
     def predict(self, slot: Slot, x: Tensor) -> Tensor:
         """D for a slot of a skipped evaluation: a new tensor of x's shape, on x's device."""
@@ -121,6 +126,10 @@ class Run:
         self._pass()
         self.histories.clear()
         self.track.clear()
+        if finished and self.report.evaluations and not self.report.skipped and self.clock.grid.falling:
+            reasons = Counter(e.reason for e in self.report.evaluations)
+            why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
+            self.report.note(f"nothing was skipped: every evaluation was computed for {why}")
         self.report.finished = finished
         self.report.seconds = time.perf_counter() - self.started
         for listener in listeners:

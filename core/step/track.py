@@ -77,10 +77,15 @@ class Track:
         """The anchors: evaluation -> sigma, oldest first."""
         return {e.evaluation: e.sigma for e in self.entries if e.computed}
 
+    @property
+    def needed(self) -> set[int]:
+        """The anchors that may still be asked for: those kept, and those that kept predictions were made of."""
+        return {k for e in self.entries for k in e.weights}
+
     def displacement(self, start: int, end_sigma: float) -> Weights:
         """How far Euler steps carried the latent from entries[start] to `end_sigma`, as weights: the sum of (change of sigma) * output."""
         moved: Weights = {}
-        tail = self.entries[start:]
+        tail = [e for e in self.entries[start:] if e.sigma > end_sigma]
         ends = [e.sigma for e in tail[1:]] + [end_sigma]
         for entry, end in zip(tail, ends, strict=True):
             moved = added(moved, entry.weights, end - entry.sigma)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 HEAD = 128
 AXES = (16, 56, 56)
+Rotary = tuple[Tensor, Tensor]  # cos and sin
 
 
 def positions(grid: int, text: int) -> tuple[Tensor, Tensor]:
@@ -77,7 +78,7 @@ def split_heads(qkv: Tensor, norm: QKNorm) -> tuple[Tensor, Tensor, Tensor]:
     return norm.query_norm(q), norm.key_norm(k), v
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, rotary: tuple[Tensor, Tensor], bias: Tensor) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, rotary: Rotary, bias: Tensor) -> Tensor:
     out = F.scaled_dot_product_attention(rotate(q, *rotary), rotate(k, *rotary), v, attn_mask=bias.type_as(v))
     return out.transpose(1, 2).flatten(2)
 
@@ -94,12 +95,12 @@ class DoubleBlock(nn.Module):
         self.img_attn, self.txt_attn = Attention(width), Attention(width)
         self.img_mlp, self.txt_mlp = MLP(width), MLP(width)
 
-    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, rotary, bias: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, img: Tensor, txt: Tensor, vec: Tensor, rotary: Rotary, bias: Tensor) -> tuple[Tensor, Tensor]:
         im, tm = self.img_mod(vec), self.txt_mod(vec)
         iq, ik, iv = split_heads(self.img_attn.qkv(modulate(img, *im[:2])), self.img_attn.norm)
         tq, tk, tv = split_heads(self.txt_attn.qkv(modulate(txt, *tm[:2])), self.txt_attn.norm)
-        joint = [torch.cat(pair, 2) for pair in ((tq, iq), (tk, ik), (tv, iv))]
-        out_txt, out_img = attend(*joint, rotary, bias).split((txt.shape[1], img.shape[1]), 1)
+        q, k, v = (torch.cat(pair, 2) for pair in ((tq, iq), (tk, ik), (tv, iv)))
+        out_txt, out_img = attend(q, k, v, rotary, bias).split((txt.shape[1], img.shape[1]), 1)
         img = img + im[2] * self.img_attn.proj(out_img)
         img = img + im[5] * self.img_mlp(modulate(img, *im[3:5]))
         txt = txt + tm[2] * self.txt_attn.proj(out_txt)
@@ -116,10 +117,11 @@ class SingleBlock(nn.Module):
         self.linear2 = nn.Linear(5 * width, width)
         self.norm = QKNorm()
 
-    def forward(self, x: Tensor, vec: Tensor, rotary, bias: Tensor) -> Tensor:
+    def forward(self, x: Tensor, vec: Tensor, rotary: Rotary, bias: Tensor) -> Tensor:
         shift, scale, gate = self.modulation(vec)
         qkv, mlp = self.linear1(modulate(x, shift, scale)).split((3 * self.width, 4 * self.width), -1)
-        out = attend(*split_heads(qkv, self.norm), rotary, bias)
+        q, k, v = split_heads(qkv, self.norm)
+        out = attend(q, k, v, rotary, bias)
         return x + gate * self.linear2(torch.cat((out, F.gelu(mlp, approximate="tanh")), -1))
 
 
@@ -155,9 +157,14 @@ def time_embedding(t: Tensor) -> Tensor:
 class Flux(nn.Module):
     """Velocity (B, 16, H, W) of latents (B, 16, H, W) at sigma (B,) under text (B, T, text_width)."""
 
-    def __init__(self, width: int = 256, double: int = 2, single: int = 4, text_width: int = 768, grid: int = 8, text: int = 9) -> None:
+    def __init__(
+        self, width: int = 256, double: int = 2, single: int = 4, text_width: int = 768, grid: int = 8, text: int = 9
+    ) -> None:
         super().__init__()
         self.grid, self.text = grid, text
+        self.cos: Tensor
+        self.sin: Tensor
+        self.bias: Tensor
         self.img_in = nn.Linear(64, width)
         self.txt_in = nn.Linear(text_width, width)
         self.time_in = Embedder(width)

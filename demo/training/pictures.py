@@ -69,7 +69,7 @@ def _triangle() -> Tensor:
     return 1.15 * torch.stack((angle.cos(), angle.sin()), -1) + torch.tensor([0.0, 0.22])
 
 
-def _distance(shape: int, p: Tensor) -> Tensor:
+def signed_distance(shape: int, p: Tensor) -> Tensor:
     name, q = SHAPES[shape], p.abs()
     if name == "circle":
         return p.norm(dim=-1) - 0.95
@@ -92,9 +92,9 @@ def draw(scenes: list[Scene], generator: torch.Generator) -> Tensor:
 
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    radius = uniform(0.5, 0.68)
+    radius = uniform(0.54, 0.68)
     centre = uniform(-1, 1, 2) * (0.9 - radius * 1.12).clamp(min=0)[:, None]
-    angle = uniform(-0.25, 0.25)
+    angle = uniform(-0.15, 0.15)
     local = (grid - centre[:, None, None]) / radius[:, None, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     local = torch.stack((cos * local[..., 0] + sin * local[..., 1], cos * local[..., 1] - sin * local[..., 0]), -1)
@@ -103,7 +103,7 @@ def draw(scenes: list[Scene], generator: torch.Generator) -> Tensor:
     for shape in range(len(SHAPES)):
         rows = [i for i, s in enumerate(scenes) if s.shape == shape]
         if rows:
-            distance[rows] = _distance(shape, local[rows])
+            distance[rows] = signed_distance(shape, local[rows])
     cover = (0.5 - distance * radius[:, None, None] * SIZE / 2).clamp(0, 1)[:, None]
 
     palette = torch.tensor(list(COLOURS.values()))

@@ -18,18 +18,20 @@ import torch
 from flux import Flux
 from latents import LatentMap
 from pictures import all_scenes, draw
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from text import embed
 
-BATCH, RATE, EMA, DROP = 64, 1e-3, 0.999, 0.1
+BATCH, RATE, EMA, DROP = 32, 8e-4, 0.9995, 0.1
 
 
-def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True) -> None:
+def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init: Path | None = None) -> None:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     to_latent, scenes = LatentMap(), all_scenes()
     words = embed([s.caption for s in scenes] + [""])
-    model = Flux().to(memory_format=torch.contiguous_format)
+    model = Flux()
+    if init:
+        model.load_state_dict({k: v.float() for k, v in load_file(init).items()})
     average = Flux()
     average.load_state_dict(model.state_dict())
     optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
@@ -44,8 +46,9 @@ def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True) -> No
         chosen = torch.randint(len(scenes), (BATCH,), generator=generator)
         data = to_latent(draw([scenes[int(i)] for i in chosen], generator))
         chosen[torch.rand(BATCH, generator=generator) < DROP] = len(scenes)
-        # logit-normal, a little towards noise: there the shape and its place are settled
-        sigma = torch.sigmoid(torch.randn(BATCH, generator=generator) * 1.1 + 0.3)
+        # logit-normal, a little towards noise, where shape and place are settled; one from each of BATCH equal shares
+        share = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
+        sigma = torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)) * 1.1 + 0.3)
         noise = torch.randn(data.shape, generator=generator)
         mix = sigma[:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
@@ -81,6 +84,7 @@ if __name__ == "__main__":
     parser.add_argument("--minutes", type=float, default=95)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--init", type=Path, help="weights to go on from")
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
-    train(args.minutes, args.out, args.seed, compiled=not args.eager)
+    train(args.minutes, args.out, args.seed, compiled=not args.eager, init=args.init)

@@ -17,11 +17,11 @@ class Decision:
     reason: str
 
 
-def COMPUTE(reason: str) -> Decision:  # noqa: N802 - reads as the word of the design
+def COMPUTE(reason: str) -> Decision:
     return Decision(True, reason)
 
 
-def SKIP(reason: str) -> Decision:  # noqa: N802
+def SKIP(reason: str) -> Decision:
     return Decision(False, reason)
 
 

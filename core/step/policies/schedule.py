@@ -38,7 +38,8 @@ class Budget:
 
     def count(self, steps: int) -> int:
         """How many of so many steps to compute, at least 1."""
-        share = float(np.interp(steps, *zip(*self.shares, strict=True)))
+        at, shares = zip(*self.shares, strict=True)
+        share = float(np.interp(steps, at, shares))
         return max(math.floor(share * steps + 0.5), 1)
 
 

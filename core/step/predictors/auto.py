@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 from .base import Predictor
@@ -16,9 +16,9 @@ Integrator = Literal["euler", "ode", "sde"]
 class Auto:
     """One predictor for each kind of sampler; `choose` before a run."""
 
-    euler: Predictor = Corrected()
-    ode: Predictor = Linear()
-    sde: Predictor = Linear()
+    euler: Predictor = field(default_factory=Corrected)
+    ode: Predictor = field(default_factory=Linear)
+    sde: Predictor = field(default_factory=Linear)
 
     def choose(self, integrator: Integrator) -> Predictor:
         return {"euler": self.euler, "ode": self.ode, "sde": self.sde}[integrator]

@@ -22,6 +22,8 @@ class Prediction(Protocol):
 
 
 class Predictor(Protocol):
+    def __hash__(self) -> int: ...
+
     @property
     def name(self) -> str: ...
 

@@ -49,14 +49,10 @@ class _OneShot:
         pass
 
     def weights(self, clock: Clock, track: Track) -> Weights:
-        anchors = [i for i, e in enumerate(track.entries) if e.computed]
-        at = anchors[-1]
+        at = max(i for i, e in enumerate(track.entries) if e.computed)
         anchor = track.entries[at]
-        grid, span = self.plan.grid, self.plan.span(clock.step, self.default)
-        # r: the newest anchor at least K steps back; the oldest kept where there is none
-        far = grid.sigmas[max(grid.step_of(anchor.sigma) - span, 0)]
-        start = next((i for i in reversed(anchors[:-1]) if track.entries[i].sigma >= far), anchors[0])
-        slope = jvp(track, start, anchor.sigma) if start != at else {}
+        start = max(at - self.plan.span(clock.step, self.default), 0)
+        slope = jvp(track, start, anchor.sigma)
         end = self.plan.end_of_step(clock.step)
         length = end - anchor.sigma
         wanted = added(scaled(anchor.weights, length), slope, length**2)

@@ -91,7 +91,7 @@ class _Correcting:
         if self.fresh:
             self.fresh = False
             # an anchor too old to be kept takes its debt with it
-            known = self.owed if self.owed.keys() <= nodes.keys() else {}
+            known = self.owed if self.owed.keys() <= track.needed else {}
             length = self.plan.end_of_edge(clock.step) - clock.sigma
             self.rate = {k: w / length for k, w in known.items()} if length else {}
             self.owed = {}

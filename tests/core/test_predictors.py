@@ -1,0 +1,143 @@
+"""What predictors return, on velocities that are known functions of sigma."""
+
+import pytest
+
+from skipstone.core.step.clock import Clock, Grid
+from skipstone.core.step.plan import Plan
+from skipstone.core.step.predictors import JVP, Auto, Corrected, Linear, RecursiveJVP, Reuse
+from skipstone.core.step.track import Track, lagrange
+
+
+def play(predictor, grid, anchors, velocity, spans=None):
+    """Run a scalar ODE whose velocity depends on sigma alone; the outputs of every step, in order."""
+    plan = Plan(grid, tuple(anchors), spans or {})
+    track, clock, prediction = Track(predictor.depth), Clock(grid), predictor.start(plan)
+    said = []
+    for i in range(grid.steps):
+        clock.tick(grid.sigmas[i])
+        if i in anchors:
+            track.computed(i, clock.sigma)
+            prediction.computed(track)
+            said.append(velocity(clock.sigma))
+        else:
+            weights = prediction.weights(clock, track)
+            assert weights.keys() <= track.needed
+            track.predicted(i, clock.sigma, weights)
+            said.append(sum(w * velocity(grid.sigmas[k]) for k, w in weights.items()))
+    return said
+
+
+def moved(grid, said):
+    return sum((b - a) * v for a, b, v in zip(grid.sigmas, grid.sigmas[1:], said, strict=False))
+
+
+UNIFORM = Grid.of([1 - i / 10 for i in range(11)])
+BENT = Grid.of([1.0, 0.97, 0.9, 0.82, 0.7, 0.61, 0.5, 0.33, 0.2, 0.08, 0.0])
+
+
+@pytest.mark.parametrize(
+    "predictor", [Reuse(), Linear(), Corrected(), JVP(1), JVP(3), RecursiveJVP(1), RecursiveJVP(3)]
+)
+@pytest.mark.parametrize("grid", [UNIFORM, BENT])
+def test_a_constant_velocity_is_predicted_exactly(predictor, grid):
+    assert play(predictor, grid, (0, 1, 2, 5, 9), lambda s: 3.0) == pytest.approx([3.0] * 10)
+
+
+@pytest.mark.parametrize("predictor", [Linear(), Corrected()])
+@pytest.mark.parametrize("grid", [UNIFORM, BENT])
+def test_a_velocity_linear_in_sigma_is_extrapolated_exactly(predictor, grid):
+    said = play(predictor, grid, (0, 1, 4, 9), lambda s: 2 - 5 * s)
+    assert said == pytest.approx([2 - 5 * s for s in grid.sigmas[:-1]])
+
+
+def test_the_correction_leaves_only_what_interpolation_misses():
+    def curve(s):
+        return s**3
+
+    anchors = (0, 1, 5, 8, 9)
+    truth = moved(BENT, [curve(s) for s in BENT.sigmas[:-1]])
+    plain = abs(moved(BENT, play(Linear(), BENT, anchors, curve)) - truth)
+    mended = abs(moved(BENT, play(Corrected(), BENT, anchors, curve)) - truth)
+    assert mended < plain / 2
+
+
+def test_what_an_edge_owes_is_given_back_over_the_next_edge_and_only_once():
+    def step_function(s):
+        return 1.0 if s > 0.55 else 2.0
+
+    said = play(Corrected(), UNIFORM, (0, 1, 5, 8, 9), step_function)
+    # steps 2..4 were predicted as 1 and were right; interpolation between 1 and 5 says 1.25, 1.5, 1.75
+    owed = (0.25 + 0.5 + 0.75) * -0.1
+    extrapolated = [2.25, 2.5]  # the line through steps 1 and 5
+    assert said[6:8] == pytest.approx([e + owed / -0.2 for e in extrapolated])
+
+
+def test_k_of_one_is_reuse():
+    velocity = lambda s: s * s  # noqa: E731
+    for k1 in (JVP(1), RecursiveJVP(1)):
+        assert play(k1, UNIFORM, (0, 1, 2, 5, 9), velocity) == pytest.approx(
+            play(Reuse(), UNIFORM, (0, 1, 2, 5, 9), velocity)
+        )
+
+
+@pytest.mark.parametrize(("k", "share"), [(1, 0), (2, 0.25), (3, 1 / 3), (4, 0.375), (5, 0.4)])
+def test_jvp_k_recovers_the_published_share_of_a_linear_drift(k, share):
+    """A uniform grid, K computed steps, slope d a step: the first correction is d (K - 1) / (2 K)."""
+    drift = 1.0
+    said = play(RecursiveJVP(k), UNIFORM, tuple(range(6)), lambda s: drift * 10 * (1 - s))
+    assert said[6] - said[5] == pytest.approx(drift * share)
+
+
+def test_one_shot_carries_an_edge_by_the_average_velocity():
+    """The whole edge moves by (s - t) (v(t) + (s - t) JVP_K), JVP_K from the last K computed steps."""
+    k, t, s = 3, 5, 8
+    velocity = lambda sigma: 10 * (1 - sigma)  # noqa: E731 - one more each step
+    said = play(JVP(k), UNIFORM, (*range(6), 8, 9), velocity)
+    h = -0.1
+    u = (velocity(0.8) + velocity(0.7) + velocity(0.6)) / 3
+    jvp = (u - velocity(0.8)) / (k * h)
+    wanted = (s - t) * h * (velocity(0.5) + (s - t) * h * jvp)
+    assert h * sum(said[t:s]) == pytest.approx(wanted)
+
+
+def test_the_span_may_differ_from_edge_to_edge():
+    velocity = lambda s: s * s  # noqa: E731
+    anchors = (0, 1, 2, 3, 6, 7, 9)
+    mixed = play(RecursiveJVP(3), UNIFORM, anchors, velocity, spans={3: 1, 7: 3})
+    assert mixed[4:6] == pytest.approx([velocity(0.7)] * 2)
+    assert mixed[8] != pytest.approx(velocity(UNIFORM.sigmas[7]))
+
+
+def test_a_repeated_sigma_keeps_the_newest_computed_value_and_draws_no_slope():
+    track = Track(3)
+    track.computed(0, 1.0)
+    track.computed(1, 0.5)
+    track.computed(2, 0.5)
+    track.predicted(3, 0.5, {2: 1.0})
+    assert track.nodes == {0: 1.0, 2: 0.5}
+    assert Linear().weights(_at(0.25), track) == pytest.approx({0: -0.5, 2: 1.5})
+
+
+def _at(sigma):
+    clock = Clock(UNIFORM)
+    clock.tick(sigma)
+    return clock
+
+
+def test_the_track_forgets_all_but_the_anchors_asked_for():
+    track = Track(2)
+    for i, sigma in enumerate((1.0, 0.9, 0.8, 0.7)):
+        track.computed(i, sigma)
+    assert list(track.nodes) == [2, 3]
+
+
+def test_lagrange_is_exact_for_a_polynomial_of_its_degree():
+    nodes = {0: 1.0, 1: 0.6, 2: 0.1}
+    weights = lagrange(0.35, nodes)
+    assert sum(w * (nodes[k] ** 2 - nodes[k]) for k, w in weights.items()) == pytest.approx(0.35**2 - 0.35)
+
+
+def test_auto_has_a_predictor_for_every_kind_of_sampler():
+    assert Auto().choose("euler") == Corrected()
+    assert Auto().choose("ode") == Linear()
+    assert Auto().choose("sde").need == 1

@@ -1,0 +1,215 @@
+"""A run: one decision an evaluation for all slots, history from sigma, nothing left behind, a true report."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from skipstone.core.step.clock import Grid
+from skipstone.core.step.method import Method
+from skipstone.core.step.policies import Budget, Cap, Schedule, Warmup, Window
+from skipstone.core.step.predictors import Auto, Linear, Reuse
+from skipstone.core.step.run import Run
+
+GRID = Grid.of([1 - i / 20 for i in range(21)])
+HALF = Method("Test", "", (Warmup(2), Schedule(Budget.of(0.5))), Auto())
+
+
+def denoise(x, sigma, slot=0.0):
+    return 0.5 * torch.cos(x) * (1 - sigma) + slot
+
+
+def euler(run, slots=("a",), grid=GRID, dtype=torch.float32):
+    """A sampler and a model around a run, as the hook uses it. Returns the last latent of every slot."""
+    x = {s: torch.linspace(-1, 1, 8, dtype=dtype) for s in slots}
+    for sigma, after in zip(grid.sigmas, grid.sigmas[1:], strict=False):
+        run.tick(sigma)
+        compute = run.decide(slots).compute
+        for i, s in enumerate(slots):
+            if compute:
+                d = denoise(x[s], sigma, i)
+                run.observe(s, x[s], d)
+            else:
+                d = run.predict(s, x[s])
+            x[s] = x[s] + (after - sigma) * (x[s] - d) / sigma
+    return x
+
+
+def test_skips_follow_the_budget_and_are_close_to_the_truth():
+    run = Run(HALF, GRID, "euler")
+    out = euler(run)["a"]
+    full = euler(Run(Method("Full", "", (Warmup(99),), Reuse()), GRID, "euler"))["a"]
+    report = run.close(True)
+    assert (report.computed, report.skipped) == (10, 10)
+    assert torch.dist(out, full) < 0.02 * full.norm()
+
+
+def test_the_first_steps_and_the_last_are_computed():
+    run = Run(Method("Test", "", (Warmup(3),), Reuse()), GRID, "euler")
+    euler(run)
+    timeline = run.close(True).evaluations
+    assert [e.step for e in timeline if e.computed] == [0, 1, 2, 19]
+    assert [e.reason for e in timeline if e.computed] == ["warmup"] * 3 + ["last step"]
+
+
+def test_slots_never_mix():
+    together = euler(Run(HALF, GRID, "euler"), ("a", "b"))
+    alone = euler(Run(HALF, GRID, "euler"), ("a",))
+    assert torch.equal(together["a"], alone["a"])
+    assert not torch.equal(together["a"], together["b"])
+
+
+def test_one_decision_an_evaluation_whoever_asks_first():
+    run = Run(HALF, GRID, "euler")
+    for sigma in GRID.sigmas[:-1]:
+        run.tick(sigma)
+        first, second = run.decide(["a"]), run.decide(["b"])
+        assert first == second or (second.compute and second.reason == "new conditioning")
+        x = torch.ones(2)
+        for slot in ("a", "b"):
+            if run.decide([slot]).compute:
+                run.observe(slot, x, x * 0.1)
+    assert len(run.close(True).evaluations) == GRID.steps
+
+
+def test_a_slot_without_history_makes_all_compute():
+    run = Run(Method("Test", "", (Warmup(1),), Reuse()), GRID, "euler")
+    x = torch.ones(2)
+    for sigma in GRID.sigmas[:2]:
+        run.tick(sigma)
+        run.decide(["a"])
+        run.observe("a", x, x)
+    run.tick(GRID.sigmas[2])
+    decision = run.decide(["a", "new"])
+    assert decision.compute and decision.reason == "new conditioning"
+
+
+def test_a_slot_that_shows_up_after_a_skip_was_decided_is_computed_and_so_is_the_next_evaluation():
+    run = Run(Method("Test", "", (Warmup(1),), Reuse()), GRID, "euler")
+    x = torch.ones(2)
+    run.tick(GRID.sigmas[0])
+    run.decide(["a"])
+    run.observe("a", x, x)
+    run.tick(GRID.sigmas[1])
+    assert not run.decide(["a"]).compute
+    assert run.decide(["late"]).compute
+    run.tick(GRID.sigmas[2])
+    assert run.decide(["a"]).reason == "event"
+
+
+def test_history_older_than_a_rise_in_sigma_is_dropped():
+    run = Run(Method("Test", "", (Warmup(1),), Reuse()), GRID, "euler")
+    x = torch.ones(2)
+    for sigma in (1.0, 0.5):
+        run.tick(sigma)
+        if run.decide(["a"]).compute:
+            run.observe("a", x, x)
+    run.tick(0.7)
+    decision = run.decide(["a"])
+    assert decision.compute and decision.reason == "history"
+
+
+def test_a_change_of_shape_drops_the_history():
+    run = Run(HALF, GRID, "euler")
+    for sigma, n in ((1.0, 2), (0.95, 3)):
+        run.tick(sigma)
+        run.decide(["a"])
+        run.observe("a", torch.ones(n), torch.ones(n))
+    assert len(run.histories["a"].anchors) == 1
+
+
+@pytest.mark.parametrize("integrator", ["euler", "ode", "sde"])
+def test_what_is_kept_is_no_alias_and_inputs_stay_as_they_were(integrator):
+    run = Run(Method("Test", "", (Warmup(2),), Linear()), GRID, integrator)
+    for sigma in GRID.sigmas[:2]:
+        run.tick(sigma)
+        run.decide(["a"])
+        x, d = torch.ones(4), torch.full((4,), 0.5)
+        run.observe("a", x, d)
+        assert x.eq(1).all() and d.eq(0.5).all()
+        d.fill_(math.nan)
+        x.fill_(math.nan)
+    run.tick(GRID.sigmas[2])
+    assert not run.decide(["a"]).compute
+    x = torch.ones(4)
+    out = run.predict("a", x)
+    assert torch.isfinite(out).all() and x.eq(1).all()
+    out.zero_()
+    assert torch.isfinite(run.predict("a", x)).all() and not run.predict("a", x).eq(0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_predictions_have_the_latents_dtype(dtype):
+    run = Run(HALF, GRID, "euler")
+    assert euler(run, dtype=dtype)["a"].dtype == dtype
+
+
+def test_a_cap_limits_the_skips_in_a_row():
+    run = Run(Method("Test", "", (Warmup(1), Cap(2)), Reuse()), GRID, "euler")
+    euler(run)
+    line = "".join("C" if e.computed else "-" for e in run.close(True).evaluations)
+    assert "---" not in line and "--" in line
+
+
+def test_outside_the_window_all_is_computed():
+    run = Run(Method("Test", "", (Window(0.25, 0.5),), Reuse()), GRID, "euler")
+    euler(run)
+    assert all(0.5 <= e.sigma <= 0.75 for e in run.close(True).evaluations if not e.computed)
+
+
+def test_a_grid_without_order_is_computed_and_said():
+    grid = Grid.of([1.0, 0.5, 0.8, 0.4, 0.0])
+    run = Run(HALF, grid, "euler")
+    for sigma in grid.sigmas[:-1]:
+        run.tick(sigma)
+        assert run.decide(["a"]).compute
+    assert "do not fall" in " ".join(run.close(True).notes)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_very_few_steps_are_computed_and_the_report_says_why(steps):
+    grid = Grid.of([1 - i / steps for i in range(steps + 1)])
+    run = Run(HALF, grid, "euler")
+    euler(run, grid=grid)
+    report = run.close(True)
+    assert report.skipped == 0 and any("nothing was skipped" in n for n in report.notes)
+
+
+def test_a_closed_run_holds_no_tensor():
+    run = Run(HALF, GRID, "euler")
+    euler(run)
+    run.close(False)
+    assert not run.histories and not run.track.entries
+
+
+def test_the_report_is_json_and_adds_up():
+    run = Run(HALF, GRID, "euler")
+    euler(run)
+    heard = []
+    run.close(True, (heard.append,))
+    data = json.loads(json.dumps(heard[0].as_dict()))
+    assert data["computed"] + data["skipped"] == data["evaluations"] == len(data["timeline"]) == 20
+    assert sum(data["reasons"].values()) == 20
+    assert data["finished"] and data["steps"] == 20
+    assert "10 computed" in heard[0].line() and "2.00x" in heard[0].line()
+
+
+def test_an_interrupted_run_counts_what_happened():
+    run = Run(HALF, GRID, "euler")
+    run.tick(1.0)
+    run.decide(["a"])
+    report = run.close(False)
+    assert not report.finished and report.computed == 1
+
+
+def test_noise_that_a_sampler_adds_does_not_stay_in_a_prediction():
+    """Between evaluations of an SDE sampler x moves by fresh noise; what the model said of the picture still holds."""
+    run = Run(Method("Test", "", (Warmup(2),), Reuse()), GRID, "sde")
+    for sigma in GRID.sigmas[:2]:
+        run.tick(sigma)
+        run.decide(["a"])
+        run.observe("a", torch.randn(4), torch.full((4,), 0.25))
+    run.tick(GRID.sigmas[2])
+    run.decide(["a"])
+    assert torch.equal(run.predict("a", torch.randn(4) * 100), torch.full((4,), 0.25))

@@ -1,0 +1,118 @@
+"""Schedules: budgets, the published ones, the default costs, and values that make no sense."""
+
+import math
+
+import numpy as np
+import pytest
+
+from skipstone.core.step.clock import Grid
+from skipstone.core.step.gram import Gram, default
+from skipstone.core.step.named import NAMED
+from skipstone.core.step.policies import Budget, Schedule
+from skipstone.core.step.predictors import Corrected, Linear, Reuse
+
+
+def flow(steps, shift=1.0):
+    t = 1 - np.arange(steps + 1) / steps
+    return Grid.of((shift * t / (1 + (shift - 1) * t)).tolist())
+
+
+def karras(steps, low=0.03, high=14.6):
+    ramp = np.linspace(0, 1, steps)
+    return Grid.of([*((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist(), 0.0], flow=False)
+
+
+@pytest.mark.parametrize("grid", [flow(50), flow(20), flow(8), flow(100), flow(30, 3.0), karras(30), flow(3)])
+@pytest.mark.parametrize("predictor", [Corrected(), Reuse()])
+def test_a_solved_schedule_keeps_to_its_budget_and_to_both_ends(grid, predictor):
+    plan = Schedule(Budget.of(0.4), warmup=2).start(grid, predictor).plan
+    assert plan is not None
+    allowed = max(round(0.4 * grid.steps + 1e-9), 3)
+    assert len(plan.anchors) <= allowed
+    assert {0, 1, grid.steps - 1} <= set(plan.anchors)
+    assert list(plan.anchors) == sorted(set(plan.anchors))
+
+
+def test_a_larger_budget_never_costs_more_evaluations_than_it_allows_and_uses_them():
+    counts = [len(Schedule(Budget.of(b / 50)).start(flow(50), Linear()).plan.anchors) for b in (10, 13, 17, 25, 40, 50)]
+    assert counts == [10, 13, 17, 25, 40, 50]
+
+
+def test_the_solver_knows_what_the_guards_will_compute():
+    grid = flow(40)
+    plan = Schedule(Budget.of(0.5), warmup=4, start_percent=0.2, end_percent=0.9).start(grid, Linear()).plan
+    outside = {i for i, s in enumerate(grid.sigmas[:-1]) if i < 4 or s > 0.8 + 1e-9 or s < 0.1 - 1e-9}
+    assert outside <= set(plan.anchors)
+    assert max(np.diff(Schedule(Budget.of(0.3), max_skips=3).start(grid, Linear()).plan.anchors)) <= 4
+
+
+def test_the_published_schedules_compute_as_many_steps_as_their_names_say():
+    assert len(NAMED) == 11
+    for name, released in NAMED.items():
+        plan = released.plan(flow(50, 3.0))
+        assert len(plan.anchors) == int(name.split()[-1])
+        assert plan.anchors[0] == 0 and plan.anchors[-1] == 49
+    assert NAMED["Z-Image 13"].plan(flow(50)).anchors == (0, 1, 2, 3, 5, 9, 15, 22, 29, 36, 43, 47, 49)
+    assert NAMED["Z-Image 13"].plan(flow(50)).spans == {3: 2, 5: 1, 9: 1, 15: 1, 22: 1, 29: 1, 36: 1, 43: 5, 47: 2}
+
+
+@pytest.mark.parametrize("grid", [flow(20, 3.0), flow(100, 3.0), karras(28), flow(4)])
+@pytest.mark.parametrize("name", NAMED)
+def test_the_published_schedules_fit_other_runs_by_sigma(grid, name):
+    plan = NAMED[name].plan(grid)
+    assert plan.anchors[0] == 0 and plan.anchors[-1] == grid.steps - 1
+    assert set(plan.spans) <= set(plan.anchors)
+
+
+def test_at_the_same_shift_a_published_schedule_keeps_its_places():
+    plan = NAMED["Z-Image 20"].plan(flow(100, 3.0))
+    assert set(plan.anchors) == {2 * a for a in NAMED["Z-Image 20"].anchors} | {99}
+
+
+@pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan, math.inf])
+def test_a_budget_out_of_range_says_what_it_is(share):
+    with pytest.raises(ValueError, match="share of steps to compute"):
+        Budget.of(share)
+
+
+def test_a_budget_may_depend_on_the_number_of_steps():
+    budget = Budget(((8, 1.0), (20, 0.5)))
+    assert [budget.count(n) for n in (1, 4, 8, 14, 20, 50)] == [1, 4, 8, 11, 10, 25]
+
+
+@pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan, math.inf])
+def test_a_gamma_that_is_no_exponent_is_refused(gamma):
+    with pytest.raises(ValueError, match="gamma"):
+        Schedule(Budget.of(0.5), gamma=gamma)
+
+
+def test_an_unknown_schedule_names_those_there_are():
+    with pytest.raises(ValueError, match="Z-Image 25"):
+        Schedule(Budget.of(0.5), name="Z-Image 99")
+
+
+def test_the_default_costs_come_with_the_pack_and_are_a_gram_matrix():
+    gram = default()
+    assert gram.recipe
+    assert np.linalg.eigvalsh(gram.products).min() > -1e-4
+    again = Gram.from_json(gram.to_json())
+    assert np.allclose(again.products, gram.products, rtol=1e-5) and np.allclose(again.times, gram.times)
+
+
+def test_a_gram_matrix_is_read_between_its_times_by_interpolating_the_derivatives():
+    d = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
+    gram = Gram(np.array([1.0, 0.5, 0.1]), d @ d.T)
+    between = 0.5 * d[0] + 0.5 * d[1]
+    read = gram.on(Grid.of([1.0, 0.75, 0.05, 0.0]))
+    rows = np.stack((d[0], between, d[2]))
+    assert np.allclose(read, rows @ rows.T)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "[]", "{}", '{"times": [1, 2], "products": [1, 2, 3], "recipe": ""}', '{"times": [1, 0.5], "products": [1], "recipe": ""}',
+     '{"times": [1, 0.5], "products": [1, NaN, 1], "recipe": ""}', '{"times": "x", "products": [], "recipe": ""}'],
+)  # fmt: skip
+def test_a_file_that_is_no_calibration_is_refused(text):
+    with pytest.raises(ValueError, match="not a Skipstone calibration"):
+        Gram.from_json(text)
