@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
@@ -70,8 +71,9 @@ class StepCache:
         guider = executor.class_obj
         _refuse_second(self.method, guider.model_options, {})
         run = _born(self.method, guider.model_patcher, sampler, sigmas)
-        # on this run's own copy of the options, which ComfyUI drops with the run
-        hook = OutputHook(run)
+        # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
+        given, hook = guider.model_options, OutputHook(run)
+        guider.model_options = comfy.model_patcher.create_model_options_clone(given)
         for kind, wrapper in (
             (WrappersMP.PREDICT_NOISE, hook.predict_noise),
             (WrappersMP.CALC_COND_BATCH, hook.calc_cond_batch),
@@ -85,6 +87,7 @@ class StepCache:
             finished = True
             return result
         finally:
+            guider.model_options = given
             report = run.close(finished)
             log.info("[Skipstone] %s", report.line())
             for note in report.notes:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass, field
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,58 +21,98 @@ import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
+import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
+from comfy.patcher_extension import WrappersMP  # noqa: E402
 
 SIZE = (16, 16, 16)  # channels, height, width of the demo's latents
+FLUX = MODELS / "skipstone_demo_flux.safetensors"
+CLIP = MODELS / "skipstone_demo_clip.pt"
 
 
 class Studio:
     """What a graph would hold: the demo's model and prompts, and a sampler to run them with."""
 
     def __init__(self) -> None:
-        self.model = comfy.sd.load_diffusion_model(str(MODELS / "skipstone_demo_flux.safetensors"))
-        self.clip = comfy.sd.load_clip(
-            [str(MODELS / "skipstone_demo_clip.pt")], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION
-        )
+        self.model = comfy.sd.load_diffusion_model(str(FLUX))
+        self.clip = comfy.sd.load_clip([str(CLIP)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+        self.encoded: dict[str, Any] = {}
+        self.sampled: dict[tuple[object, ...], torch.Tensor] = {}
 
-    def prompt(self, text: str = "a red circle on blue"):
-        return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+    def prompt(self, text: str = "a red circle on blue") -> Any:
+        """CONDITIONING for a text, encoded once; nodes and samplers are not supposed to write to it."""
+        if text not in self.encoded:
+            self.encoded[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+        return self.encoded[text]
+
+    @property
+    def long_prompt(self) -> Any:
+        """More tokens than CLIP takes at once: Flux cannot batch it with a short prompt."""
+        return self.prompt("a green square on white, " * 20)
+
+    def noise(self, seed: int = 1, batch: int = 1) -> torch.Tensor:
+        return comfy.sample.prepare_noise(torch.zeros(batch, *SIZE), seed)
 
     def sample(
         self,
-        model,
-        positive=None,
-        negative=None,
+        model: Any,
+        positive: Any = None,
+        negative: Any = None,
         *,
-        steps: int = 20,
+        steps: int = 8,
         cfg: float = 3.0,
         sampler: str = "euler",
         scheduler: str = "simple",
         seed: int = 1,
-        batch: int = 1,
         latent: torch.Tensor | None = None,
-        **more,
+        noise: torch.Tensor | None = None,
+        **more: Any,
     ) -> torch.Tensor:
         """As the KSampler node does it; latents (batch, 16, 16, 16) on the CPU."""
         if latent is None:
-            latent = torch.zeros(batch, *SIZE)
+            latent = torch.zeros(1, *SIZE) if noise is None else torch.zeros_like(noise)
         return comfy.sample.sample(
             model,
-            comfy.sample.prepare_noise(latent, seed),
+            comfy.sample.prepare_noise(latent, seed) if noise is None else noise,
             steps,
             cfg,
             sampler,
             scheduler,
-            positive if positive is not None else self.prompt(),
-            negative if negative is not None else self.prompt(""),
+            self.prompt() if positive is None else positive,
+            self.prompt("") if negative is None else negative,
             latent,
             seed=seed,
             disable_pbar=True,
             **more,
         )
+
+    def sample_custom(
+        self, model: Any, sigmas: Any, *, sampler: Any = "euler", cfg: float = 3.0, latent: Any = None, seed: int = 1
+    ) -> torch.Tensor:
+        """As SamplerCustom does it, on any list of sigmas."""
+        return comfy.sample.sample_custom(
+            model,
+            self.noise(seed),
+            cfg,
+            comfy.samplers.sampler_object(sampler) if isinstance(sampler, str) else sampler,
+            torch.as_tensor(sigmas, dtype=torch.float32),
+            self.prompt(),
+            self.prompt(""),
+            torch.zeros(1, *SIZE) if latent is None else latent,
+            disable_pbar=True,
+            seed=seed,
+        )
+
+    def plain(self, **how: Any) -> torch.Tensor:
+        """The unpatched model's answer, sampled once a session for each `how` (of plain values)."""
+        key = tuple(sorted(how.items()))
+        if key not in self.sampled:
+            self.sampled[key] = self.sample(self.model, **how)
+        return self.sampled[key].clone()
 
 
 @pytest.fixture(scope="session")
@@ -93,11 +133,124 @@ def meancache(studio):
     return patched
 
 
-@pytest.fixture
-def world():
-    """ComfyUI's own modules, for tests that build what a graph would."""
-    import comfy.hooks
-    import comfy.model_patcher
-    import nodes
+@dataclass
+class Call:
+    """One CALC_COND_BATCH as an onlooker sees it: copies of what went in and of what came out."""
 
-    return SimpleNamespace(nodes=nodes, hooks=comfy.hooks, samplers=comfy.samplers, sd=comfy.sd)
+    sigma: float
+    x: torch.Tensor
+    out: list[torch.Tensor]
+    ran: bool  # the model was asked at least once
+    place: tuple[object, ...]  # which of the evaluation's calls, in which window, with which blocks replaced
+    present: list[bool]  # for each conditioning: is there one
+
+
+@dataclass
+class Evaluation:
+    sigma: float
+    calls: list[Call] = field(default_factory=list)
+    model_ran: int = 0  # times that the diffusion model was really run
+
+    @property
+    def computed(self) -> bool:
+        return self.model_ran > 0
+
+
+class Watch:
+    """What really happens in a run, seen by hooks around the pack's own that know nothing of it."""
+
+    def __init__(self) -> None:
+        self.evaluations: list[Evaluation] = []
+        self.written: list[str] = []  # inputs that somebody wrote to
+
+    def on(self, model: Any) -> Any:
+        watched = model.clone()
+        for kind, wrapper in (
+            (WrappersMP.PREDICT_NOISE, self.predict_noise),
+            (WrappersMP.CALC_COND_BATCH, self.calc_cond_batch),
+            (WrappersMP.DIFFUSION_MODEL, self.diffusion_model),
+        ):
+            watched.add_wrapper_with_key(kind, "watch", wrapper)
+        return watched
+
+    def predict_noise(self, executor, x, timestep, *args, **kwargs):
+        self.evaluations.append(Evaluation(float(timestep[0])))
+        return executor(x, timestep, *args, **kwargs)
+
+    def calc_cond_batch(self, executor, model, conds, x, timestep, model_options):
+        here, before, sigma = self.evaluations[-1], x.clone(), timestep.clone()
+        ran = here.model_ran
+        out = executor(model, conds, x, timestep, model_options)
+        if not torch.equal(before, x):
+            self.written.append("x")
+        if not torch.equal(sigma, timestep):
+            self.written.append("sigma")
+        options = model_options["transformer_options"]
+        window = tuple(getattr(options.get("context_window"), "index_list", ()))
+        replaced = tuple(sorted(str(place) for d in options.get("patches_replace", {}).values() for place in d))
+        place = (len(here.calls), window, replaced)
+        copies = [d.clone() for d in out]
+        here.calls.append(Call(float(sigma[0]), before, copies, here.model_ran > ran, place, [bool(c) for c in conds]))
+        return out
+
+    def diffusion_model(self, executor, *args, **kwargs):
+        self.evaluations[-1].model_ran += 1
+        return executor(*args, **kwargs)
+
+    @property
+    def computed(self) -> list[bool]:
+        return [e.computed for e in self.evaluations]
+
+    def agrees_with(self, report: Any) -> None:
+        """The report tells of the evaluations that there were, and of the model runs that there were."""
+        assert len(report.evaluations) == len(self.evaluations)
+        assert [e.sigma for e in report.evaluations] == [e.sigma for e in self.evaluations]
+        assert [e.computed for e in report.evaluations] == self.computed
+        assert report.computed == sum(self.computed)
+        assert report.skipped == len(self.evaluations) - sum(self.computed)
+
+
+@pytest.fixture
+def watched():
+    """A clone of a MODEL whose runs are watched: `model, watch = watched(model)`. Put it on last."""
+
+    def on(model):
+        watch = Watch()
+        return watch.on(model), watch
+
+    return on
+
+
+@pytest.fixture(scope="session")
+def tiny_unet():
+    """A MODEL of another kind: a UNet with random weights that predicts noise, sigma from 14.6 down, 4 channels."""
+    config = comfy.supported_models.SD15(
+        {
+            "image_size": 32,
+            "in_channels": 4,
+            "out_channels": 4,
+            "model_channels": 32,
+            "num_res_blocks": [1, 1],
+            "channel_mult": (1, 2),
+            "transformer_depth": [1, 1],
+            "transformer_depth_output": [1, 1, 1, 1],
+            "transformer_depth_middle": 1,
+            "use_spatial_transformer": True,
+            "context_dim": 768,
+            "num_heads": 2,
+            "num_head_channels": -1,
+            "use_linear_in_transformer": False,
+            "adm_in_channels": None,
+            "use_temporal_attention": False,
+            "legacy": False,
+        }
+    )
+    config.set_inference_dtype(torch.float32, None)
+    model = config.get_model({}, "", device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.diffusion_model.parameters():
+            scale = p.shape[1:].numel() ** -0.5 if p.ndim > 1 else 0.1
+            p.copy_(torch.randn(p.shape, generator=generator) * scale)
+    device = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
