@@ -11,7 +11,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train clean
+.PHONY: demo test lint format setup train check costs bench-meancache bench-overhead clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -37,6 +37,19 @@ train:
 	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone_demo_vae.safetensors'
 	$(RUN) demo/training/train_flux.py --out '$(MODELS)/skipstone_demo_flux.safetensors'
 	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone_demo_clip.pt"))'
+
+# does the demo model draw what its prompts say; and MeanCache's default costs, measured on it
+check:
+	$(RUN) demo/training/check.py $(ARGS)
+
+costs:
+	$(RUN) demo/training/costs.py --out '$(CURDIR)/core/step/default_costs.json' $(ARGS)
+
+bench-meancache:
+	$(RUN) bench/meancache.py $(ARGS)
+
+bench-overhead:
+	$(RUN) bench/overhead.py $(ARGS)
 
 clean:
 	rm -rf .work .pytest_cache .mypy_cache .ruff_cache demo-output bench-output

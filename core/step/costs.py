@@ -48,7 +48,7 @@ def _two_anchors(predictor: Reuse | Linear | Corrected, t: Array, gram: Array) -
     # the edge is predicted as x d_b + y d_a
     gap = t[b] - t[a]
     slope = np.divide(1.0, gap, out=np.zeros(gap.shape), where=gap != 0)
-    pull = np.zeros((1, 1, 1)) if isinstance(predictor, Reuse) else slope * first
+    pull = (0.0 if isinstance(predictor, Reuse) else predictor.slope) * slope * first
     x, y = dt[b] + inside + pull, -pull
     square = x * x * gram[b, b] + y * y * gram[a, a] + 2 * x * y * gram[a, b]
     square = square - 2 * (x * (sd[c, b] - sd[b, b]) + y * (sd[c, a] - sd[b, a])) + true

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from importlib import resources
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,4 +73,4 @@ class Gram:
 
 def default() -> Gram:
     """Measured on the demo's small Flux; stands in until a model has costs of its own."""
-    return Gram.from_json(resources.files(__package__).joinpath("default_costs.json").read_text("utf-8"))
+    return Gram.from_json(Path(__file__).with_name("default_costs.json").read_text("utf-8"))

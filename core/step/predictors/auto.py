@@ -17,8 +17,8 @@ class Auto:
     """One predictor for each kind of sampler; `choose` before a run."""
 
     euler: Predictor = field(default_factory=Corrected)
-    ode: Predictor = field(default_factory=Linear)
-    sde: Predictor = field(default_factory=Linear)
+    ode: Predictor = field(default_factory=lambda: Linear(0.75))
+    sde: Predictor = field(default_factory=lambda: Linear(0.75))
 
     def choose(self, integrator: Integrator) -> Predictor:
         return {"euler": self.euler, "ode": self.ode, "sde": self.sde}[integrator]

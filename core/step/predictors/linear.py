@@ -6,11 +6,17 @@ from dataclasses import dataclass
 
 from ..clock import Clock
 from ..plan import Plan
-from ..track import Track, Weights, added, lagrange
+from ..track import Track, Weights, added, lagrange, scaled
 
 
 def newest(nodes: dict[int, float], n: int) -> dict[int, float]:
     return dict(list(nodes.items())[-n:])
+
+
+def line(sigma: float, nodes: dict[int, float], slope: float) -> Weights:
+    """The last anchor's value plus `slope` times what the line through the last two adds to it at `sigma`."""
+    last = lagrange(sigma, newest(nodes, 1))
+    return added(scaled(last, 1 - slope), lagrange(sigma, newest(nodes, 2)), slope)
 
 
 @dataclass(frozen=True)
@@ -33,8 +39,9 @@ class Reuse:
 
 @dataclass(frozen=True)
 class Linear:
-    """The line through the last two anchors, in sigma."""
+    """The line through the last two anchors, in sigma. slope: 1 follows it, 0 is reuse."""
 
+    slope: float = 1.0
     name: str = "linear"
     depth: int = 2
     need: int = 1
@@ -46,30 +53,36 @@ class Linear:
         pass
 
     def weights(self, clock: Clock, track: Track) -> Weights:
-        return lagrange(clock.sigma, newest(track.nodes, 2))
+        return line(clock.sigma, track.nodes, self.slope)
 
 
 @dataclass(frozen=True)
 class Corrected:
-    """Linear extrapolation with the correction of a predictor-corrector method.
+    """Damped linear extrapolation with the correction of a predictor-corrector method.
 
     When an anchor closes an edge, both ends of the edge are known, and what Euler's steps over the skipped part should
-    have added up to follows by interpolation. The difference from what they did add up to is given back over the next
-    edge. (P-E-C mode of the Adams-Bashforth-Moulton pair on the coarse grid: Hairer, Norsett & Wanner, Solving ODEs I,
-    III.1.) It presumes a sampler that adds (change of sigma) * output, as Euler's does.
+    have added up to follows by interpolation. `gain` times the difference from what they did add up to is given back
+    over the next edge. (P-E-C mode of the Adams-Bashforth-Moulton pair on the coarse grid: Hairer, Norsett & Wanner,
+    Solving ODEs I, III.1.) It presumes a sampler that adds (change of sigma) * output, as Euler's does.
+
+    Both factors are measured, on the demo's Flux at 8 to 50 steps. A slope of 1 overshoots where the velocity bends, at the
+    start and on long edges. A gain of 1 mends twice, since the anchor itself was computed where the error had led and
+    steers back already.
     """
 
+    slope: float = 0.75
+    gain: float = 0.6
     name: str = "corrected"
     depth: int = 4
     need: int = 1
 
     def start(self, plan: Plan) -> _Correcting:
-        return _Correcting(plan)
+        return _Correcting(plan, self.slope, self.gain)
 
 
 class _Correcting:
-    def __init__(self, plan: Plan) -> None:
-        self.plan = plan
+    def __init__(self, plan: Plan, slope: float, gain: float) -> None:
+        self.plan, self.slope, self.gain = plan, slope, gain
         self.owed: Weights = {}  # displacement still to be given back
         self.rate: Weights = {}  # of it, per unit of sigma on this edge
         self.fresh = True  # no step of this edge has been predicted yet
@@ -84,7 +97,7 @@ class _Correcting:
         nodes = newest(track.nodes, 2)
         for entry, after in zip(track.entries[start + 1 : end], track.entries[start + 2 :], strict=False):
             error = added(lagrange(entry.sigma, nodes), entry.weights, -1.0)
-            self.owed = added(self.owed, error, after.sigma - entry.sigma)
+            self.owed = added(self.owed, error, self.gain * (after.sigma - entry.sigma))
 
     def weights(self, clock: Clock, track: Track) -> Weights:
         nodes = track.nodes
@@ -95,4 +108,4 @@ class _Correcting:
             length = self.plan.end_of_edge(clock.step) - clock.sigma
             self.rate = {k: w / length for k, w in known.items()} if length else {}
             self.owed = {}
-        return added(lagrange(clock.sigma, newest(nodes, 2)), self.rate)
+        return added(line(clock.sigma, nodes, self.slope), self.rate)
