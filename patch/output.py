@@ -31,6 +31,12 @@ class OutputHook:
         finally:
             self.at = None
 
+    def _at(self, timestep: Tensor) -> bool:
+        """Is this the sigma of the evaluation under way? Windows over a batch of frames hand on a part of its tensor."""
+        if self.at is None or timestep is self.at:
+            return self.at is not None
+        return bool(timestep.flatten()[0] == self.at.flatten()[0])
+
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
     ) -> list[Tensor]:
@@ -39,7 +45,7 @@ class OutputHook:
         x: the latent at sigma `timestep`, any shape. Returns one denoised tensor of x's shape per entry of `conds`.
         """
         run = self.run
-        if timestep is not self.at and (self.at is None or not torch.equal(timestep, self.at)):
+        if not self._at(timestep):
             return executor(model, conds, x, timestep, model_options)
         slots = slots_of(conds, x, run.clock.sigma, model_options.get("transformer_options", {}), self.calls)
         self.calls += 1
