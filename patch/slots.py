@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ..core.step.run import Slot
@@ -36,9 +37,12 @@ def slots_of(
 
 def _covers(cond: Cond, sigma: float) -> bool:
     """As comfy.samplers.get_area_and_mult decides it. Default conds fill what others leave, so they always count."""
-    return "default" in cond or (
-        sigma <= float(cond.get("timestep_start", sigma)) and sigma >= float(cond.get("timestep_end", sigma))
-    )
+    return "default" in cond or _within(sigma, cond.get("timestep_start", sigma), cond.get("timestep_end", sigma))
+
+
+def _within(sigma: float, start: float, end: float) -> bool:
+    """ComfyUI compares bounds with the sigma tensor, in single precision: grids do hit the very sigma of a percent."""
+    return bool(np.float32(end) <= np.float32(sigma) <= np.float32(start))
 
 
 def _in_force(cond: Cond, sigma: float) -> tuple[object, ...]:
@@ -49,7 +53,7 @@ def _controls(control: Any, sigma: float) -> Iterable[bool]:
     """Of a chain of ControlNets: which are within their range of sigmas."""
     while control is not None:
         span = getattr(control, "timestep_range", None)
-        yield span is None or float(span[1]) <= sigma <= float(span[0])
+        yield span is None or _within(sigma, *span)
         control = getattr(control, "previous_controlnet", None)
 
 
@@ -57,7 +61,7 @@ def _keyframes(hooks: Any, sigma: float) -> Iterable[int]:
     """Of a group of hooks: the keyframe that each has come to."""
     for hook in getattr(hooks, "hooks", ()):
         frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
-        yield sum(float(f.start_t) >= sigma for f in frames)
+        yield sum(_within(sigma, f.start_t, 0.0) for f in frames)
 
 
 def _window(window: Any) -> tuple[int, ...]:
