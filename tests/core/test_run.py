@@ -10,6 +10,7 @@ from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Auto, Linear, Reuse
+from skipstone.core.step.report import Report
 from skipstone.core.step.run import Run
 
 GRID = Grid.of([1 - i / 20 for i in range(21)])
@@ -186,7 +187,7 @@ def test_a_closed_run_holds_no_tensor():
 def test_the_report_is_json_and_adds_up():
     run = Run(HALF, GRID, "euler")
     euler(run)
-    heard = []
+    heard: list[Report] = []
     run.close(True, (heard.append,))
     data = json.loads(json.dumps(heard[0].as_dict()))
     assert data["computed"] + data["skipped"] == data["evaluations"] == len(data["timeline"]) == 20
