@@ -11,7 +11,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train check costs bench-meancache bench-overhead clean
+.PHONY: demo test lint format setup train check costs bench-meancache bench-presets bench-overhead clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -47,6 +47,9 @@ costs:
 
 bench-meancache:
 	$(RUN) bench/meancache.py $(ARGS)
+
+bench-presets:
+	$(RUN) bench/presets.py $(ARGS)
 
 bench-overhead:
 	$(RUN) bench/overhead.py $(ARGS)

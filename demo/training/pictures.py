@@ -92,9 +92,9 @@ def draw(scenes: list[Scene], generator: torch.Generator) -> Tensor:
 
     axis = (torch.arange(SIZE) + 0.5) / SIZE * 2 - 1
     grid = torch.stack(torch.meshgrid(axis, axis, indexing="xy"), -1)
-    radius = uniform(0.54, 0.68)
-    centre = uniform(-1, 1, 2) * (0.9 - radius * 1.12).clamp(min=0)[:, None]
-    angle = uniform(-0.15, 0.15)
+    radius = uniform(0.6, 0.7)
+    centre = uniform(-0.14, 0.14, 2)
+    angle = uniform(-0.08, 0.08)
     local = (grid - centre[:, None, None]) / radius[:, None, None, None]
     cos, sin = angle.cos()[:, None, None], angle.sin()[:, None, None]
     local = torch.stack((cos * local[..., 0] + sin * local[..., 1], cos * local[..., 1] - sin * local[..., 0]), -1)

@@ -21,7 +21,7 @@ from pictures import all_scenes, draw
 from safetensors.torch import load_file, save_file
 from text import embed
 
-BATCH, RATE, EMA, DROP = 32, 8e-4, 0.9995, 0.1
+BATCH, RATE, EMA, DROP = 48, 8e-4, 0.9995, 0.1
 
 
 def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init: Path | None = None) -> None:
@@ -34,7 +34,7 @@ def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init:
         model.load_state_dict({k: v.float() for k, v in load_file(init).items()})
     average = Flux()
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     forward = torch.compile(model) if compiled else model
     start, seconds, step, smooth = time.monotonic(), minutes * 60, 0, 0.0
     saved = start
@@ -46,9 +46,10 @@ def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init:
         chosen = torch.randint(len(scenes), (BATCH,), generator=generator)
         data = to_latent(draw([scenes[int(i)] for i in chosen], generator))
         chosen[torch.rand(BATCH, generator=generator) < DROP] = len(scenes)
-        # logit-normal, a little towards noise, where shape and place are settled; one from each of BATCH equal shares
+        # logit-normal and well towards noise, one from each of BATCH equal shares: where the shape can be seen in the
+        # latent nothing is learned about the word for it
         share = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-        sigma = torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)) * 1.1 + 0.3)
+        sigma = torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)) * 1.2 + 0.9)
         noise = torch.randn(data.shape, generator=generator)
         mix = sigma[:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):

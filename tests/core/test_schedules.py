@@ -32,7 +32,7 @@ def anchors(schedule, grid, predictor=None):
 @pytest.mark.parametrize("predictor", [Corrected(), Reuse()])
 def test_a_solved_schedule_keeps_to_its_budget_and_to_both_ends(grid, predictor):
     found = anchors(Schedule(Budget.of(0.4), warmup=2), grid, predictor)
-    assert len(found) <= max(round(0.4 * grid.steps + 1e-9), 3)
+    assert len(found) <= max(int(0.4 * grid.steps + 1e-6), 3)
     assert {0, 1, grid.steps - 1} <= set(found)
     assert list(found) == sorted(set(found))
 
@@ -81,7 +81,7 @@ def test_a_budget_out_of_range_says_what_it_is(share):
 
 def test_a_budget_may_depend_on_the_number_of_steps():
     budget = Budget(((8, 1.0), (20, 0.5)))
-    assert [budget.count(n) for n in (1, 4, 8, 14, 20, 50)] == [1, 4, 8, 11, 10, 25]
+    assert [budget.count(n) for n in (1, 4, 8, 14, 20, 50)] == [1, 4, 8, 10, 10, 25]
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan, math.inf])

@@ -20,7 +20,7 @@ from .base import COMPUTE, SKIP, Decision
 
 @dataclass(frozen=True)
 class Budget:
-    """The share of the steps to compute, by the number of steps: (steps, share) pairs, between them linear.
+    """The share of the steps to compute at most, by the number of steps: (steps, share) pairs, between them linear.
 
     Raises ValueError for a share outside (0, 1].
     """
@@ -37,10 +37,10 @@ class Budget:
         return cls(((1, share),))
 
     def count(self, steps: int) -> int:
-        """How many of so many steps to compute, at least 1."""
+        """How many of so many steps to compute: at most the share, at least 1."""
         at, shares = zip(*self.shares, strict=True)
         share = float(np.interp(steps, at, shares))
-        return max(math.floor(share * steps + 0.5), 1)
+        return max(math.floor(share * steps + 1e-6), 1)
 
 
 @dataclass(frozen=True)
