@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+SAME = 1e-4  # of a sigma: samplers work out the next step's sigma anew, and arrive beside it by a rounding error
 Weights = dict[int, float]  # evaluation number of an anchor -> coefficient
 
 
@@ -66,7 +67,7 @@ class Track:
     def _append(self, entry: Entry) -> None:
         # at a repeated sigma (Heun's second look at the same time) one value stays, the model's own and the newest:
         # no slope can be drawn between two
-        if self.entries and self.entries[-1].sigma == entry.sigma:
+        if self.entries and abs(self.entries[-1].sigma - entry.sigma) <= SAME * entry.sigma:
             if self.entries[-1].computed and not entry.computed:
                 return
             self.entries.pop()
