@@ -16,7 +16,7 @@ from ..core.step.method import Method
 from ..core.step.report import Report
 from ..core.step.run import Run
 from .output import OutputHook
-from .samplers import integrator_of
+from .samplers import integrator_of, stepped
 
 KEY = "skipstone"
 # step caches of ComfyUI itself, by the key of their wrapper
@@ -100,6 +100,6 @@ def _born(method: Method, patcher: Any, sampler: Any, sigmas: Any) -> Run:
     # asked of the patcher: object patches (shift nodes) are not on the model yet
     sampling = patcher.get_model_object("model_sampling")
     flow = isinstance(sampling, comfy.model_sampling.CONST)
-    grid = Grid.of(sigmas.tolist(), flow, sampling.percent_to_sigma)
+    grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
     device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
     return Run(method, grid, integrator_of(sampler), device)

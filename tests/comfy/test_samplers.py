@@ -1,0 +1,250 @@
+"""Every sampler, every scheduler and every part of a schedule: the place comes from sigma, never from counting (law 5)."""
+
+from __future__ import annotations
+
+import json
+import math
+from itertools import pairwise
+from typing import Any
+
+import comfy.samplers
+import pytest
+import torch
+from comfy_extras.nodes_model_advanced import ModelSamplingSD3
+
+STEPS = 10
+TURBO = {"preset": "Turbo"}
+
+
+def sound(watch, reports, out):
+    """What holds of every run; the last one's report is meant."""
+    report = reports[-1]
+    assert torch.isfinite(out).all()
+    assert report.finished
+    watch.agrees_with(report)
+    assert watch.written == []
+    assert watch.computed[0]
+    last = report.steps - 1
+    assert all(e.computed for e in report.evaluations if e.step >= last)
+    assert watch.computed[-1], "nothing after the last evaluation could mend it"
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_every_sampler(studio, meancache, watched, sampler):
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    out = studio.sample(model, steps=STEPS, sampler=sampler)
+    sound(watch, reports, out)
+    # two of them step by themselves, and stop where the others make their last step, to zero
+    assert reports[0].steps == STEPS - (sampler in ("dpm_fast", "dpm_adaptive"))
+    assert reports[0].skipped > 0
+    assert reports[0].notes == []
+
+
+@pytest.mark.parametrize("scheduler", comfy.samplers.SCHEDULER_NAMES)
+def test_every_scheduler(studio, meancache, watched, scheduler):
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    out = studio.sample(model, steps=STEPS, scheduler=scheduler)
+    sound(watch, reports, out)
+    # euler makes one evaluation a step (ddim_uniform makes more steps than it was asked for)
+    assert len(watch.evaluations) == reports[0].steps >= STEPS
+    assert reports[0].skipped >= STEPS // 3
+    assert [e.step for e in reports[0].evaluations] == list(range(reports[0].steps))
+
+
+@pytest.mark.parametrize("sampler", ["euler", "heun", "dpmpp_2m", "euler_ancestral", "dpmpp_2m_sde"])
+def test_a_model_that_predicts_noise(studio, meancache, watched, tiny_unet, sampler):
+    """Not flow matching: sigma falls from 14.6, and its share of the latent is sigma / (1 + sigma)."""
+    patched, reports = meancache(tiny_unet, **TURBO)
+    model, watch = watched(patched)
+    out = studio.sample(model, steps=12, sampler=sampler, scheduler="karras", latent=torch.zeros(1, 4, 16, 16))
+    sound(watch, reports, out)
+    assert reports[0].skipped > 0
+
+
+def test_a_shift_is_in_force_at_the_first_run(studio, meancache, watched):
+    """The node for the shift patches the model only when sampling has begun; start_percent must count with it."""
+    (shifted,) = ModelSamplingSD3().patch(studio.model, 3.0)
+    percents = {"start_percent": 0.5, "end_percent": 0.75}
+    patched, reports = meancache(shifted, preset="Custom", predictor="linear", budget=0.2, **percents)
+    model, watch = watched(patched)
+    sound(watch, reports, studio.sample(model, steps=20))
+    skipped = [e.sigma for e in watch.evaluations if not e.computed]
+    assert skipped
+    assert max(skipped) <= 0.75  # 3 * 0.5 / (1 + 2 * 0.5)
+    assert min(skipped) >= 0.5  # 3 * 0.25 / (1 + 2 * 0.25)
+
+
+def test_less_than_full_denoise(studio, meancache, watched):
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    sound(watch, reports, studio.sample(model, steps=12, denoise=0.6, latent=studio.noise(5)))
+    assert reports[0].steps == 12
+    assert watch.evaluations[0].sigma == pytest.approx(0.6)
+    assert watch.computed[:2] == [True, True]
+    assert reports[0].skipped > 0
+
+
+def test_two_stages_share_nothing(studio, meancache):
+    """As two KSamplerAdvanced do it: the second goes on where the first stopped, and knows nothing of it."""
+    model, reports = meancache(**TURBO)
+    half = studio.sample(model, steps=20, start_step=0, last_step=10)
+    second: dict[str, Any] = {"steps": 20, "start_step": 10, "last_step": 20, "force_full_denoise": True}
+    whole = studio.sample(model, latent=half, noise=torch.zeros_like(half), **second)
+    assert [r.steps for r in reports] == [10, 10]
+    for report in reports:
+        assert report.skipped > 0
+        assert [e.computed for e in report.evaluations][:2] == [True, True]
+        assert report.evaluations[-1].computed
+    fresh, _ = meancache(**TURBO)
+    assert torch.equal(studio.sample(fresh, latent=half, noise=torch.zeros_like(half), **second), whole)
+
+
+def test_only_the_last_steps_of_a_schedule(studio, meancache, watched):
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    out = studio.sample(model, steps=20, latent=studio.noise(5), start_step=8)
+    sound(watch, reports, out)
+    assert reports[0].steps == 12
+
+
+def test_inpainting(studio, meancache, watched):
+    """The latent outside of the mask is put back at every evaluation, and is what it was in the end."""
+    latent, mask = studio.plain(steps=12), torch.zeros(1, 1, 16, 16)
+    mask[..., :8] = 1
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    out = studio.sample(model, studio.prompt("a green square on white"), steps=12, latent=latent, noise_mask=mask)
+    sound(watch, reports, out)
+    assert reports[0].skipped > 0
+    torch.testing.assert_close(out[..., 8:], latent[..., 8:], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(out[..., :8], latent[..., :8], atol=1e-1)
+
+
+def test_sigmas_that_rise(studio, meancache, watched):
+    """No place on such a grid is certain: everything is computed, and that is said."""
+    sigmas = [1.0, 0.8, 0.6, 0.9, 0.7, 0.5, 0.3, 0.1, 0.0]
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    assert torch.equal(studio.sample_custom(model, sigmas), studio.sample_custom(studio.model, sigmas))
+    watch.agrees_with(reports[0])
+    assert reports[0].skipped == 0
+    assert len(reports[0].notes) == 1
+    assert "do not fall" in reports[0].notes[0]
+
+
+def test_a_sampler_that_goes_back_up_drops_its_past(studio, meancache, watched):
+    """A falling grid, but a sampler that adds noise and returns to a higher sigma, as Restart does."""
+
+    def restart(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        def down(x, sigmas):
+            for a, b in pairwise(sigmas):
+                x = x + (x - model(x, a * x.new_ones(len(x)), **extra_args)) / a * (b - a)
+            return x
+
+        x = down(x, sigmas[:9])
+        share = (1 - sigmas[2]) / (1 - sigmas[8])
+        x = x * share + torch.randn_like(x) * (sigmas[2] ** 2 - (sigmas[8] * share) ** 2).sqrt()
+        return down(x, sigmas[2:])
+
+    patched, reports = meancache(preset="Custom", budget=0.3, warmup=2)
+    model, watch = watched(patched)
+    torch.manual_seed(0)
+    out = studio.sample_custom(model, torch.linspace(1, 0, 13), sampler=comfy.samplers.KSAMPLER(restart))
+    sound(watch, reports, out)
+    again = next(i for i in range(1, 20) if watch.evaluations[i].sigma > watch.evaluations[i - 1].sigma)
+    assert watch.computed[again]  # nothing older may be asked
+    assert not all(watch.computed[:again]) and not all(watch.computed[again:])
+
+
+@pytest.mark.parametrize("towards", [0.0, 1.0, None])
+def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(studio, meancache, watched, towards):
+    """Ancestral samplers of second order do; no slope can be drawn between two sigmas that are meant to be one."""
+
+    def heun(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        ones = x.new_ones(len(x))
+        for a, b in pairwise(sigmas[:-1]):
+            beside = b if towards is None else torch.nextafter(b, torch.tensor(towards))
+            d = (x - model(x, a * ones, **extra_args)) / a
+            ahead = x + d * (b - a)
+            d = (d + (ahead - model(ahead, beside * ones, **extra_args)) / b) / 2
+            x = x + d * (b - a)
+        return model(x, sigmas[-2] * ones, **extra_args)
+
+    sampler, sigmas = comfy.samplers.KSAMPLER(heun), torch.linspace(1, 0, 17)
+    patched, reports = meancache(preset="Balanced")
+    model, watch = watched(patched)
+    out, full = (studio.sample_custom(m, sigmas, sampler=sampler) for m in (model, studio.model))
+    sound(watch, reports, out)
+    assert reports[0].skipped >= 10
+    assert (out - full).norm() < 0.3 * full.norm()
+
+
+def test_sigmas_that_end_above_zero(studio, meancache, watched):
+    patched, reports = meancache(**TURBO)
+    model, watch = watched(patched)
+    sound(watch, reports, studio.sample_custom(model, torch.linspace(1, 0.1, 13)))
+    assert reports[0].steps == 12
+    assert reports[0].skipped > 0
+
+
+@pytest.mark.parametrize("preset", ["Balanced", "Turbo"])
+@pytest.mark.parametrize("steps", [1, 2])
+def test_one_step_and_two(studio, meancache, watched, steps, preset):
+    patched, reports = meancache(preset=preset)
+    model, watch = watched(patched)
+    assert torch.equal(studio.sample(model, steps=steps), studio.plain(steps=steps))
+    watch.agrees_with(reports[0])
+    assert watch.computed == [True] * steps
+    assert "nothing was skipped" in " ".join(reports[0].notes)
+
+
+def test_no_step_at_all(studio, meancache):
+    model, reports = meancache(**TURBO)
+    latent = studio.noise(5)
+    assert torch.equal(studio.sample_custom(model, [], latent=latent), latent)
+    assert torch.equal(
+        studio.sample_custom(model, [0.5], latent=latent), studio.sample_custom(studio.model, [0.5], latent=latent)
+    )
+    assert all(r.evaluations == [] for r in reports)
+
+
+def test_every_predictor_on_first_and_second_order_samplers(studio, meancache, watched):
+    predictors = ["linear", "average velocity (paper)", "average velocity (released)", "reuse"]
+    full = {sampler: studio.plain(steps=20, sampler=sampler) for sampler in ("euler", "heun")}
+    for predictor in predictors:
+        for sampler, truth in full.items():
+            patched, reports = meancache(preset="Custom", budget=0.5, predictor=predictor)
+            model, watch = watched(patched)
+            out = studio.sample(model, steps=20, sampler=sampler)
+            sound(watch, reports, out)
+            error = float((out - truth).norm() / truth.norm())
+            assert error < 0.25, (predictor, sampler, error)
+
+
+@pytest.mark.parametrize("schedule", ["Z-Image 25", "Qwen-Image 10"])
+def test_published_schedules_on_another_number_of_steps(studio, meancache, watched, schedule):
+    patched, reports = meancache(preset="Custom", schedule=schedule, predictor="average velocity (released)")
+    model, watch = watched(patched)
+    sound(watch, reports, studio.sample(model, steps=20))
+    assert reports[0].skipped > 0
+    assert schedule in reports[0].line()
+
+
+def test_at_most_so_many_skips_in_a_row(studio, meancache, watched):
+    patched, reports = meancache(preset="Custom", budget=0.1, max_skips=2)
+    model, watch = watched(patched)
+    sound(watch, reports, studio.sample(model, steps=16))
+    runs = "".join("c" if c else "s" for c in watch.computed)
+    assert "ss" in runs
+    assert "sss" not in runs
+
+
+def test_the_report_is_json(studio, meancache):
+    model, reports = meancache(**TURBO)
+    studio.sample(model, sampler="heun")
+    told = json.loads(json.dumps(reports[0].as_dict(), allow_nan=False))
+    assert told["computed"] + told["skipped"] == told["evaluations"] == len(told["timeline"]) == 15
+    assert sum(told["reasons"].values()) == 15
+    assert told["finished"] and math.isfinite(told["seconds"])
