@@ -46,10 +46,12 @@ def attach(model: Any, method: Method, listeners: tuple[Listener, ...] = ()) -> 
     return patched
 
 
-def _refuse_second(method: Method, model_options: dict[str, Any], wrappers: dict[str, Any]) -> None:
+def _refuse_second(
+    method: Method, model_options: dict[str, Any], wrappers: dict[str, Any], own: StepCache | None = None
+) -> None:
     merged = [wrappers, model_options.get("transformer_options", {}).get("wrappers", {})]
     outer = {key: ws for source in merged for key, ws in source.get(WrappersMP.OUTER_SAMPLE, {}).items() if ws}
-    others = [w.method.title for w in outer.get(KEY, ()) if w.method is not method]
+    others = [w.method.title for w in outer.get(KEY, ()) if w is not own]
     others += [name for key, name in RIVALS.items() if key in outer]
     if others:
         raise StepCacheError(
@@ -69,7 +71,7 @@ class StepCache:
         self, executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
     ) -> Any:
         guider = executor.class_obj
-        _refuse_second(self.method, guider.model_options, {})
+        _refuse_second(self.method, guider.model_options, {}, own=self)
         run = _born(self.method, guider.model_patcher, sampler, sigmas)
         # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
         given, hook = guider.model_options, OutputHook(run)
@@ -93,7 +95,10 @@ class StepCache:
             for note in report.notes:
                 log.warning("[Skipstone] %s: %s", report.method, note)
             for listener in self.listeners:
-                listener(report)
+                try:
+                    listener(report)
+                except Exception:  # nobody who only listens ends the run, or hides the error that did
+                    log.exception("[Skipstone] the report of %s was not taken", report.method)
 
 
 def _born(method: Method, patcher: Any, sampler: Any, sigmas: Any) -> Run:
