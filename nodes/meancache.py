@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
@@ -23,6 +24,7 @@ PRESETS = {
 }
 CUSTOM = "Custom"
 SOLVED = "PSSP"
+DEVICES = ("auto", "gpu", "cpu")
 
 
 def predictor_of(name: str, span: int) -> Predictor | Auto:
@@ -33,7 +35,14 @@ def predictor_of(name: str, span: int) -> Predictor | Auto:
         "average velocity (released)": RecursiveJVP(span),
         "reuse": Reuse(),
     }
+    _among("predictor", name, known)
     return known[name]
+
+
+def _among(name: str, value: str, choices: Iterable[str]) -> None:
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
 
 
 def method_of(
@@ -53,6 +62,8 @@ def method_of(
 
     Raises ValueError for a value out of its range, saying which range that is.
     """
+    _among("preset", preset, (*PRESETS, CUSTOM))
+    _among("history_device", history_device, DEVICES)
     if preset != CUSTOM:
         budgets, schedule, predictor, gamma, warmup = PRESETS[preset], SOLVED, "auto", 2.0, 2
         start_percent, end_percent, max_skips = 0.0, 1.0, 0
@@ -61,6 +72,8 @@ def method_of(
     for name, percent in (("start_percent", start_percent), ("end_percent", end_percent)):
         if not 0 <= percent <= 1:
             raise ValueError(f"{name} is a share of the timestep range, from 0 to 1, not {percent}")
+    if span < 1:
+        raise ValueError(f"span is a number of steps, at least 1, not {span}")
     plan = Schedule(
         budgets, gamma, "" if schedule == SOLVED else schedule, warmup, start_percent, end_percent, max_skips
     )
@@ -185,7 +198,7 @@ class MeanCache(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "history_device",
-                    options=["auto", "gpu", "cpu"],
+                    options=[*DEVICES],
                     default="auto",
                     advanced=True,
                     tooltip="Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight.",

@@ -40,6 +40,7 @@ class Studio:
     def __init__(self) -> None:
         self.model = comfy.sd.load_diffusion_model(str(FLUX))
         self.clip = comfy.sd.load_clip([str(CLIP)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+        self.files = {"flux": str(FLUX), "clip": str(CLIP)}
         self.encoded: dict[str, Any] = {}
         self.sampled: dict[tuple[object, ...], torch.Tensor] = {}
 
