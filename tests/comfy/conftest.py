@@ -108,11 +108,11 @@ class Studio:
             seed=seed,
         )
 
-    def plain(self, **how: Any) -> torch.Tensor:
-        """The unpatched model's answer, sampled once a session for each `how` (of plain values)."""
-        key = tuple(sorted(how.items()))
+    def full(self, text: str = "a red circle on blue", **how: Any) -> torch.Tensor:
+        """The unpatched model's answer, sampled once a session for each text and `how` (of plain values)."""
+        key = (text, *sorted(how.items()))
         if key not in self.sampled:
-            self.sampled[key] = self.sample(self.model, **how)
+            self.sampled[key] = self.sample(self.model, self.prompt(text), **how)
         return self.sampled[key].clone()
 
 

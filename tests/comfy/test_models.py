@@ -18,7 +18,7 @@ NEVER = {
 def test_never_skipping_is_the_unpatched_model(studio, meancache, watched, how):
     patched, reports = meancache(**NEVER[how])
     model, watch = watched(patched)
-    assert torch.equal(studio.sample(model), studio.plain())
+    assert torch.equal(studio.sample(model), studio.full())
     watch.agrees_with(reports[0])
     assert all(watch.computed)
     (note,) = reports[0].notes
@@ -28,7 +28,7 @@ def test_never_skipping_is_the_unpatched_model(studio, meancache, watched, how):
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m_sde", "euler_ancestral_cfg_pp"])
 def test_never_skipping_with_other_samplers(studio, meancache, sampler):
     model, reports = meancache(preset="Custom", budget=1.0)
-    assert torch.equal(studio.sample(model, sampler=sampler), studio.plain(sampler=sampler))
+    assert torch.equal(studio.sample(model, sampler=sampler), studio.full(sampler=sampler))
     assert reports[0].skipped == 0
 
 

@@ -111,7 +111,7 @@ def test_only_the_last_steps_of_a_schedule(studio, meancache, watched):
 
 def test_inpainting(studio, meancache, watched):
     """The latent outside of the mask is put back at every evaluation, and is what it was in the end."""
-    latent, mask = studio.plain(steps=12), torch.zeros(1, 1, 16, 16)
+    latent, mask = studio.full(steps=12), torch.zeros(1, 1, 16, 16)
     mask[..., :8] = 1
     patched, reports = meancache(**TURBO)
     model, watch = watched(patched)
@@ -194,7 +194,7 @@ def test_sigmas_that_end_above_zero(studio, meancache, watched):
 def test_one_step_and_two(studio, meancache, watched, steps, preset):
     patched, reports = meancache(preset=preset)
     model, watch = watched(patched)
-    assert torch.equal(studio.sample(model, steps=steps), studio.plain(steps=steps))
+    assert torch.equal(studio.sample(model, steps=steps), studio.full(steps=steps))
     watch.agrees_with(reports[0])
     assert watch.computed == [True] * steps
     assert "nothing was skipped" in " ".join(reports[0].notes)
@@ -212,7 +212,7 @@ def test_no_step_at_all(studio, meancache):
 
 def test_every_predictor_on_first_and_second_order_samplers(studio, meancache, watched):
     predictors = ["linear", "average velocity (paper)", "average velocity (released)", "reuse"]
-    full = {sampler: studio.plain(steps=20, sampler=sampler) for sampler in ("euler", "heun")}
+    full = {sampler: studio.full(steps=20, sampler=sampler) for sampler in ("euler", "heun")}
     for predictor in predictors:
         for sampler, truth in full.items():
             patched, reports = meancache(preset="Custom", budget=0.5, predictor=predictor)

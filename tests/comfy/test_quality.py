@@ -1,0 +1,48 @@
+"""The point of it all: with as many evaluations, the picture is closer to the full run's than plain sampling's is."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+PAIRS = [("a green square on white", 3), ("a yellow triangle on black", 4), ("a red circle on blue", 2)]
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+@pytest.mark.parametrize(
+    ("steps", "preset"),
+    [(20, "Quality"), (20, "Balanced"), (20, "Speed"), (20, "Turbo"), (50, "Balanced"), (50, "Turbo")],
+)
+def test_closer_to_the_full_run_than_as_many_plain_steps(studio, meancache, steps, preset):
+    model, reports = meancache(preset=preset)
+    cached, plain = [], []
+    for text, seed in PAIRS if steps == 20 else PAIRS[:1]:
+        prompt = studio.prompt(text)
+        full = studio.full(text, seed=seed, steps=steps)
+        cached.append(distance(studio.sample(model, prompt, seed=seed, steps=steps), full))
+        few = studio.sample(studio.model, prompt, seed=seed, steps=reports[-1].computed)
+        plain.append(distance(few, full))
+    assert sum(cached) < 0.7 * sum(plain)
+    assert max(cached) < 0.5  # whatever the model: never another picture
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral", "dpmpp_2m_sde", "res_multistep"])
+def test_other_samplers_are_not_led_astray(studio, meancache, sampler):
+    model, reports = meancache(preset="Quality")
+    text, seed = PAIRS[0]
+    out = studio.sample(model, studio.prompt(text), seed=seed, steps=16, sampler=sampler)
+    assert reports[0].skipped > 0
+    assert distance(out, studio.full(text, seed=seed, steps=16, sampler=sampler)) < 0.4
+
+
+def test_a_higher_budget_is_closer(studio, meancache):
+    text, seed = PAIRS[0]
+    full, prompt = studio.full(text, seed=seed, steps=20), studio.prompt(text)
+    errors = []
+    for budget in (0.3, 0.5, 0.8):
+        model, _ = meancache(preset="Custom", budget=budget)
+        errors.append(distance(studio.sample(model, prompt, seed=seed, steps=20), full))
+    assert errors == sorted(errors, reverse=True)
