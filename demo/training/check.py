@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from pictures import COLOURS, SHAPES, Scene, all_scenes, signed_distance
 from PIL import Image, ImageDraw
+from text import POSITIONS, embed
 from torch import Tensor
 
 WANTED, PROMPTS, STEPS, CFG = 14, 16, 20, 3.0
@@ -96,6 +97,14 @@ def comfy_models(folder: Path) -> Models:
     return Models(model, clip, vae)
 
 
+def same_words(studio: Models) -> None:
+    """Training reads captions as ComfyUI's text encoder does, or the model has learned other words than people will use."""
+    for scene in scenes():
+        given = studio.words(scene.caption)[0][0][0]
+        if not torch.allclose(embed([scene.caption])[0], given[: POSITIONS + 1], atol=1e-3):
+            raise SystemExit(f"training and ComfyUI read {scene.caption!r} differently: see WORDS in text.py")
+
+
 def pictures(studio: Models, chosen: list[Scene]) -> Tensor:
     """The model's pictures of the scenes, (n, H, W, 3) in 0..1, as ComfyUI's KSampler and VAE make them."""
     import comfy.sample
@@ -131,7 +140,9 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("check.png"))
     args = parser.parse_args()
     chosen = scenes()
-    shots = pictures(comfy_models(args.models), chosen)
+    studio = comfy_models(args.models)
+    same_words(studio)
+    shots = pictures(studio, chosen)
     seen = [read(shot) for shot in shots]
     for scene, found in zip(chosen, seen, strict=True):
         print(f"{'ok ' if scene == found else 'BAD'} {scene.caption:32s} -> {found.caption}")

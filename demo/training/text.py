@@ -16,10 +16,10 @@ from torch import Tensor
 WIDTH, VOCAB, LENGTH, LAYERS = 768, 49408, 77, 12
 START, END = 49406, 49407  # END also pads
 POSITIONS = 8
-# CLIP's ids of the words in our captions; check.py compares them with the real tokenizer's
+# CLIP's ids of the words in our captions; check.py compares what they give with what ComfyUI's encoder gives
 WORDS = {
     "a": 320, "on": 525, "red": 736, "green": 1901, "blue": 1746, "yellow": 4481, "purple": 5496, "white": 1579,
-    "black": 1449, "circle": 7117, "square": 3989, "triangle": 15353, "star": 2682, "ring": 3890, "cross": 3116,
+    "black": 1449, "circle": 7117, "square": 3999, "triangle": 14615, "star": 1565, "ring": 2540, "cross": 3417,
 }  # fmt: skip
 
 
