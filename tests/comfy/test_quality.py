@@ -38,6 +38,17 @@ def test_other_samplers_are_not_led_astray(studio, meancache, sampler):
     assert distance(out, studio.full(text, seed=seed, steps=16, sampler=sampler)) < 0.4
 
 
+def test_closer_than_by_saying_the_last_answer_again(studio, meancache):
+    errors = {}
+    for predictor in ("auto", "reuse"):
+        model, _ = meancache(preset="Custom", budget=0.5, predictor=predictor)
+        outs = [
+            (studio.sample(model, studio.prompt(text), seed=seed, steps=20), text, seed) for text, seed in PAIRS[:2]
+        ]
+        errors[predictor] = sum(distance(out, studio.full(text, seed=seed, steps=20)) for out, text, seed in outs)
+    assert errors["auto"] < 0.7 * errors["reuse"]
+
+
 def test_a_higher_budget_is_closer(studio, meancache):
     text, seed = PAIRS[0]
     full, prompt = studio.full(text, seed=seed, steps=20), studio.prompt(text)

@@ -12,6 +12,10 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
+from skipstone.patch.samplers import integrator_of
+
+pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
+
 STEPS = 10
 TURBO = {"preset": "Turbo"}
 
@@ -39,6 +43,25 @@ def test_every_sampler(studio, meancache, watched, sampler):
     assert reports[0].steps == STEPS - (sampler in ("dpm_fast", "dpm_adaptive"))
     assert reports[0].skipped > 0
     assert reports[0].notes == []
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
+def test_which_samplers_add_noise_on_the_way(studio, sampler):
+    """Those whose result depends on the seed though the noise that they start from does not."""
+    outs = [
+        studio.sample(studio.model, noise=studio.noise(), seed=seed, steps=3, cfg=1.0, sampler=sampler)
+        for seed in (1, 2)
+    ]
+    kind = integrator_of(comfy.samplers.sampler_object(sampler))
+    assert (kind == "sde") == (not torch.equal(*outs))
+    assert (kind == "euler") == (sampler in ("euler", "ddim"))
+
+
+@pytest.mark.parametrize("option", ["eta", "s_churn"])
+def test_a_sampler_that_adds_noise_when_asked_to(option):
+    name = {"eta": "dpm_adaptive", "s_churn": "euler"}[option]
+    assert integrator_of(comfy.samplers.ksampler(name, {option: 0.0})) != "sde"
+    assert integrator_of(comfy.samplers.ksampler(name, {option: 0.5})) == "sde"
 
 
 @pytest.mark.parametrize("scheduler", comfy.samplers.SCHEDULER_NAMES)
@@ -175,7 +198,7 @@ def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(studio, meancache
     sampler, sigmas = comfy.samplers.KSAMPLER(heun), torch.linspace(1, 0, 17)
     patched, reports = meancache(preset="Balanced")
     model, watch = watched(patched)
-    out, full = (studio.sample_custom(m, sigmas, sampler=sampler) for m in (model, studio.model))
+    out, full = (studio.sample_custom(m, sigmas, sampler=sampler, cfg=1.0) for m in (model, studio.model))
     sound(watch, reports, out)
     assert reports[0].skipped >= 10
     assert (out - full).norm() < 0.3 * full.norm()
@@ -212,15 +235,15 @@ def test_no_step_at_all(studio, meancache):
 
 def test_every_predictor_on_first_and_second_order_samplers(studio, meancache, watched):
     predictors = ["linear", "average velocity (paper)", "average velocity (released)", "reuse"]
-    full = {sampler: studio.full(steps=20, sampler=sampler) for sampler in ("euler", "heun")}
+    full = {sampler: studio.full(steps=12, sampler=sampler) for sampler in ("euler", "heun")}
     for predictor in predictors:
         for sampler, truth in full.items():
-            patched, reports = meancache(preset="Custom", budget=0.5, predictor=predictor)
+            patched, reports = meancache(preset="Custom", budget=0.7, predictor=predictor)
             model, watch = watched(patched)
-            out = studio.sample(model, steps=20, sampler=sampler)
+            out = studio.sample(model, steps=12, sampler=sampler)
             sound(watch, reports, out)
             error = float((out - truth).norm() / truth.norm())
-            assert error < 0.25, (predictor, sampler, error)
+            assert error < 0.5, (predictor, sampler, error)
 
 
 @pytest.mark.parametrize("schedule", ["Z-Image 25", "Qwen-Image 10"])

@@ -200,39 +200,67 @@ def test_the_pictures_of_a_batch_do_not_mix(studio, meancache, watched):
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=1e-3)
 
 
-def test_guidance_that_begins_in_mid_run(studio, meancache, watched):
+MIXED = pytest.mark.xfail(
+    strict=True, reason="a slot that lacks the older anchors is computed alone, now and then, until it has them (law 2)"
+)
+
+
+@pytest.mark.parametrize("predictor", ["reuse", pytest.param("auto", marks=MIXED)])
+def test_guidance_that_begins_in_mid_run(studio, meancache, watched, predictor):
     """It may begin where a skip was decided already: then it alone is computed, and everything at the next evaluation."""
-    guided = SkipLayerGuidanceDiT.execute(studio.model, 2.0, 0.35, 0.85, "0", "1")[0]
-    patched, reports = meancache(guided, preset="Custom", predictor="reuse", budget=0.3)
+    sparse = {"preset": "Custom", "predictor": predictor, "budget": 0.3}
+    patched, reports = meancache(**sparse)
+    studio.sample(patched, steps=20, cfg=1.0)
+    planned = reports[0].planned
+    begin = next(i for i in range(5, 20) if i not in planned and i + 1 not in planned)
+    guided = SkipLayerGuidanceDiT.execute(studio.model, 2.0, (begin - 0.5) / 20, 0.9, "0", "1")[0]
+    patched, reports = meancache(guided, **sparse)
     model, watch = watched(patched)
     assert torch.isfinite(studio.sample(model, steps=20)).all()
-    calls = [len(e.calls) for e in watch.evaluations]
-    begin = calls.index(2)
-    assert begin < reports[0].planned[-1]
-    assert begin not in reports[0].planned  # or this test tests nothing
+    assert reports[0].planned == planned
     ran = [[call.ran for call in e.calls] for e in watch.evaluations]
+    assert [len(r) for r in ran].index(2) == begin
     assert ran[begin] == [False, True]
     assert ran[begin + 1] == [True, True]
     assert [i for i, r in enumerate(ran) if len(set(r)) > 1] == [begin]
 
 
+@pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
+def test_where_noise_is_added_on_the_way_it_is_the_picture_that_is_said_again(studio, meancache, watched, sampler):
+    """A velocity tells which noise is in the latent: the noise added since would stay in the picture."""
+    model, watch = watched(meancache(**REUSE)[0])
+    studio.sample(model, steps=STEPS, sampler=sampler)
+    last: list[Any] = []
+    for evaluation in watch.evaluations:
+        if evaluation.computed:
+            last = answers(evaluation)
+        else:
+            torch.testing.assert_close(answers(evaluation), last)
+    assert not all(watch.computed)
+
+
 def test_who_asks_the_model_outside_of_an_evaluation_gets_the_models_own_answer(studio, meancache):
-    """Once the sampler is under way, but not by the sampler: neither counted nor skipped nor remembered."""
+    """While the sampler is under way, but not by it: neither counted nor skipped nor remembered."""
     asked = []
 
-    def ask(executor, guider, sigmas, extra_args, *args, **kwargs):
-        conds = [guider.conds["positive"], guider.conds["negative"]]
-        for sigma in (1.0, 0.5):
-            x, options = studio.noise(9), extra_args["model_options"]
-            asked.extend(comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, torch.tensor([sigma]), options))
-        return executor(guider, sigmas, extra_args, *args, **kwargs)
+    def ask(executor, guider, sigmas, extra_args, callback, *args, **kwargs):
+        conds, options = [guider.conds["positive"], guider.conds["negative"]], extra_args["model_options"]
+
+        def between_evaluations(step, *_):
+            for sigma in (sigmas[step], sigmas[step + 1]):
+                x = studio.noise(9)
+                asked.extend(comfy.samplers.calc_cond_batch(guider.inner_model, conds, x, sigma[None], options))
+
+        between_evaluations(0)
+        return executor(guider, sigmas, extra_args, between_evaluations, *args, **kwargs)
 
     curious = studio.model.clone()
     curious.add_wrapper_with_key(WrappersMP.SAMPLER_SAMPLE, "curious", ask)
     patched, reports = meancache(curious, **REUSE)
     studio.sample(curious)
+    count = len(asked)
     out = studio.sample(patched)
-    for plain, cached in zip(asked[:4], asked[4:], strict=True):
+    for plain, cached in zip(asked[:count], asked[count:], strict=True):
         assert torch.equal(plain, cached)
     assert len(reports[0].evaluations) == 8
     assert torch.equal(out, studio.sample(meancache(**REUSE)[0]))
