@@ -76,6 +76,7 @@ class Clock:
         self.evaluation = -1
         self.sigma = math.nan
         self.step = -1
+        self.before = -1  # the step of the evaluation before
         self.rose = False
         self.skips = 0  # skipped evaluations since the anchor
 
@@ -84,6 +85,7 @@ class Clock:
         self.rose = sigma > self.sigma * (1 + 1e-6)  # false for the first, whose predecessor is nan
         self.evaluation += 1
         self.sigma = sigma
+        self.before = self.step
         self.step = self.grid.step_of(sigma)
 
     def passed(self, computed: bool) -> None:

@@ -181,6 +181,29 @@ def test_a_sampler_that_goes_back_up_drops_its_past(studio, meancache, watched):
     assert not all(watch.computed[:again]) and not all(watch.computed[again:])
 
 
+def test_a_sampler_with_larger_steps_than_the_grid_misses_no_anchor(studio, meancache, watched):
+    """As dpm_fast, which makes its own steps: an anchor that it steps over is computed at its next evaluation."""
+
+    def strides(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        own = torch.cat((sigmas[:-1:3], sigmas[-1:]))
+        for a, b in pairwise(own):
+            x = x + (x - model(x, a * x.new_ones(len(x)), **extra_args)) / a * (b - a)
+        return x
+
+    patched, reports = meancache(preset="Custom", predictor="linear", budget=0.3)
+    model, watch = watched(patched)
+    sigmas = torch.linspace(1, 0, 41)
+    out = studio.sample_custom(model, sigmas, sampler=comfy.samplers.KSAMPLER(strides), cfg=1.0)
+    assert torch.isfinite(out).all()
+    watch.agrees_with(reports[0])
+    steps = [-1, *(e.step for e in reports[0].evaluations)]
+    assert steps[1:] == [*range(0, 40, 3)]
+    for (before, step), computed in zip(pairwise(steps), watch.computed, strict=True):
+        passed = [a for a in reports[0].planned if before < a <= step]
+        assert computed or not passed
+    assert not all(watch.computed)
+
+
 @pytest.mark.parametrize("towards", [0.0, 1.0, None])
 def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(studio, meancache, watched, towards):
     """Ancestral samplers of second order do; no slope can be drawn between two sigmas that are meant to be one."""

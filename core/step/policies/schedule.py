@@ -79,7 +79,9 @@ class Schedule:
 
     def decide(self, clock: Clock, indicator: float | None = None) -> Decision:
         assert self.plan is not None
-        return COMPUTE("schedule") if clock.step in self.plan.anchors else SKIP("schedule")
+        # an anchor that the sampler stepped over, with larger steps of its own, is made good at the next evaluation
+        due = min(clock.before + 1, clock.step)
+        return COMPUTE("schedule") if any(due <= a <= clock.step for a in self.plan.anchors) else SKIP("schedule")
 
 
 @lru_cache(maxsize=64)
