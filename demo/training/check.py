@@ -2,7 +2,7 @@
 
 COMFYUI_PATH=... python check.py --models ../models --out check.png
 
-A picture's ground is the palette colour that most of its border is nearest to, the figure is what is nearest to any other, its
+A picture's ground is the palette colour that most of its border is nearest to, the figure is all that is nearer to others, its
 colour the commonest there, its shape that of the drawn template which overlaps it best. Exits with 1 below 14 of 16.
 """
 
@@ -45,7 +45,7 @@ def read(picture: Tensor) -> Scene:
     counts = nearest.flatten().bincount(minlength=len(COLOURS))
     counts[ground] = 0
     colour = int(counts.argmax())
-    return Scene(_shape(nearest == colour), colour, ground)
+    return Scene(_shape(nearest != ground), colour, ground)
 
 
 def _shape(mask: Tensor) -> int:

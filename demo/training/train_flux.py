@@ -24,7 +24,15 @@ from text import embed
 BATCH, RATE, EMA, DROP = 48, 8e-4, 0.9995, 0.1
 
 
-def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init: Path | None = None) -> None:
+def train(
+    minutes: float,
+    out: Path,
+    seed: int = 0,
+    compiled: bool = True,
+    init: Path | None = None,
+    rate: float = RATE,
+    middle: float = 0.9,
+) -> None:
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed + 1)
     to_latent, scenes = LatentMap(), all_scenes()
@@ -34,22 +42,22 @@ def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init:
         model.load_state_dict({k: v.float() for k, v in load_file(init).items()})
     average = Flux()
     average.load_state_dict(model.state_dict())
-    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     forward = torch.compile(model) if compiled else model
     start, seconds, step, smooth = time.monotonic(), minutes * 60, 0, 0.0
     saved = start
     while (elapsed := time.monotonic() - start) < seconds:
         progress = elapsed / seconds
-        rate = RATE * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * progress)) * 0.98 + 0.02)
+        now = rate * min(1, (step + 1) / 50) * (0.5 * (1 + math.cos(math.pi * progress)) * 0.98 + 0.02)
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = now
         chosen = torch.randint(len(scenes), (BATCH,), generator=generator)
         data = to_latent(draw([scenes[int(i)] for i in chosen], generator))
         chosen[torch.rand(BATCH, generator=generator) < DROP] = len(scenes)
         # logit-normal and well towards noise, one from each of BATCH equal shares: where the shape can be seen in the
         # latent nothing is learned about the word for it
         share = (torch.arange(BATCH) + torch.rand(BATCH, generator=generator)) / BATCH
-        sigma = torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)) * 1.2 + 0.9)
+        sigma = torch.sigmoid(torch.special.ndtri(share.clamp(1e-4, 1 - 1e-4)) * 1.2 + middle)
         noise = torch.randn(data.shape, generator=generator)
         mix = sigma[:, None, None, None]
         with torch.autocast("cpu", torch.bfloat16):
@@ -65,8 +73,8 @@ def train(minutes: float, out: Path, seed: int = 0, compiled: bool = True, init:
         step += 1
         smooth = loss.item() if step == 1 else 0.98 * smooth + 0.02 * loss.item()
         if step % 50 == 0:
-            rate_s = step * BATCH / (time.monotonic() - start)
-            print(f"{elapsed:6.0f} s  step {step:6d}  loss {smooth:.4f}  {rate_s:.0f} samples/s", flush=True)
+            speed = step * BATCH / (time.monotonic() - start)
+            print(f"{elapsed:6.0f} s  step {step:6d}  loss {smooth:.4f}  {speed:.0f} samples/s", flush=True)
         if time.monotonic() - saved > 300:
             save(average, out)
             saved = time.monotonic()
@@ -86,6 +94,10 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="weights to go on from")
+    parser.add_argument("--rate", type=float, default=RATE, help="highest learning rate")
+    parser.add_argument(
+        "--middle", type=float, default=0.9, help="logit of the middle sigma: 0.9 for shapes, 0 for edges"
+    )
     parser.add_argument("--eager", action="store_true")
     args = parser.parse_args()
-    train(args.minutes, args.out, args.seed, compiled=not args.eager, init=args.init)
+    train(args.minutes, args.out, args.seed, not args.eager, args.init, args.rate, args.middle)
