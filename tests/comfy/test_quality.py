@@ -14,18 +14,18 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("steps", "preset"),
-    [(20, "Quality"), (20, "Balanced"), (20, "Speed"), (20, "Turbo"), (50, "Balanced"), (50, "Turbo")],
+    [(20, "Quality"), (20, "Balanced"), (20, "Turbo"), (50, "Balanced"), (50, "Turbo")],
 )
 def test_closer_to_the_full_run_than_as_many_plain_steps(studio, meancache, steps, preset):
     model, reports = meancache(preset=preset)
     cached, plain = [], []
-    for text, seed in PAIRS if steps == 20 else PAIRS[:1]:
+    for text, seed in PAIRS:
         prompt = studio.prompt(text)
         full = studio.full(text, seed=seed, steps=steps)
         cached.append(distance(studio.sample(model, prompt, seed=seed, steps=steps), full))
         few = studio.sample(studio.model, prompt, seed=seed, steps=reports[-1].computed)
         plain.append(distance(few, full))
-    assert sum(cached) < 0.7 * sum(plain)
+    assert sum(cached) < 0.7 * sum(plain)  # of all pairs: any one may fall to the other side of a choice that it makes
     assert max(cached) < 0.5  # whatever the model: never another picture
 
 
