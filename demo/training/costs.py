@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skipstone.core.step.gram import Gram
 
-RUNS, STEPS = 24, 50
+RUNS, STEPS = 12, 50
 
 
 def recorded(studio: Models, seed: int, caption: str) -> tuple[list[float], Tensor]:
