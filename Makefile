@@ -22,7 +22,7 @@ test: lint
 lint:
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	$(RUN) -m mypy -p skipstone
+	$(RUN) -m mypy
 
 format:
 	$(RUN) -m ruff check --fix

@@ -30,7 +30,12 @@ RELEASED = {25: "Z-Image 25", 20: "Z-Image 20", 15: "Z-Image 15", 13: "Z-Image 1
 
 
 def psnr(a: Tensor, b: Tensor) -> float:
-    return -10 * math.log10(max(float((a - b).pow(2).mean()), 1e-10))
+    return -10 * math.log10(max(float((a - b).detach().pow(2).mean()), 1e-10))
+
+
+def loaded() -> Models:
+    """The demo's models in the ComfyUI at COMFYUI_PATH."""
+    return comfy_models(ROOT / "demo" / "models")
 
 
 class Bench:
@@ -87,7 +92,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="methods whose name holds this")
     parser.add_argument("--budgets", type=int, nargs="*", default=BUDGETS)
     args = parser.parse_args()
-    studio = comfy_models(ROOT / "demo" / "models")
+    studio = loaded()
     bench = Bench(studio, args.pairs, 50, args.sampler, args.cfg)
     rows: dict[str, dict[int, float]] = {"plain sampling with B steps": {}}
     print(f"{'PSNR, dB; B of 50 evaluations':42s}" + "".join(f"{b:8d}" for b in args.budgets))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from meancache import ROOT, Bench, comfy_models
+from meancache import ROOT, Bench, loaded
 
 
 def main() -> None:
@@ -17,7 +17,7 @@ def main() -> None:
     parser.add_argument("--cfg", type=float, default=3.0)
     parser.add_argument("--steps", type=int, nargs="*", default=(50, 20, 12, 8))
     args = parser.parse_args()
-    studio = comfy_models(ROOT / "demo" / "models")
+    studio = loaded()
 
     from skipstone.core.step.report import Report
     from skipstone.nodes.meancache import PRESETS, method_of
