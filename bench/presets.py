@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from meancache import ROOT, Bench, loaded
+from meancache import Bench, loaded
 
 
 def main() -> None:
