@@ -88,7 +88,9 @@ class Run:
         if opinion.compute:
             return opinion
         if self.fresh:
+            # the slot that appeared knows nothing older than what comes now: from here on all know the same
             self.fresh = False
+            self.track.clear()
             return COMPUTE("event")
         if len(self.track.nodes) < self.need:
             return COMPUTE("history")

@@ -15,11 +15,11 @@ Weights = dict[int, float]  # evaluation number of an anchor -> coefficient
 
 
 def added(a: Mapping[int, float], b: Mapping[int, float], scale: float = 1.0) -> Weights:
-    """a + scale * b."""
+    """a + scale * b, without what cancels: an anchor that no longer counts need not be kept."""
     total = dict(a)
     for k, w in b.items():
         total[k] = total.get(k, 0.0) + scale * w
-    return total
+    return {k: w for k, w in total.items() if w != 0}
 
 
 def scaled(a: Mapping[int, float], scale: float) -> Weights:

@@ -200,12 +200,7 @@ def test_the_pictures_of_a_batch_do_not_mix(studio, meancache, watched):
         torch.testing.assert_close(together[i : i + 1], alone, atol=1e-4, rtol=1e-3)
 
 
-MIXED = pytest.mark.xfail(
-    strict=True, reason="a slot that lacks the older anchors is computed alone, now and then, until it has them (law 2)"
-)
-
-
-@pytest.mark.parametrize("predictor", ["reuse", pytest.param("auto", marks=MIXED)])
+@pytest.mark.parametrize("predictor", ["reuse", "auto"])
 def test_guidance_that_begins_in_mid_run(studio, meancache, watched, predictor):
     """It may begin where a skip was decided already: then it alone is computed, and everything at the next evaluation."""
     sparse = {"preset": "Custom", "predictor": predictor, "budget": 0.3}

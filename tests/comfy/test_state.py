@@ -127,7 +127,6 @@ def test_nothing_of_a_run_can_be_reached_after_it(studio, meancache):
     assert [ref() for ref in seen if ref() is not None] == []
 
 
-@pytest.mark.xfail(strict=True, reason="what an edge owes is told in the anchors of all edges before: 16 are kept here")
 def test_a_history_is_bounded(studio, meancache):
     """However long the run: what is kept of a conditioning is a few anchors, not all there were."""
     kept: list[int] = []

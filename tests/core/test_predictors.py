@@ -43,7 +43,7 @@ def test_a_constant_velocity_is_predicted_exactly(predictor, grid):
     assert play(predictor, grid, (0, 1, 2, 5, 9), lambda s: 3.0) == pytest.approx([3.0] * 10)
 
 
-@pytest.mark.parametrize("predictor", [Linear(), Corrected(1.0, 1.0)])
+@pytest.mark.parametrize("predictor", [Linear(), Corrected(1.0)])
 @pytest.mark.parametrize("grid", [UNIFORM, BENT])
 def test_a_velocity_linear_in_sigma_is_extrapolated_exactly(predictor, grid):
     said = play(predictor, grid, (0, 1, 4, 9), lambda s: 2 - 5 * s)
@@ -57,7 +57,7 @@ def test_the_correction_leaves_only_what_interpolation_misses():
     anchors = (0, 1, 5, 8, 9)
     truth = moved(BENT, [curve(s) for s in BENT.sigmas[:-1]])
     plain = abs(moved(BENT, play(Linear(), BENT, anchors, curve)) - truth)
-    mended = abs(moved(BENT, play(Corrected(1.0, 1.0), BENT, anchors, curve)) - truth)
+    mended = abs(moved(BENT, play(Corrected(1.0), BENT, anchors, curve)) - truth)
     assert mended < plain / 2
 
 
@@ -70,11 +70,20 @@ def test_what_an_edge_owes_is_given_back_over_the_next_edge_and_only_once():
     def step_function(s):
         return 1.0 if s > 0.55 else 2.0
 
-    said = play(Corrected(1.0, 1.0), UNIFORM, (0, 1, 5, 8, 9), step_function)
+    said = play(Corrected(1.0), UNIFORM, (0, 1, 5, 8, 9), step_function)
     # steps 2..4 were predicted as 1 and were right; interpolation between 1 and 5 says 1.25, 1.5, 1.75
     owed = (0.25 + 0.5 + 0.75) * -0.1
     extrapolated = [2.25, 2.5]  # the line through steps 1 and 5
     assert said[6:8] == pytest.approx([e + owed / -0.2 for e in extrapolated])
+
+
+def test_what_was_given_back_is_no_error_of_the_edge_it_was_given_back_on():
+    """After one wrong edge the velocity is a line: nothing is owed any more, and the line is predicted."""
+    line = [1.0, 1.0, None, None, *(2 - 0.5 * i for i in range(16))]
+    grid = Grid.of([1 - i / 20 for i in range(21)])
+    said = play(Corrected(1.0), grid, (0, 1, 4, 7, 10, 13, 19), lambda s: line[round((1 - s) * 20)])
+    assert said[11:13] == pytest.approx(line[11:13])
+    assert said[14:19] == pytest.approx(line[14:19])
 
 
 def test_k_of_one_is_reuse():
