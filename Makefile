@@ -35,7 +35,7 @@ MODELS = $(CURDIR)/demo/models
 train:
 	mkdir -p '$(MODELS)'
 	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone_demo_vae.safetensors'
-	$(RUN) demo/training/train_flux.py --out '$(MODELS)/skipstone_demo_flux.safetensors'
+	$(RUN) demo/training/train.py flux --out '$(MODELS)/skipstone_demo_flux.safetensors'
 	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone_demo_clip.pt"))'
 
 # does the demo model draw what its prompts say; and MeanCache's default costs, measured on it
