@@ -74,9 +74,7 @@ def method_of(
             raise ValueError(f"{name} is a share of the timestep range, from 0 to 1, not {percent}")
     if span < 1:
         raise ValueError(f"span is a number of steps, at least 1, not {span}")
-    plan = Schedule(
-        budgets, gamma, "" if schedule == SOLVED else schedule, warmup, start_percent, end_percent, max_skips
-    )
+    plan = Schedule(budgets, gamma, "" if schedule == SOLVED else schedule)
     guards = (Warmup(warmup), Window(start_percent, end_percent), Cap(max_skips))
     variant = preset if preset != CUSTOM or schedule == SOLVED else schedule
     return Method("MeanCache", variant, (*guards, plan), predictor_of(predictor, span), history_device=history_device)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.model_patcher
@@ -13,10 +14,14 @@ from comfy.patcher_extension import WrappersMP
 
 from ..core.step.clock import Grid
 from ..core.step.method import Method
+from ..core.step.recorder import Recorder
 from ..core.step.report import Report
 from ..core.step.run import Run
+from .calibration import Recipe, keep, others, recipe_of, stored
+from .events import changes
 from .output import OutputHook
 from .samplers import integrator_of, stepped
+from .sigma import SigmaReader
 
 KEY = "skipstone"
 # step caches of ComfyUI itself, by the key of their wrapper
@@ -72,9 +77,10 @@ class StepCache:
     ) -> Any:
         guider = executor.class_obj
         _refuse_second(self.method, guider.model_options, {}, own=self)
-        run = _born(self.method, guider.model_patcher, sampler, sigmas)
+        course = _born(self.method, guider, sampler, sigmas, latent)
+        run = course.run
         # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
-        given, hook = guider.model_options, OutputHook(run)
+        given, hook = guider.model_options, OutputHook(run, SigmaReader(sampler, run.clock.grid.sigmas), course.recorder)
         guider.model_options = comfy.model_patcher.create_model_options_clone(given)
         for kind, wrapper in (
             (WrappersMP.PREDICT_NOISE, hook.predict_noise),
@@ -90,6 +96,8 @@ class StepCache:
             return result
         finally:
             guider.model_options = given
+            if finished:
+                course.learn()
             report = run.close(finished)
             log.info("[Skipstone] %s", report.line())
             for note in report.notes:
@@ -101,10 +109,52 @@ class StepCache:
                     log.exception("[Skipstone] the report of %s was not taken", report.method)
 
 
-def _born(method: Method, patcher: Any, sampler: Any, sigmas: Any) -> Run:
+@dataclass
+class Course:
+    """A run, and what is to be learned from it."""
+
+    run: Run
+    recipe: Recipe | None = None
+    recorder: Recorder | None = None
+
+    def learn(self) -> None:
+        """Keep the costs that were recorded. Whatever goes wrong is said and changes nothing else."""
+        if self.recorder is None or self.recipe is None:
+            return
+        try:
+            gram = keep(self.recipe, self.recorder.gram(self.recipe.text))
+            self.run.report.note(
+                f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {gram.runs} run(s) kept): "
+                "runs like it skip from now on"
+            )
+        except (ValueError, OSError) as error:
+            self.run.report.note(f"the costs of your model could not be recorded: {error}")
+
+
+def _born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> Course:
     # asked of the patcher: object patches (shift nodes) are not on the model yet
+    patcher = guider.model_patcher
     sampling = patcher.get_model_object("model_sampling")
     flow = isinstance(sampling, comfy.model_sampling.CONST)
     grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
+    integrator = integrator_of(sampler)
     device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
-    return Run(method, grid, integrator_of(sampler), device)
+    events = changes(getattr(guider, "conds", None) or {}, grid)
+
+    recipe, costs, recorder, problem = None, None, None, ""
+    if method.calibration in ("auto", "record") and grid.falling and grid.steps > 1:
+        try:
+            recipe = recipe_of(guider, sampler, grid, latent)
+            costs, problem = stored(recipe)
+        except Exception as error:  # a model that cannot be looked at is sampled with the default costs
+            log.debug("[Skipstone] no recipe", exc_info=True)
+            problem = f"your model could not be told from others ({error})"
+        if method.calibration == "record" or (costs is None and not problem):
+            recorder = Recorder(grid, "denoised" if integrator == "sde" else "velocity")
+    run = Run(method, grid, integrator, device, events=events, costs=costs, learning=recorder is not None)
+    if problem:
+        run.report.note(f"{problem}; default costs are used")
+    elif recorder is not None and recipe is not None and costs is None:
+        for difference in others(recipe)[:3]:
+            run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
+    return Course(run, recipe, recorder)

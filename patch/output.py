@@ -10,26 +10,36 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.step.recorder import Recorder
 from ..core.step.run import Run
+from .sigma import SigmaReader
 from .slots import slots_of
 
 
 class OutputHook:
     """One run's wrappers. Whatever is called otherwise than by the sampler's own evaluation passes through untouched."""
 
-    def __init__(self, run: Run) -> None:
+    def __init__(self, run: Run, sigmas: SigmaReader, recorder: Recorder | None = None) -> None:
         self.run = run
+        self.sigmas = sigmas
+        self.recorder = recorder
         self.at: Tensor | None = None  # sigma of the evaluation under way, as the sampler gave it
         self.calls = 0
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PREDICT_NOISE: exactly one per evaluation. The clock ticks."""
-        self.run.tick(float(timestep.flatten()[0]))
+        self.run.tick(self.sigmas.read(timestep))
+        if self.sigmas.wrong:
+            self.sigmas.wrong = False
+            self.run.forget()
         self.at, self.calls = timestep, 0
         try:
-            return executor(x, timestep, *args, **kwargs)
+            denoised = executor(x, timestep, *args, **kwargs)
         finally:
             self.at = None
+        if self.recorder is not None:
+            self.recorder.observe(self.run.clock.sigma, x, denoised)
+        return denoised
 
     def _at(self, timestep: Tensor) -> bool:
         """Is this the sigma of the evaluation under way? Windows over a batch of frames hand on a part of its tensor."""
@@ -52,7 +62,7 @@ class OutputHook:
         present = [s for s in slots if s is not None]
         if not present:
             return executor(model, conds, x, timestep, model_options)
-        if run.decide(present).compute:
+        if run.decide(present, x).compute:
             denoised = executor(model, conds, x, timestep, model_options)
             for slot, d in zip(slots, denoised, strict=True):
                 if slot is not None:

@@ -37,10 +37,10 @@ def slots_of(
 
 def _covers(cond: Cond, sigma: float) -> bool:
     """As comfy.samplers.get_area_and_mult decides it. Default conds fill what others leave, so they always count."""
-    return "default" in cond or _within(sigma, cond.get("timestep_start", sigma), cond.get("timestep_end", sigma))
+    return "default" in cond or within(sigma, cond.get("timestep_start", sigma), cond.get("timestep_end", sigma))
 
 
-def _within(sigma: float, start: float, end: float) -> bool:
+def within(sigma: float, start: float, end: float) -> bool:
     """ComfyUI compares bounds with the sigma tensor, in single precision: grids do hit the very sigma of a percent."""
     return bool(np.float32(end) <= np.float32(sigma) <= np.float32(start))
 
@@ -53,7 +53,7 @@ def _controls(control: Any, sigma: float) -> Iterable[bool]:
     """Of a chain of ControlNets: which are within their range of sigmas."""
     while control is not None:
         span = getattr(control, "timestep_range", None)
-        yield span is None or _within(sigma, *span)
+        yield span is None or within(sigma, *span)
         control = getattr(control, "previous_controlnet", None)
 
 
@@ -61,7 +61,7 @@ def _keyframes(hooks: Any, sigma: float) -> Iterable[int]:
     """Of a group of hooks: the keyframe that each has come to."""
     for hook in getattr(hooks, "hooks", ()):
         frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
-        yield sum(_within(sigma, f.start_t, 0.0) for f in frames)
+        yield sum(within(sigma, f.start_t, 0.0) for f in frames)
 
 
 def _window(window: Any) -> tuple[int, ...]:

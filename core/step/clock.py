@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+Coordinate = Literal["sigma", "time", "log-SNR", "index"]
+END = 1e-3  # nearest to pure signal or pure noise that a log-SNR is told apart
+SAME_STEP = 1e-3  # of a sigma: an evaluation at a step of the grid, not between two
 ON_GRID = 1e-3  # of a step: SDE samplers and float32 move a grid's sigma by that little
 
 
@@ -37,6 +41,20 @@ class Grid:
         """The share of noise at every sigma, t in 0..1, shape (N + 1,): what schedules of different models have in common."""
         sigmas = np.asarray(self.sigmas, np.float64)
         return sigmas if self.flow else sigmas / (1 + sigmas)
+
+    def along(self, coordinate: Coordinate) -> Callable[[float], float]:
+        """What predictors extrapolate in, as a function of sigma: sigma itself, the share of noise, half the log of
+        noise over signal power (kept finite at a flow's ends), or the place on the grid in steps."""
+        if coordinate == "index":
+            rising = [-s for s in self.sigmas]
+            return lambda sigma: float(np.interp(-sigma, rising, range(len(rising))))
+        if coordinate == "log-SNR":
+            if self.flow:
+                return lambda sigma: math.log(max(sigma, END)) - math.log(max(1 - sigma, END))
+            return lambda sigma: math.log(max(sigma, END))
+        if coordinate == "time" and not self.flow:
+            return lambda sigma: sigma / (1 + sigma)
+        return lambda sigma: sigma
 
     @property
     def steps(self) -> int:
@@ -90,6 +108,10 @@ class Clock:
 
     def passed(self, computed: bool) -> None:
         self.skips = 0 if computed else self.skips + 1
+
+    def arrived(self, steps: Container[int]) -> bool:
+        """Is one of `steps` the step at hand, or one that the sampler, with larger steps of its own, stepped over on its way here?"""
+        return any(i in steps for i in range(min(self.before + 1, self.step), self.step + 1))
 
     @property
     def last_step(self) -> bool:

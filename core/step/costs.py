@@ -1,4 +1,4 @@
-"""What each edge of a schedule would cost with the predictor that will run, told from a Gram matrix of derivatives.
+"""What each edge of a schedule would cost with the predictor that will run, told from a Gram matrix of what full runs said.
 
 Cost of edge (a, b, c): the root mean square of the displacement error that skipping b+1 .. c-1 makes, when the anchors before it
 are a and b. All terms come from full runs, as in MeanCache's stability deviation (arXiv 2601.19961, Eq. 13), but for the
@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .clock import Clock, Grid
+from .gram import Gram
 from .plan import Plan
 from .predictors import Corrected, Linear, Predictor, Reuse
 from .track import Track
@@ -18,47 +19,67 @@ from .track import Track
 Array = NDArray[np.float64]
 
 
-def edge_costs(predictor: Predictor, times: Array, gram: Array) -> Array:
-    """cost[a, b, c], shape (N, N, N), for N evaluations at the falling `times` (N + 1 of them) with Gram matrix `gram` (N, N).
+def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
+    """cost[a, b, c], shape (N, N, N), for the grid's N evaluations.
 
-    cost[b, b, c] is that of an edge whose anchor has none before it. Meaningless where not a <= b < c.
+    cost[b, b, c] is that of an edge whose anchor has none before it. Meaningless where not a <= b < c. Errors of models
+    whose sigma is not a share of noise are those of x / (1 + sigma), the latent of the flow that they amount to.
     """
+    sigmas = np.asarray(grid.sigmas)
+    h = np.diff(sigmas)
+    if costs.kept == "denoised":
+        # an error of D is one of -1/sigma in the derivative
+        h = h / np.maximum(sigmas[:-1], 1e-6)
+    gram = costs.on(grid)
     if isinstance(predictor, Reuse | Linear | Corrected):
         # a corrected edge is scored by what it does before it is mended: schedules solved so ran better, by 1 to 3 dB,
         # than those that counted only what the correction leaves
-        return _two_anchors(predictor, times, gram)
-    return _walked(predictor, times, gram)
+        cost = _two_anchors(predictor, grid, h, gram)
+    else:
+        cost = _walked(predictor, grid, h, gram)
+    return cost if grid.flow else cost / (1 + sigmas[:-1])
 
 
-def _two_anchors(predictor: Reuse | Linear | Corrected, t: Array, gram: Array) -> Array:
+def size(grid: Grid, costs: Gram) -> float:
+    """The root mean square of what the whole run moves the latent by, in the measure of edge_costs."""
+    sigmas = np.asarray(grid.sigmas)
+    h = np.diff(sigmas)
+    if costs.kept == "denoised":
+        h = h / np.maximum(sigmas[:-1], 1e-6)
+    if not grid.flow:
+        h = h / (1 + sigmas[:-1])
+    return float(max(h @ costs.on(grid) @ h, 1e-12) ** 0.5)
+
+
+def _two_anchors(predictor: Reuse | Linear | Corrected, grid: Grid, h: Array, gram: Array) -> Array:
     n = len(gram)
-    dt = np.diff(t)
-    # S_c = sum of dt_i d_i below c: the true displacement from b to c is S_c - S_b
-    below = np.tril(np.ones((n, n)), -1) * dt
+    coordinate = "sigma" if isinstance(predictor, Reuse) else predictor.at
+    u = np.array([grid.along(coordinate)(s) for s in grid.sigmas[:n]])
+    # S_c = sum of h_i d_i below c: the true displacement from b to c is S_c - S_b
+    below = np.tril(np.ones((n, n)), -1) * h
     sd = below @ gram  # <S_c, d_i>
     ss = sd @ below.T  # <S_c, S_c'>
     a, b, c = np.ogrid[:n, :n, :n]
-    # what the skipped steps i = b+1 .. c-1 weigh, and their first moment about t_b
-    reach = np.concatenate(([0.0], np.cumsum(dt)))[:n]
-    moment = np.concatenate(([0.0], np.cumsum(dt * t[:-1])))[:n]
+    # what the skipped steps i = b+1 .. c-1 weigh, and their first moment about u_b
+    reach = np.concatenate(([0.0], np.cumsum(h)))[:n]
+    moment = np.concatenate(([0.0], np.cumsum(h * u)))[:n]
     inside = np.maximum(c > b, 0) * (reach[c] - reach[np.minimum(b + 1, n - 1)])
-    first = np.maximum(c > b, 0) * (moment[c] - moment[np.minimum(b + 1, n - 1)]) - t[b] * inside
+    first = np.maximum(c > b, 0) * (moment[c] - moment[np.minimum(b + 1, n - 1)]) - u[b] * inside
     true = ss[c, c] - 2 * ss[c, b] + ss[b, b]
 
     # the edge is predicted as x d_b + y d_a
-    gap = t[b] - t[a]
+    gap = u[b] - u[a]
     slope = np.divide(1.0, gap, out=np.zeros(gap.shape), where=gap != 0)
     pull = (0.0 if isinstance(predictor, Reuse) else predictor.slope) * slope * first
-    x, y = dt[b] + inside + pull, -pull
+    x, y = h[b] + inside + pull, -pull
     square = x * x * gram[b, b] + y * y * gram[a, a] + 2 * x * y * gram[a, b]
     square = square - 2 * (x * (sd[c, b] - sd[b, b]) + y * (sd[c, a] - sd[b, a])) + true
     return np.sqrt(np.maximum(square, 0))
 
 
-def _walked(predictor: Predictor, t: Array, gram: Array) -> Array:
+def _walked(predictor: Predictor, grid: Grid, h: Array, gram: Array) -> Array:
     """By running the predictor itself from every anchor b, on the track of a full run; independent of a."""
     n = len(gram)
-    grid = Grid.of([float(v) for v in t])
     cost = np.full((n, n), 0.0)
     for b in range(n):
         track = Track(max(predictor.depth, 1))
@@ -74,8 +95,7 @@ def _walked(predictor: Predictor, t: Array, gram: Array) -> Array:
             clock.tick(grid.sigmas[c])
             weights = prediction.weights(clock, track)
             track.predicted(c, grid.sigmas[c], weights)
-            h = grid.sigmas[c + 1] - grid.sigmas[c]
-            miss[c] -= h
+            miss[c] -= h[c]
             for k, w in weights.items():
-                miss[k] += h * w
+                miss[k] += h[c] * w
     return np.broadcast_to(cost, (n, n, n))

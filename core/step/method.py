@@ -5,13 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .indicators import Moved
 from .policies import Policy
 from .predictors import Auto, Predictor
+
+Kept = Literal["auto", "velocity", "denoised", "residual"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a node builds from its widgets. `policies` are asked in order; the last step is computed whatever they say."""
+    """What a node builds from its widgets. `policies` are asked in order; the last step is computed whatever they say.
+
+    keeps: what of the model's answer is kept and predicted. "velocity": (x - D) / sigma, the velocity of flow models, the noise of
+    others. "denoised": D. "residual": the network's output minus its input. "auto": what suits the sampler.
+    calibration: whether costs are taken from full runs of the user's own model: see patch/calibration.py.
+    """
 
     name: str
     variant: str
@@ -19,6 +27,9 @@ class Method:
     predictor: Predictor | Auto
     level: Literal["output", "blocks"] = "output"
     history_device: Literal["auto", "gpu", "cpu"] = "auto"
+    keeps: Kept = "auto"
+    indicator: Moved | None = None
+    calibration: Literal["auto", "record", "default", "off"] = "default"
 
     @property
     def title(self) -> str:

@@ -2,33 +2,46 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+PERCENTILES = (5, 25, 50, 75, 95)
+
 
 @dataclass
 class Evaluation:
-    """One call of the model by the sampler."""
+    """One call of the model by the sampler. indicator: what the policy's indicator said there, if it was asked."""
 
     step: int
     sigma: float
     computed: bool
     reason: str
+    indicator: float | None = None
 
 
 @dataclass
 class Report:
-    """One run of a sampler. `notes` are sentences for the person who ran it."""
+    """One run of a sampler. `notes` are sentences for the person who ran it.
+
+    threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
+    expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from. seconds:
+    of the whole run; deciding: of that, in policies and predictors, on the host.
+    """
 
     method: str
     variant: str
     steps: int
     predictor: str = ""
     planned: list[int] = field(default_factory=list)
+    threshold: float | None = None
+    error: float | None = None
+    costs: str = ""
     evaluations: list[Evaluation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
+    deciding: float = 0.0
     finished: bool = False
 
     @property
@@ -39,30 +52,51 @@ class Report:
     def skipped(self) -> int:
         return len(self.evaluations) - self.computed
 
+    @property
+    def saved(self) -> float:
+        """Seconds that the skipped evaluations would have taken, at the price of those computed: an estimate."""
+        return self.skipped * max(self.seconds - self.deciding, 0.0) / max(self.computed, 1)
+
+    @property
+    def speedup(self) -> float:
+        """How many times as long the run would have taken without skipping: an estimate, see `saved`."""
+        return (self.seconds + self.saved) / self.seconds if self.seconds > 0 else 1.0
+
+    @property
+    def percentiles(self) -> dict[int, float]:
+        """Of what the indicator said, percent -> value; empty where it was never asked."""
+        values = sorted(e.indicator for e in self.evaluations if e.indicator is not None and math.isfinite(e.indicator))
+        return {p: values[round(p / 100 * (len(values) - 1))] for p in PERCENTILES} if values else {}
+
     def note(self, sentence: str) -> None:
         """Say it once, however often it happens."""
         if sentence not in self.notes:
             self.notes.append(sentence)
 
     def line(self) -> str:
-        """One log line."""
+        """One log line, as `MeanCache Balanced: 50 steps, 20 computed, 30 skipped (60%), 2.4x`."""
         total = len(self.evaluations)
         name = f"{self.method} {self.variant}".strip()
         unit = "" if total == self.steps else f", {total} evaluations"
         if not self.skipped:
             return f"{name}: {self.steps} steps{unit}, all computed"
         share = self.skipped / total
-        saved = total / max(self.computed, 1)
         return (
             f"{name}: {self.steps} steps{unit}, {self.computed} computed, {self.skipped} skipped ({share:.0%}), "
-            f"{saved:.2f}x fewer evaluations"
+            f"{self.speedup:.1f}x"
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, the counts and the reasons."""
+        """JSON-ready: the fields, the counts, the reasons and the estimates. What is not finite is None."""
         data = asdict(self)
         data["evaluations"] = len(self.evaluations)
         data["timeline"] = [asdict(e) for e in self.evaluations]
+        for entry in data["timeline"]:
+            if entry["indicator"] is not None and not math.isfinite(entry["indicator"]):
+                entry["indicator"] = None
         data["computed"], data["skipped"] = self.computed, self.skipped
         data["reasons"] = dict(Counter(e.reason for e in self.evaluations))
+        data["skip_reasons"] = dict(Counter(e.reason for e in self.evaluations if not e.computed))
+        data["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
+        data["saved"], data["speedup"] = self.saved, self.speedup
         return data

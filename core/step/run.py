@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable
 
 import torch
 from torch import Tensor
 
 from .clock import Clock, Grid
+from .gram import Gram
 from .history import History
 from .method import Method
 from .plan import Plan
-from .policies import COMPUTE, SKIP, Decision, LastStep, Schedule
+from .policies import COMPUTE, SKIP, Accumulating, Decision, Events, LastStep, Policy, Schedule, Setting, Warmup
 from .predictors import Auto, Integrator
 from .report import Evaluation, Report
 from .track import Track, Weights
@@ -27,24 +29,55 @@ class Run:
     The order of calls: `tick` once an evaluation; `decide` with the slots at hand, as often as they are asked for (one
     decision an evaluation); then `observe` or `predict` for each slot; `close` at the end.
 
-    What is kept and predicted is the velocity (x - D) / sigma. Where the sampler adds noise between evaluations it is D
-    itself: a velocity says which noise is in x, and the noise added since would stay in the picture.
+    What is kept and predicted is the velocity (x - D) / sigma, unless the method says otherwise. Where the sampler adds noise
+    between evaluations it is D itself: a velocity says which noise is in x, and the noise added since would stay in the picture.
+
+    events: steps at which a conditioning changes. costs: what full runs of the model taught. learning: this run is computed in
+    full, because the model's costs are being recorded.
     """
 
-    def __init__(self, method: Method, grid: Grid, integrator: Integrator, device: torch.device | None = None) -> None:
+    def __init__(
+        self,
+        method: Method,
+        grid: Grid,
+        integrator: Integrator,
+        device: torch.device | None = None,
+        *,
+        events: Collection[int] = (),
+        costs: Gram | None = None,
+        learning: bool = False,
+    ) -> None:
         predictor = method.predictor.choose(integrator) if isinstance(method.predictor, Auto) else method.predictor
         self.need = predictor.need
-        self.denoised = integrator == "sde"
+        self.keeps = method.keeps
+        if self.keeps == "auto":
+            self.keeps = "denoised" if integrator == "sde" else "velocity"
         self.device = device
         self.clock = Clock(grid)
-        self.policies = [p.start(grid, predictor) for p in (LastStep(), *method.policies)]
-        plan = next((p.plan for p in self.policies if isinstance(p, Schedule) and p.plan), Plan(grid))
+        setting = Setting(grid, predictor, costs)
+        rules: list[Policy] = [LastStep(), Events(frozenset(events))]
+        if learning:
+            rules.append(Warmup(grid.steps))
+        self.policies = [p.start(setting) for p in (*rules, *method.policies)]
+        plans = (getattr(p, "plan", None) for p in self.policies)
+        plan = next((p for p in plans if p is not None), Plan(grid))
         self.prediction = predictor.start(plan)
         self.track = Track(max(predictor.depth, 1))
         self.histories: dict[Slot, History] = {}
+        self.indicator = method.indicator.start() if method.indicator else None
+        self.watched: Slot | None = None  # the slot that the indicator looks at
+        self.read: list[float | None] = []  # what it said in this evaluation, if it was asked
         self.report = Report(
-            method.name, method.variant, grid.steps, predictor=predictor.name, planned=list(plan.anchors)
+            method.name,
+            method.variant,
+            grid.steps,
+            predictor=predictor.name,
+            planned=list(plan.anchors),
+            threshold=next((p.threshold for p in self.policies if isinstance(p, Accumulating)), None),
         )
+        for p in self.policies:
+            if isinstance(p, Schedule) and p.plan is plan:
+                self.report.error, self.report.costs = p.error, p.costs
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed
@@ -57,17 +90,26 @@ class Run:
         self._pass()
         self.clock.tick(sigma)
         if self.clock.rose:
-            self.track.clear()
-            for history in self.histories.values():
-                history.clear()
+            self.forget()
 
-    def decide(self, slots: Iterable[Slot]) -> Decision:
-        """Compute or skip the current evaluation. `slots` are those of the call at hand."""
+    def forget(self) -> None:
+        """What was said so far no longer counts: what comes now is computed, or predicted from what follows."""
+        self.track.clear()
+        for history in self.histories.values():
+            history.clear()
+        if self.indicator:
+            self.indicator.clear()
+
+    def decide(self, slots: Iterable[Slot], x: Tensor | None = None) -> Decision:
+        """Compute or skip the current evaluation. `slots` are those of the call at hand, x the latent that it is about."""
         slots = list(slots)
         if self.decision is None:
+            began = time.perf_counter()
+            self._look(slots, x)
             self.decision = self._decide(slots)
             clock, chosen = self.clock, self.decision
-            self.report.evaluations.append(Evaluation(clock.step, clock.sigma, chosen.compute, chosen.reason))
+            value = self.read[0] if self.read else None
+            self.report.evaluations.append(Evaluation(clock.step, clock.sigma, chosen.compute, chosen.reason, value))
             if clock.sigma <= 0:
                 pass  # no velocity can be told there, and nothing follows from it
             elif chosen.compute:
@@ -76,15 +118,35 @@ class Run:
             else:
                 self.weights = self.prediction.weights(clock, self.track)
                 self.track.predicted(clock.evaluation, clock.sigma, self.weights)
+            self.report.deciding += time.perf_counter() - began
         if not self.decision.compute and not all(self._known(s) for s in slots):
             self.fresh = True
             return COMPUTE("new conditioning")
         return self.decision
 
+    def _look(self, slots: list[Slot], x: Tensor | None) -> None:
+        """The indicator follows the first slot of an evaluation, as long as it is the same one."""
+        self.read = []
+        if self.indicator is None or x is None or self.clock.sigma <= 0:
+            return
+        if slots[0] != self.watched:
+            self.watched = slots[0]
+            self.indicator.clear()
+        self.indicator.look(self._input(x))
+
+    def _indicated(self) -> float | None:
+        if not self.read:
+            self.read.append(self.indicator.read() if self.indicator else None)
+            value = self.read[0]
+            if value is not None and not math.isfinite(value):
+                self.report.note("the indicator was not a finite number: those evaluations were computed")
+        return self.read[0]
+
     def _decide(self, slots: list[Slot]) -> Decision:
         if not self.clock.grid.falling or self.clock.sigma <= 0:
             return COMPUTE("no place on the schedule")
-        opinion = next((d for p in self.policies if (d := p.decide(self.clock)) is not None), SKIP("method"))
+        opinions = (p.decide(self.clock, self._indicated) for p in self.policies)
+        opinion = next((d for d in opinions if d is not None), SKIP("method"))
         if opinion.compute:
             return opinion
         if self.fresh:
@@ -103,12 +165,23 @@ class Run:
         history = self.histories.get(slot)
         return history is not None and self.track.needed <= history.anchors.keys()
 
+    def _input(self, x: Tensor) -> Tensor:
+        """What the network is given for the latent x: x itself in flow models, at unit variance in others."""
+        return x if self.clock.grid.flow else x / (1 + self.clock.sigma**2) ** 0.5
+
     def observe(self, slot: Slot, x: Tensor, denoised: Tensor) -> None:
         """The model's own answer for a slot. x and denoised: the latent and D at the clock's sigma, of any one shape;
         neither is kept or written to."""
         if self.clock.sigma <= 0:
             return
-        value = denoised.clone() if self.denoised else (x - denoised) / self.clock.sigma
+        if self.keeps == "denoised":
+            value = denoised.clone()
+        else:
+            value = (x - denoised) / self.clock.sigma
+        if self.indicator and slot == self.watched:
+            self.indicator.computed((x - denoised) / self.clock.sigma if self.keeps == "denoised" else value)
+        if self.keeps == "residual":
+            value -= self._input(x)
         history = self.histories.setdefault(slot, History(self.device))
         history.observe(self.clock.evaluation, value, self.track.needed)
 
@@ -116,7 +189,11 @@ class Run:
         """D for a slot of a skipped evaluation: a new tensor of x's shape, on x's device."""
         assert self.weights is not None
         value = self.histories[slot].combine(self.weights, x.device)
-        return value if self.denoised else x - value * self.clock.sigma
+        if self.keeps == "denoised":
+            return value
+        if self.keeps == "residual":
+            value += self._input(x)
+        return x - value * self.clock.sigma
 
     def _pass(self) -> None:
         if self.decision is not None:
@@ -128,12 +205,20 @@ class Run:
         self._pass()
         self.histories.clear()
         self.track.clear()
+        self.indicator = None
         if finished and self.report.evaluations and not self.report.skipped and self.clock.grid.falling:
-            reasons = Counter(e.reason for e in self.report.evaluations)
-            why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-            self.report.note(f"nothing was skipped: every evaluation was computed for {why}")
+            self.report.note(self._why_nothing())
         self.report.finished = finished
         self.report.seconds = time.perf_counter() - self.started
         for listener in listeners:
             listener(self.report)
         return self.report
+
+    def _why_nothing(self) -> str:
+        reasons = Counter(e.reason for e in self.report.evaluations)
+        why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
+        advice = next((p.advice() for p in self.policies if isinstance(p, Accumulating)), ADVICE)
+        return f"nothing was skipped: every evaluation was computed for {why}; {advice}"
+
+
+ADVICE = "to skip more take a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps"

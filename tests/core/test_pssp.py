@@ -7,6 +7,7 @@ import pytest
 
 from skipstone.core.step.clock import Clock, Grid
 from skipstone.core.step.costs import edge_costs
+from skipstone.core.step.gram import Gram
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.predictors import JVP, Corrected, Linear, RecursiveJVP, Reuse
 from skipstone.core.step.pssp import solve
@@ -79,13 +80,13 @@ def displacement_error(predictor, grid, gram, head, b, c):
     return float(np.sqrt(miss @ gram @ miss))
 
 
-@pytest.mark.parametrize("predictor", [Reuse(), Linear(), Linear(0.75), Corrected(1.0), Corrected()])
+@pytest.mark.parametrize("predictor", [Reuse(), Linear(), Linear(0.75), Linear(1.0, "log-SNR"), Corrected(1.0), Corrected()])
 def test_two_anchor_costs_are_the_error_of_running_the_predictor(predictor):
     rng = np.random.default_rng(1)
     grid = Grid.of([*np.sort(rng.random(12))[::-1].tolist(), 0.0])
     d = rng.standard_normal((12, 40))
     gram = d @ d.T / 40
-    cost = edge_costs(predictor, grid.times, gram)
+    cost = edge_costs(predictor, grid, Gram(grid.times[:-1], gram))
     for a, b, c in [(0, 1, 4), (1, 3, 9), (2, 7, 11), (4, 5, 6)]:
         assert cost[a, b, c] == pytest.approx(displacement_error(predictor, grid, gram, {a}, b, c), abs=1e-7)
     assert cost[0, 0, 5] == pytest.approx(displacement_error(predictor, grid, gram, set(), 0, 5), abs=1e-7)
@@ -97,7 +98,7 @@ def test_average_velocity_costs_are_the_error_after_a_full_run(predictor):
     grid = Grid.of(np.linspace(1, 0, 13).tolist())
     d = rng.standard_normal((12, 40))
     gram = d @ d.T / 40
-    cost = edge_costs(predictor, grid.times, gram)
+    cost = edge_costs(predictor, grid, Gram(grid.times[:-1], gram))
     for b, c in [(1, 4), (5, 9), (7, 11)]:
         wanted = displacement_error(predictor, grid, gram, set(range(b)), b, c)
         assert cost[0, b, c] == pytest.approx(wanted, abs=1e-7)

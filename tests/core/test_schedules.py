@@ -8,7 +8,7 @@ import pytest
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.gram import Gram, default
 from skipstone.core.step.named import NAMED
-from skipstone.core.step.policies import Budget, Schedule
+from skipstone.core.step.policies import Budget, Cap, Schedule, Setting, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Linear, Reuse
 
 
@@ -22,8 +22,11 @@ def karras(steps, low=0.03, high=14.6):
     return Grid.of([*((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist(), 0.0], flow=False)
 
 
-def anchors(schedule, grid, predictor=None):
-    plan = schedule.start(grid, predictor or Linear()).plan
+def anchors(schedule, grid, predictor=None, guards=(Warmup(2),)):
+    setting = Setting(grid, predictor or Linear())
+    for guard in guards:
+        guard.start(setting)
+    plan = schedule.start(setting).plan
     assert plan is not None
     return plan.anchors
 
@@ -31,7 +34,7 @@ def anchors(schedule, grid, predictor=None):
 @pytest.mark.parametrize("grid", [flow(50), flow(20), flow(8), flow(100), flow(30, 3.0), karras(30), flow(3)])
 @pytest.mark.parametrize("predictor", [Corrected(), Reuse()])
 def test_a_solved_schedule_keeps_to_its_budget_and_to_both_ends(grid, predictor):
-    found = anchors(Schedule(Budget.of(0.4), warmup=2), grid, predictor)
+    found = anchors(Schedule(Budget.of(0.4)), grid, predictor)
     assert len(found) <= max(int(0.4 * grid.steps + 1e-6), 3)
     assert {0, 1, grid.steps - 1} <= set(found)
     assert list(found) == sorted(set(found))
@@ -44,10 +47,10 @@ def test_a_larger_budget_never_costs_more_evaluations_than_it_allows_and_uses_th
 
 def test_the_solver_knows_what_the_guards_will_compute():
     grid = flow(40)
-    found = anchors(Schedule(Budget.of(0.5), warmup=4, start_percent=0.2, end_percent=0.9), grid)
+    found = anchors(Schedule(Budget.of(0.5)), grid, guards=(Warmup(4), Window(0.2, 0.9)))
     outside = {i for i, s in enumerate(grid.sigmas[:-1]) if i < 4 or s > 0.8 + 1e-9 or s < 0.1 - 1e-9}
     assert outside <= set(found)
-    assert max(np.diff(anchors(Schedule(Budget.of(0.3), max_skips=3), grid))) <= 4
+    assert max(np.diff(anchors(Schedule(Budget.of(0.3)), grid, guards=(Cap(3),)))) <= 4
 
 
 def test_the_published_schedules_compute_as_many_steps_as_their_names_say():

@@ -1,7 +1,29 @@
-"""When to compute: each policy is one file, plain data, and gives an opinion or none."""
+"""When to run the model: each policy is one file, plain data, and decides evaluation by evaluation."""
 
-from .base import COMPUTE, SKIP, Decision, Policy
-from .guards import Cap, LastStep, Warmup, Window
+from .accumulate import Accumulating, Accumulator
+from .base import COMPUTE, SKIP, Decision, Indicator, Policy, Setting
+from .guards import Cap, Events, LastStep, Warmup, Window
+from .interval import Interval
+from .mask import Mask, StepMask
 from .schedule import Budget, Schedule
 
-__all__ = ["COMPUTE", "SKIP", "Budget", "Cap", "Decision", "LastStep", "Policy", "Schedule", "Warmup", "Window"]
+__all__ = [
+    "COMPUTE",
+    "SKIP",
+    "Accumulating",
+    "Accumulator",
+    "Budget",
+    "Cap",
+    "Decision",
+    "Events",
+    "Indicator",
+    "Interval",
+    "LastStep",
+    "Mask",
+    "Policy",
+    "Schedule",
+    "Setting",
+    "StepMask",
+    "Warmup",
+    "Window",
+]

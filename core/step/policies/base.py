@@ -1,12 +1,18 @@
-"""What a policy is: frozen configuration that, started on a run's grid, decides evaluation by evaluation."""
+"""What a policy is: frozen configuration that, started for a run, decides evaluation by evaluation."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..clock import Clock, Grid
+from ..gram import Gram
 from ..predictors import Predictor
+
+Indicator = Callable[[], float | None]
+"""Reads the method's indicator for the evaluation at hand, at the price of one host sync; None while too little is known."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +31,35 @@ def SKIP(reason: str) -> Decision:
     return Decision(False, reason)
 
 
+@dataclass
+class Setting:
+    """What a run's policies are started with. Those asked first say what they will force, so that a solver among the later
+    ones spends its budget knowing it.
+
+    forced: for each step, whether it will be computed whatever later policies say. longest: how many evaluations in a row
+    may be skipped at most. costs: what full runs of the model taught; None where there were none.
+    """
+
+    grid: Grid
+    predictor: Predictor
+    costs: Gram | None = None
+    forced: list[bool] = field(init=False)
+    longest: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.forced = [False] * self.grid.steps
+
+    def force(self, steps: Iterable[int]) -> None:
+        for step in steps:
+            if 0 <= step < self.grid.steps:
+                self.forced[step] = True
+
+
 class Policy(Protocol):
-    def start(self, grid: Grid, predictor: Predictor) -> Policy:
-        """The policy for one run on this grid, with this predictor: a new object if it keeps state, itself if not."""
+    def start(self, setting: Setting) -> Policy:
+        """The policy for one run: a new object if it keeps state, itself if not."""
         ...
 
-    def decide(self, clock: Clock, indicator: float | None = None) -> Decision | None:
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         """Compute, skip, or no opinion. Policies are asked in order; the first opinion counts."""
         ...

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..clock import Clock, Grid
-from ..predictors import Predictor
-from .base import COMPUTE, Decision
+from ..clock import Clock
+from .base import COMPUTE, Decision, Indicator, Setting
 
 
 @dataclass(frozen=True)
@@ -15,10 +14,11 @@ class Warmup:
 
     steps: int
 
-    def start(self, grid: Grid, predictor: Predictor) -> Warmup:
+    def start(self, setting: Setting) -> Warmup:
+        setting.force(range(self.steps))
         return self
 
-    def decide(self, clock: Clock, indicator: float | None = None) -> Decision | None:
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         return COMPUTE("warmup") if clock.step < self.steps else None
 
 
@@ -26,28 +26,52 @@ class Warmup:
 class LastStep:
     """The last step is computed: no later one could mend it."""
 
-    def start(self, grid: Grid, predictor: Predictor) -> LastStep:
+    def start(self, setting: Setting) -> LastStep:
+        setting.force((setting.grid.steps - 1,))
         return self
 
-    def decide(self, clock: Clock, indicator: float | None = None) -> Decision | None:
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         return COMPUTE("last step") if clock.last_step else None
 
 
 @dataclass(frozen=True)
+class Events:
+    """Steps at which a conditioning begins, ends or changes, known at the run's start: computed at the first look at them."""
+
+    steps: frozenset[int]
+
+    def start(self, setting: Setting) -> Events:
+        setting.force(self.steps)
+        return self
+
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
+        return COMPUTE("event") if clock.arrived(self.steps) else None
+
+
+@dataclass(frozen=True)
 class Window:
-    """Outside start_percent..end_percent everything is computed. Percent as in ComfyUI: of the timestep range, not of the steps."""
+    """Outside start_percent..end_percent everything is computed. Percent as in ComfyUI: of the timestep range, or, with
+    `of_steps`, of the steps."""
 
     start_percent: float
     end_percent: float
+    of_steps: bool = False
     high: float = 0.0
     low: float = 0.0
 
-    def start(self, grid: Grid, predictor: Predictor) -> Window:
-        return Window(
-            self.start_percent, self.end_percent, grid.sigma_at(self.start_percent), grid.sigma_at(self.end_percent)
-        )
+    def start(self, setting: Setting) -> Window:
+        grid = setting.grid
+        if self.of_steps:
+            first, end = (int(p * grid.steps) for p in (self.start_percent, self.end_percent))
+            high = grid.sigmas[min(first, grid.steps)]
+            # the step at `end` is outside already
+            low = grid.sigmas[end - 1] if 0 < end <= grid.steps else high + 1
+        else:
+            high, low = grid.sigma_at(self.start_percent), grid.sigma_at(self.end_percent)
+        setting.force(i for i, s in enumerate(grid.sigmas[:-1]) if not low <= s <= high)
+        return Window(self.start_percent, self.end_percent, self.of_steps, high, low)
 
-    def decide(self, clock: Clock, indicator: float | None = None) -> Decision | None:
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         return None if self.low <= clock.sigma <= self.high else COMPUTE("window")
 
 
@@ -57,8 +81,10 @@ class Cap:
 
     skips: int
 
-    def start(self, grid: Grid, predictor: Predictor) -> Cap:
+    def start(self, setting: Setting) -> Cap:
+        if self.skips:
+            setting.longest = min(setting.longest, self.skips)
         return self
 
-    def decide(self, clock: Clock, indicator: float | None = None) -> Decision | None:
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         return COMPUTE("cap") if self.skips and clock.skips >= self.skips else None

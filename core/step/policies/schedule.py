@@ -9,13 +9,13 @@ from functools import lru_cache
 import numpy as np
 
 from ..clock import Clock, Grid
-from ..costs import edge_costs
+from ..costs import edge_costs, size
 from ..gram import Gram, default
 from ..named import NAMED
 from ..plan import Plan
 from ..predictors import Predictor
-from ..pssp import solve
-from .base import COMPUTE, SKIP, Decision
+from ..pssp import Paths
+from .base import COMPUTE, SKIP, Decision, Indicator, Setting
 
 
 @dataclass(frozen=True)
@@ -43,57 +43,85 @@ class Budget:
         return max(math.floor(share * steps + 1e-6), 1)
 
 
+EVEN = "even"
+
+
 @dataclass(frozen=True)
 class Schedule:
     """Compute the steps of a plan, skip the others.
 
-    gamma: PSSP's exponent, at least 1. name: "" to solve PSSP for the predictor that will run, or a key of NAMED. warmup,
-    start_percent, end_percent, max_skips: what the guards will compute anyway, so that the solver spends its budget
-    knowing it. Raises ValueError for an unknown name or a gamma that is no exponent.
+    gamma: PSSP's exponent, at least 1. name: "" to solve PSSP for the predictor that will run, EVEN for steps evenly spaced (no
+    costs are looked at), or a key of NAMED. max_error: above 0, PSSP's budget is the least that keeps the predicted error below
+    this share of the whole run's displacement, and `budget` is not looked at. Raises ValueError for an unknown name, a gamma
+    that is no exponent, a max_error below 0.
     """
 
     budget: Budget
     gamma: float = 2.0
     name: str = ""
-    warmup: int = 2
-    start_percent: float = 0.0
-    end_percent: float = 1.0
-    max_skips: int = 0
+    max_error: float = 0.0
     plan: Plan | None = None
+    error: float | None = None  # predicted, as a share of the whole displacement; None where no costs were looked at
+    costs: str = ""  # the recipe of the costs that the plan was solved with
 
     def __post_init__(self) -> None:
-        if self.name and self.name not in NAMED:
-            raise ValueError(f"there is no schedule {self.name!r}; there are {', '.join(NAMED)}")
+        if self.name and self.name != EVEN and self.name not in NAMED:
+            raise ValueError(f"there is no schedule {self.name!r}; there are {EVEN}, {', '.join(NAMED)}")
         if not 1 <= self.gamma <= 16:
             raise ValueError(f"gamma is an exponent from 1 to 16 (1 sums errors, more avoids peaks), not {self.gamma}")
+        if not self.max_error >= 0:
+            raise ValueError(f"max_error is a share of the whole displacement, 0 for none, not {self.max_error}")
 
-    def start(self, grid: Grid, predictor: Predictor) -> Schedule:
+    def start(self, setting: Setting) -> Schedule:
+        grid = setting.grid
         if grid.steps < 1 or not grid.falling:
             return replace(self, plan=Plan(grid, tuple(range(grid.steps))))
+        if self.name == EVEN:
+            return replace(self, plan=Plan(grid, _even(grid.steps, self.budget.count(grid.steps), setting.forced)))
         if self.name:
             return replace(self, plan=NAMED[self.name].plan(grid))
-        high, low = grid.sigma_at(self.start_percent), grid.sigma_at(self.end_percent)
-        forced = tuple(i < self.warmup or not low <= s <= high for i, s in enumerate(grid.sigmas[:-1]))
-        count = self.budget.count(grid.steps)
-        return replace(self, plan=Plan(grid, _solved(predictor, grid, count, self.gamma, forced, self.max_skips)))
+        costs = setting.costs or _default()
+        count = grid.steps if self.max_error else self.budget.count(grid.steps)
+        anchors, error = _solved(
+            setting.predictor, grid, costs, count, self.gamma, tuple(setting.forced), setting.longest, self.max_error
+        )
+        return replace(self, plan=Plan(grid, anchors), error=error, costs=costs.recipe)
 
-    def decide(self, clock: Clock, indicator: float | None = None) -> Decision:
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision:
         assert self.plan is not None
-        # an anchor that the sampler stepped over, with larger steps of its own, is made good at the next evaluation
-        due = min(clock.before + 1, clock.step)
-        return COMPUTE("schedule") if any(due <= a <= clock.step for a in self.plan.anchors) else SKIP("schedule")
+        return COMPUTE("schedule") if clock.arrived(self.plan.anchors) else SKIP("schedule")
+
+
+def _even(steps: int, count: int, forced: list[bool]) -> tuple[int, ...]:
+    """`count` steps at even distances from the first to the last, and those forced."""
+    spread = np.linspace(0, steps - 1, max(count, 2)).round().astype(int)
+    return tuple(sorted({*map(int, spread), *(i for i, f in enumerate(forced) if f)}))
 
 
 @lru_cache(maxsize=64)
 def _solved(
-    predictor: Predictor, grid: Grid, budget: int, gamma: float, forced: tuple[bool, ...], max_skips: int
-) -> tuple[int, ...]:
-    """The same question comes with every run of a workflow: asked once."""
-    cost = edge_costs(predictor, grid.times, _default().on(grid))
-    if max_skips:
+    predictor: Predictor,
+    grid: Grid,
+    costs: Gram,
+    budget: int,
+    gamma: float,
+    forced: tuple[bool, ...],
+    longest: float,
+    max_error: float,
+) -> tuple[tuple[int, ...], float]:
+    """Anchors and their predicted error. The same question comes with every run of a workflow: asked once."""
+    cost = edge_costs(predictor, grid, costs)
+    if math.isfinite(longest):
         b, c = np.indices(cost.shape[1:])
-        cost = np.where(c - b - 1 > max_skips, np.inf, cost)
-    return solve(cost, budget, gamma, np.array(forced))
+        cost = np.where(c - b - 1 > longest, np.inf, cost)
+    paths, whole = Paths(cost, budget, gamma, np.array(forced)), size(grid, costs)
+    if max_error:
+        for count in range(paths.least, grid.steps):
+            path = paths.best(count)
+            if len(path) > 1 and paths.error(path) <= max_error * whole:
+                return path, paths.error(path) / whole
+    path = paths.best()
+    return path, paths.error(path) / whole
 
 
 @lru_cache(maxsize=1)

@@ -4,5 +4,19 @@ from .auto import Auto, Integrator
 from .base import Prediction, Predictor
 from .jvp import JVP, RecursiveJVP
 from .linear import Corrected, Linear, Reuse
+from .spectrum import Spectrum
+from .taylor import Taylor
 
-__all__ = ["JVP", "Auto", "Corrected", "Integrator", "Linear", "Prediction", "Predictor", "RecursiveJVP", "Reuse"]
+__all__ = [
+    "JVP",
+    "Auto",
+    "Corrected",
+    "Integrator",
+    "Linear",
+    "Prediction",
+    "Predictor",
+    "RecursiveJVP",
+    "Reuse",
+    "Spectrum",
+    "Taylor",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..clock import Clock
+from ..clock import Clock, Coordinate
 from ..plan import Plan
 from ..track import Track, Weights, added, lagrange, scaled
 
@@ -13,10 +13,17 @@ def newest(nodes: dict[int, float], n: int) -> dict[int, float]:
     return dict(list(nodes.items())[-n:])
 
 
-def line(sigma: float, nodes: dict[int, float], slope: float) -> Weights:
-    """The last anchor's value plus `slope` times what the line through the last two adds to it at `sigma`."""
-    last = lagrange(sigma, newest(nodes, 1))
-    return added(scaled(last, 1 - slope), lagrange(sigma, newest(nodes, 2)), slope)
+def read(clock: Clock, track: Track, anchors: int, at: Coordinate) -> Weights:
+    """The polynomial through the last `anchors` anchors, in the coordinate `at`, at the clock's sigma. Of anchors at one place,
+    such as a log-SNR's clamped ends, the newest stays."""
+    place = clock.grid.along(at)
+    placed = {place(sigma): k for k, sigma in track.nodes.items()}
+    return lagrange(place(clock.sigma), newest({k: u for u, k in placed.items()}, anchors))
+
+
+def line(clock: Clock, track: Track, slope: float, at: Coordinate) -> Weights:
+    """The last anchor's value plus `slope` times what the line through the last two adds to it at the clock's sigma."""
+    return added(scaled(read(clock, track, 1, at), 1 - slope), read(clock, track, 2, at), slope)
 
 
 @dataclass(frozen=True)
@@ -34,14 +41,15 @@ class Reuse:
         pass
 
     def weights(self, clock: Clock, track: Track) -> Weights:
-        return lagrange(clock.sigma, newest(track.nodes, 1))
+        return read(clock, track, 1, "sigma")
 
 
 @dataclass(frozen=True)
 class Linear:
-    """The line through the last two anchors, in sigma. slope: 1 follows it, 0 is reuse."""
+    """The line through the last two anchors, in the coordinate `at`. slope: 1 follows it, 0 is reuse."""
 
     slope: float = 1.0
+    at: Coordinate = "sigma"
     name: str = "linear"
     depth: int = 2
     need: int = 1
@@ -53,7 +61,7 @@ class Linear:
         pass
 
     def weights(self, clock: Clock, track: Track) -> Weights:
-        return line(clock.sigma, track.nodes, self.slope)
+        return line(clock, track, self.slope, self.at)
 
 
 @dataclass(frozen=True)
@@ -70,17 +78,19 @@ class Corrected:
     """
 
     slope: float = 0.75
+    at: Coordinate = "sigma"
     name: str = "corrected"
     depth: int = 4
     need: int = 1
 
     def start(self, plan: Plan) -> _Correcting:
-        return _Correcting(plan, self.slope)
+        return _Correcting(plan, self)
 
 
 class _Correcting:
-    def __init__(self, plan: Plan, slope: float) -> None:
-        self.plan, self.slope = plan, slope
+    def __init__(self, plan: Plan, rule: Corrected) -> None:
+        self.plan, self.rule = plan, rule
+        self.place = plan.grid.along(rule.at)
         self.owed: Weights = {}  # displacement still to be given back
         self.rate: Weights = {}  # of it, per unit of sigma on this edge
         self.fresh = True  # no step of this edge has been predicted yet
@@ -92,15 +102,14 @@ class _Correcting:
             self.owed = {}
             return
         start, end = anchors[-2], anchors[-1]
-        nodes = newest(track.nodes, 2)
+        nodes = {k: self.place(sigma) for k, sigma in newest(track.nodes, 2).items()}
         for entry, after in zip(track.entries[start + 1 : end], track.entries[start + 2 :], strict=False):
             # what was given back on this edge was meant: it is no error of the edge
             said = added(entry.weights, self.rate, -1.0)
-            error = added(lagrange(entry.sigma, nodes), said, -1.0)
+            error = added(lagrange(self.place(entry.sigma), nodes), said, -1.0)
             self.owed = added(self.owed, error, after.sigma - entry.sigma)
 
     def weights(self, clock: Clock, track: Track) -> Weights:
-        nodes = track.nodes
         if self.fresh:
             self.fresh = False
             # an anchor too old to be kept takes its debt with it
@@ -108,4 +117,4 @@ class _Correcting:
             length = self.plan.end_of_edge(clock.step) - clock.sigma
             self.rate = {k: w / length for k, w in known.items()} if length else {}
             self.owed = {}
-        return added(line(clock.sigma, nodes, self.slope), self.rate)
+        return added(line(clock, track, self.rule.slope, self.rule.at), self.rate)

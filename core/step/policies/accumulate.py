@@ -1,0 +1,81 @@
+"""Adaptive skipping: estimated changes of the output add up until a threshold is reached, then the model is asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from ..clock import Clock
+from .base import COMPUTE, SKIP, Decision, Indicator, Setting
+
+
+@dataclass(frozen=True)
+class Accumulator:
+    """Skip while E = decay * E + indicator stays below the threshold; compute otherwise, and, with `reset`, begin again at 0.
+
+    EasyCache (arXiv 2507.02860) has the other values as they stand. UCache (stable-diffusion.cpp) weighs an indicator by
+    1 + penalty * (evaluations skipped in a row), and holds E against early * threshold in the first fifth of the run's
+    computed evaluations and late * threshold in the last. Raises ValueError for a threshold below 0.
+    """
+
+    threshold: float
+    decay: float = 1.0
+    reset: bool = True
+    penalty: float = 0.0
+    early: float = 1.0
+    late: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.threshold >= 0:
+            raise ValueError(f"the threshold is at least 0 (which computes everything), not {self.threshold}")
+
+    def start(self, setting: Setting) -> Accumulating:
+        return Accumulating(self, setting.grid.steps)
+
+
+@dataclass
+class Accumulating:
+    """An Accumulator at work."""
+
+    rule: Accumulator
+    steps: int
+    error: float = 0.0
+    computed: int = 0
+    smallest: float = math.inf  # of what was held against a threshold, and that threshold
+    against: float = field(default=math.nan)
+
+    @property
+    def threshold(self) -> float:
+        return self.rule.threshold
+
+    def start(self, setting: Setting) -> Accumulating:
+        return self
+
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision:
+        rule, value = self.rule, indicator()
+        if value is None:
+            self.computed += 1
+            return COMPUTE("history")
+        if not math.isfinite(value):
+            self.error, self.computed = 0.0, self.computed + 1
+            return COMPUTE("not finite")
+        self.error = rule.decay * self.error + value * (1 + rule.penalty * clock.skips)
+        progress = self.computed / self.steps
+        limit = rule.threshold * (rule.early if progress < 0.2 else rule.late if progress > 0.8 else 1.0)
+        if self.error < self.smallest:
+            self.smallest, self.against = self.error, limit
+        if self.error < limit:
+            return SKIP("threshold")
+        self.computed += 1
+        if rule.reset:
+            self.error = 0.0
+        return COMPUTE("threshold")
+
+    def advice(self) -> str:
+        """For a run without a skip: how near it came, and what to turn."""
+        if not math.isfinite(self.smallest):
+            return "the threshold was never asked: widen start_percent..end_percent, lower warmup, or take more steps"
+        return (
+            f"the smallest accumulated change was {self.smallest:.3g} against a threshold of {self.against:.3g}: raise the "
+            "threshold above it, pick a faster preset, or take more steps"
+        )

@@ -1,0 +1,58 @@
+"""TaylorSeer's extrapolation (arXiv 2503.06923), in sigma or as published."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import factorial
+
+from ..clock import Clock, Coordinate
+from ..plan import Plan
+from ..track import Track, Weights, added, scaled
+from .linear import newest, read
+
+
+@dataclass(frozen=True)
+class Taylor:
+    """The polynomial of degree `order` through the last order + 1 anchors (Newton's divided differences), in the coordinate
+    `at`; of lower degree while there are fewer. Raises ValueError for an order out of 0..3.
+
+    published: the recursion of the reference code instead, D_{k+1} = (D_k(c) - D_k(c')) / (c - c') and the sum of D_k e^k / k!. From
+    order 2 on it is another polynomial where anchors are not evenly spaced.
+    """
+
+    order: int = 1
+    at: Coordinate = "sigma"
+    published: bool = False
+    name: str = "taylor"
+    need: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.order <= 3:
+            raise ValueError(f"the order of a Taylor prediction is 0 to 3, not {self.order}")
+
+    @property
+    def depth(self) -> int:
+        return self.order + 1
+
+    def start(self, plan: Plan) -> Taylor:
+        return self
+
+    def computed(self, track: Track) -> None:
+        pass
+
+    def weights(self, clock: Clock, track: Track) -> Weights:
+        if not self.published:
+            return read(clock, track, self.order + 1, self.at)
+        place = clock.grid.along(self.at)
+        nodes = [(k, place(sigma)) for k, sigma in newest(track.nodes, self.order + 1).items()]
+        levels: list[Weights] = [{k: 1.0} for k, _ in nodes]
+        total: Weights = {}
+        e = place(clock.sigma) - nodes[-1][1]
+        for k in range(len(nodes)):
+            total = added(total, levels[-1], e**k / factorial(k))
+            places = [u for _, u in nodes[k:]]
+            levels = [
+                scaled(added(now, old, -1.0), 1 / (there - here))
+                for old, now, here, there in zip(levels, levels[1:], places, places[1:], strict=False)
+            ]
+        return total
