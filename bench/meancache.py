@@ -66,7 +66,8 @@ class Bench:
 
 def methods(model: Any) -> dict[str, Callable[[int], Any]]:
     """What is compared: name -> patched model for a budget of so many evaluations of 50."""
-    from skipstone.nodes.meancache import CUSTOM, method_of
+    from skipstone.nodes.meancache import method_of
+    from skipstone.nodes.widgets import CUSTOM
     from skipstone.patch.attach import attach
 
     def ours(predictor: str) -> Callable[[int], Any]:

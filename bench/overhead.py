@@ -26,7 +26,8 @@ def main() -> None:
     studio = comfy_models(ROOT / "demo" / "models")
     import comfy.sample
 
-    from skipstone.nodes.meancache import CUSTOM, method_of
+    from skipstone.nodes.meancache import method_of
+    from skipstone.nodes.widgets import CUSTOM
     from skipstone.patch.attach import attach
 
     words, empty = studio.words("a red circle on blue"), studio.words("")

@@ -7,7 +7,7 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
-GROUPS = ("meancache",)
+GROUPS = ("meancache", "easycache", "forecast", "stepmask")
 log = logging.getLogger(__name__)
 
 

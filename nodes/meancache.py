@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from comfy_api.latest import io
 
 from ..core.step.method import Method
 from ..core.step.named import NAMED
-from ..core.step.policies import Budget, Cap, Schedule, Warmup, Window
+from ..core.step.policies import Budget, Schedule
+from ..core.step.policies.schedule import EVEN
 from ..core.step.predictors import JVP, Auto, Linear, Predictor, RecursiveJVP, Reuse
 from ..patch.attach import attach
+from . import widgets
 from .reporting import to_browser
+from .widgets import CUSTOM, Guards, among
 
 # Share of the steps that is computed at most, by the number of steps. A run of few steps has fewer to spare: there the
 # shares are what the demo's Flux needs for about the quality that the preset has at 50 steps (`make bench-presets`).
@@ -22,9 +24,8 @@ PRESETS = {
     "Speed": Budget(((4, 1.0), (8, 0.76), (12, 0.59), (20, 0.46), (50, 0.33))),
     "Turbo": Budget(((4, 1.0), (8, 0.63), (12, 0.51), (20, 0.41), (50, 0.26))),
 }
-CUSTOM = "Custom"
 SOLVED = "PSSP"
-DEVICES = ("auto", "gpu", "cpu")
+CALIBRATIONS = ("auto", "record", "default", "off")
 
 
 def predictor_of(name: str, span: int) -> Predictor | Auto:
@@ -35,14 +36,8 @@ def predictor_of(name: str, span: int) -> Predictor | Auto:
         "average velocity (released)": RecursiveJVP(span),
         "reuse": Reuse(),
     }
-    _among("predictor", name, known)
+    among("predictor", name, known)
     return known[name]
-
-
-def _among(name: str, value: str, choices: Iterable[str]) -> None:
-    choices = list(choices)
-    if value not in choices:
-        raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
 
 
 def method_of(
@@ -56,28 +51,36 @@ def method_of(
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     max_skips: int = 0,
-    history_device: Any = "auto",
+    history_device: str = "auto",
+    calibration: Any = "default",
+    max_error: float = 0.0,
+    step_mask: object = None,
 ) -> Method:
-    """MeanCache as data. A preset sets everything but the history's device; Custom takes the other values.
+    """MeanCache as data. A preset sets everything but calibration, mask and the history's device; Custom takes the other values.
 
-    Raises ValueError for a value out of its range, saying which range that is.
+    calibration: "auto" uses costs recorded of the user's own model, and records them where there are none; "record" computes in
+    full and adds to them; "default" takes those shipped; "off" looks at no costs and spaces the steps evenly. Raises
+    ValueError for a value out of its range, saying which range that is.
     """
-    _among("preset", preset, (*PRESETS, CUSTOM))
-    _among("history_device", history_device, DEVICES)
+    among("preset", preset, (*PRESETS, CUSTOM))
+    among("calibration", calibration, CALIBRATIONS)
+    guards = Guards(warmup, start_percent, end_percent, max_skips)
+    budgets = Budget.of(budget)
     if preset != CUSTOM:
-        budgets, schedule, predictor, gamma, warmup = PRESETS[preset], SOLVED, "auto", 2.0, 2
-        start_percent, end_percent, max_skips = 0.0, 1.0, 0
-    else:
-        budgets = Budget.of(budget)
-    for name, percent in (("start_percent", start_percent), ("end_percent", end_percent)):
-        if not 0 <= percent <= 1:
-            raise ValueError(f"{name} is a share of the timestep range, from 0 to 1, not {percent}")
+        budgets, schedule, predictor, gamma, max_error, guards = PRESETS[preset], SOLVED, "auto", 2.0, 0.0, Guards()
     if span < 1:
         raise ValueError(f"span is a number of steps, at least 1, not {span}")
-    plan = Schedule(budgets, gamma, "" if schedule == SOLVED else schedule)
-    guards = (Warmup(warmup), Window(start_percent, end_percent), Cap(max_skips))
+    name = schedule if schedule != SOLVED else EVEN if calibration == "off" else ""
+    plan = Schedule(budgets, gamma, name, max_error)
     variant = preset if preset != CUSTOM or schedule == SOLVED else schedule
-    return Method("MeanCache", variant, (*guards, plan), predictor_of(predictor, span), history_device=history_device)
+    return Method(
+        "MeanCache",
+        variant,
+        (*guards.policies(step_mask), plan),
+        predictor_of(predictor, span),
+        history_device=widgets.device(history_device),
+        calibration="default" if name else calibration,
+    )
 
 
 class MeanCache(io.ComfyNode):
@@ -88,118 +91,72 @@ class MeanCache(io.ComfyNode):
         return io.Schema(
             node_id="SkipstoneMeanCache",
             display_name="MeanCache",
-            category="Skipstone/step cache",
+            category=widgets.CATEGORY,
             description=(
                 "Makes sampling faster: computes only the steps of a schedule chosen for the least error and predicts the "
                 "others from the velocities of those computed. Works with every model. Put it last before the sampler."
             ),
-            search_aliases=[
-                "skipstone",
-                "step cache",
-                "speed up",
-                "faster sampling",
-                "meancache",
-                "pssp",
-                "jvp",
-                "cache",
-            ],
+            search_aliases=[*widgets.ALIASES, "meancache", "pssp", "jvp"],
             inputs=[
-                io.Model.Input("model", tooltip="The model to sample faster."),
-                io.Combo.Input(
-                    "preset",
-                    options=[*PRESETS, CUSTOM],
-                    default="Balanced",
-                    tooltip=(
-                        "How much to skip. At 50 steps Quality computes 60% of them, Balanced 45%, Speed 33%, Turbo 26%; with "
-                        "fewer steps, more, and below 5 all. Custom uses the values below."
-                    ),
+                widgets.model(),
+                widgets.preset(
+                    PRESETS,
+                    "Balanced",
+                    "How much to skip. At 50 steps Quality computes 60% of them, Balanced 45%, Speed 33%, Turbo 26%; with "
+                    "fewer steps, more, and below 5 all. Custom uses the values below.",
                 ),
-                io.Float.Input(
-                    "budget",
-                    default=0.45,
-                    min=0.01,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Custom: the share of the steps that is computed. 0.45 of 50 steps is 22.",
+                widgets.number(
+                    "budget", 0.45, 0.01, 1.0, "the share of the steps that is computed. 0.45 of 50 steps is 22."
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "schedule",
-                    options=[SOLVED, *NAMED],
-                    default=SOLVED,
-                    advanced=True,
-                    tooltip=(
-                        "Custom: PSSP chooses the steps from edge costs, for your steps, shift and budget. The others are "
-                        "the schedules published with MeanCache for 50 steps, mapped by sigma to other runs."
-                    ),
+                    [SOLVED, *NAMED],
+                    SOLVED,
+                    "PSSP chooses the steps from edge costs, for your steps, shift and budget. The others are the schedules "
+                    "published with MeanCache for 50 steps, mapped by sigma to other runs.",
                 ),
-                io.Combo.Input(
+                widgets.choice(
                     "predictor",
-                    options=["auto", "linear", "average velocity (paper)", "average velocity (released)", "reuse"],
+                    ["auto", "linear", "average velocity (paper)", "average velocity (released)", "reuse"],
+                    "auto",
+                    "what a skipped step returns. auto suits the sampler: for euler, extrapolation from the last two computed "
+                    "steps whose error is corrected at the next; for others, plain linear extrapolation.",
+                ),
+                widgets.number(
+                    "gamma",
+                    2.0,
+                    1.0,
+                    16.0,
+                    "PSSP's exponent on edge costs. Higher avoids single large errors, 1 minimises their sum.",
+                    0.1,
+                ),
+                widgets.count("span", 3, 1, 8, "K, how many steps back the average velocity looks. 1 is plain reuse."),
+                *widgets.guards(Guards()),
+                *widgets.common(),
+                io.Combo.Input(
+                    "calibration",
+                    options=[*CALIBRATIONS],
                     default="auto",
+                    optional=True,  # files saved before there was calibration do not have it
                     advanced=True,
                     tooltip=(
-                        "Custom: what a skipped step returns. auto suits the sampler: for euler, extrapolation from the last two "
-                        "computed steps whose error is corrected at the next; for others, plain linear extrapolation."
+                        "Where the costs come from. auto: measured on your own model; the first run of a kind (model, LoRA, "
+                        "sampler, steps, CFG, size) is computed in full to learn them. record: always in full, adds to what is "
+                        "kept. default: the ones shipped, skips at once. off: none, steps are evenly spaced."
                     ),
                 ),
                 io.Float.Input(
-                    "gamma",
-                    default=2.0,
-                    min=1.0,
-                    max=16.0,
-                    step=0.1,
-                    advanced=True,
-                    tooltip="Custom: PSSP's exponent on edge costs. Higher avoids single large errors, 1 minimises their sum.",
-                ),
-                io.Int.Input(
-                    "span",
-                    default=3,
-                    min=1,
-                    max=8,
-                    advanced=True,
-                    tooltip="Custom: K, how many steps back the average velocity looks. 1 is plain reuse.",
-                ),
-                io.Int.Input(
-                    "warmup",
-                    default=2,
-                    min=0,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Custom: the first steps, always computed.",
-                ),
-                io.Float.Input(
-                    "start_percent",
+                    "max_error",
                     default=0.0,
                     min=0.0,
                     max=1.0,
-                    step=0.01,
+                    step=0.001,
+                    optional=True,
                     advanced=True,
-                    tooltip="Custom: nothing is skipped before this share of the timestep range (as in ControlNet nodes).",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Custom: nothing is skipped after this share of the timestep range.",
-                ),
-                io.Int.Input(
-                    "max_skips",
-                    default=0,
-                    min=0,
-                    max=1000,
-                    advanced=True,
-                    tooltip="Custom: at most so many steps in a row are skipped. 0: no limit.",
-                ),
-                io.Combo.Input(
-                    "history_device",
-                    options=[*DEVICES],
-                    default="auto",
-                    advanced=True,
-                    tooltip="Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight.",
+                    tooltip=(
+                        "Custom: above 0, compute as few steps as keep the predicted error below this share of the picture's "
+                        "whole way, instead of a budget. 0.01 is careful."
+                    ),
                 ),
             ],
             outputs=[io.Model.Output()],
@@ -207,8 +164,8 @@ class MeanCache(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model: Any, **widgets: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, method_of(**widgets), (to_browser(cls.hidden.unique_id),)))
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(attach(model, method_of(**values), (to_browser(cls.hidden.unique_id),)))
 
 
 NODES = [MeanCache]

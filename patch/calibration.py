@@ -43,7 +43,9 @@ class Recipe:
 
     @property
     def text(self) -> str:
-        return f"{self.model.split(':')[0]}, {self.sampler}, {self.steps} steps, CFG {self.cfg}, latent size {self.size}"
+        return (
+            f"{self.model.split(':')[0]}, {self.sampler}, {self.steps} steps, CFG {self.cfg}, latent size {self.size}"
+        )
 
 
 def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor) -> Recipe:
@@ -147,7 +149,10 @@ def keep(recipe: Recipe, gram: Gram) -> Gram:
             log.warning("[Skipstone] the calibration %s was of another kind and is replaced", recipe.key)
     place = folder()
     place.mkdir(parents=True, exist_ok=True)
-    for name, text in ((f"{recipe.key}.json", gram.to_json()), (f"{recipe.key}.recipe.json", json.dumps(asdict(recipe)))):
+    for name, text in (
+        (f"{recipe.key}.json", gram.to_json()),
+        (f"{recipe.key}.recipe.json", json.dumps(asdict(recipe))),
+    ):
         part = place / f"{name}.{os.getpid()}.part"
         part.write_text(text + "\n", "utf-8")
         part.replace(place / name)

@@ -44,7 +44,9 @@ class SigmaReader:
         self.expected: list[float] | None = looks_at(sampler, sigmas)
         self.next = 0
         self.arriving: list[tuple[Arriving, float]] = []
-        self.wrong = False  # an evaluation was taken for one at another sigma than it was; cleared by whoever acts on it
+        self.wrong = (
+            False  # an evaluation was taken for one at another sigma than it was; cleared by whoever acts on it
+        )
 
     def read(self, timestep: Tensor) -> float:
         """Sigma of a new evaluation, in the order in which the sampler makes them. timestep: as the sampler gave it, (B,)."""

@@ -48,7 +48,7 @@ def size(grid: Grid, costs: Gram) -> float:
         h = h / np.maximum(sigmas[:-1], 1e-6)
     if not grid.flow:
         h = h / (1 + sigmas[:-1])
-    return float(max(h @ costs.on(grid) @ h, 1e-12) ** 0.5)
+    return max(float(h @ costs.on(grid) @ h), 1e-12) ** 0.5
 
 
 def _two_anchors(predictor: Reuse | Linear | Corrected, grid: Grid, h: Array, gram: Array) -> Array:

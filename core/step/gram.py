@@ -33,7 +33,9 @@ class Gram:
     runs: int = 1
 
     @classmethod
-    def of(cls, times: Array, values: Array, recipe: str = "", kept: Literal["velocity", "denoised"] = "velocity") -> Gram:
+    def of(
+        cls, times: Array, values: Array, recipe: str = "", kept: Literal["velocity", "denoised"] = "velocity"
+    ) -> Gram:
         """From what one full run said: values (n, elements) at the falling times (n,). Raises ValueError where they are not finite."""
         products = values.astype(np.float64) @ values.astype(np.float64).T / values.shape[1]
         if not np.isfinite(products).all():
@@ -42,7 +44,11 @@ class Gram:
 
     def averaged(self, other: Gram) -> Gram:
         """Both together, each weighing as many runs as it has; both at the same times. Raises ValueError otherwise."""
-        if self.kept != other.kept or self.times.shape != other.times.shape or not np.allclose(self.times, other.times, atol=1e-5):
+        if (
+            self.kept != other.kept
+            or self.times.shape != other.times.shape
+            or not np.allclose(self.times, other.times, atol=1e-5)
+        ):
             raise ValueError("calibrations of different runs cannot be averaged")
         runs = self.runs + other.runs
         products = (self.products * self.runs + other.products * other.runs) / runs

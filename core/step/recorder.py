@@ -32,4 +32,6 @@ class Recorder:
         if not self.grid.falling or sorted(self.rows) != list(range(self.grid.steps)) or self.grid.steps < 2:
             raise ValueError("not every step was seen in full")
         values = torch.stack([self.rows[i] for i in range(self.grid.steps)]).cpu().numpy()
-        return Gram.of(np.asarray(self.grid.times[:-1]), values, recipe, "denoised" if self.kept == "denoised" else "velocity")
+        return Gram.of(
+            np.asarray(self.grid.times[:-1]), values, recipe, "denoised" if self.kept == "denoised" else "velocity"
+        )

@@ -15,7 +15,19 @@ from .gram import Gram
 from .history import History
 from .method import Method
 from .plan import Plan
-from .policies import COMPUTE, SKIP, Accumulating, Decision, Events, LastStep, Policy, Schedule, Setting, Warmup
+from .policies import (
+    COMPUTE,
+    SKIP,
+    Accumulating,
+    Deciding,
+    Decision,
+    Events,
+    LastStep,
+    Policy,
+    Schedule,
+    Setting,
+    Warmup,
+)
 from .predictors import Auto, Integrator
 from .report import Evaluation, Report
 from .track import Track, Weights
@@ -58,7 +70,7 @@ class Run:
         rules: list[Policy] = [LastStep(), Events(frozenset(events))]
         if learning:
             rules.append(Warmup(grid.steps))
-        self.policies = [p.start(setting) for p in (*rules, *method.policies)]
+        self.policies: list[Deciding] = [p.start(setting) for p in (*rules, *method.policies)]
         plans = (getattr(p, "plan", None) for p in self.policies)
         plan = next((p for p in plans if p is not None), Plan(grid))
         self.prediction = predictor.start(plan)
@@ -174,10 +186,7 @@ class Run:
         neither is kept or written to."""
         if self.clock.sigma <= 0:
             return
-        if self.keeps == "denoised":
-            value = denoised.clone()
-        else:
-            value = (x - denoised) / self.clock.sigma
+        value = denoised.clone() if self.keeps == "denoised" else (x - denoised) / self.clock.sigma
         if self.indicator and slot == self.watched:
             self.indicator.computed((x - denoised) / self.clock.sigma if self.keeps == "denoised" else value)
         if self.keeps == "residual":

@@ -129,7 +129,9 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--init", type=Path, help="weights to go on from")
     parser.add_argument("--rate", type=float, default=RATE, help="highest learning rate")
-    parser.add_argument("--middle", type=float, default=0.9, help="flow models: logit of the middle sigma, 0.9 for shapes, 0 for edges")
+    parser.add_argument(
+        "--middle", type=float, default=0.9, help="flow models: logit of the middle sigma, 0.9 for shapes, 0 for edges"
+    )
     parser.add_argument("--ema", type=float, default=EMA)
     args = parser.parse_args()
     train(args.model, args.minutes, args.out, args.seed, args.init, args.rate, args.middle, args.ema)

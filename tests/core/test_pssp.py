@@ -80,7 +80,9 @@ def displacement_error(predictor, grid, gram, head, b, c):
     return float(np.sqrt(miss @ gram @ miss))
 
 
-@pytest.mark.parametrize("predictor", [Reuse(), Linear(), Linear(0.75), Linear(1.0, "log-SNR"), Corrected(1.0), Corrected()])
+@pytest.mark.parametrize(
+    "predictor", [Reuse(), Linear(), Linear(0.75), Linear(1.0, "log-SNR"), Corrected(1.0), Corrected()]
+)
 def test_two_anchor_costs_are_the_error_of_running_the_predictor(predictor):
     rng = np.random.default_rng(1)
     grid = Grid.of([*np.sort(rng.random(12))[::-1].tolist(), 0.0])

@@ -22,9 +22,9 @@ def karras(steps, low=0.03, high=14.6):
     return Grid.of([*((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist(), 0.0], flow=False)
 
 
-def anchors(schedule, grid, predictor=None, guards=(Warmup(2),)):
+def anchors(schedule, grid, predictor=None, guards=None):
     setting = Setting(grid, predictor or Linear())
-    for guard in guards:
+    for guard in guards or (Warmup(2),):
         guard.start(setting)
     plan = schedule.start(setting).plan
     assert plan is not None

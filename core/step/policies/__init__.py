@@ -1,7 +1,7 @@
 """When to run the model: each policy is one file, plain data, and decides evaluation by evaluation."""
 
 from .accumulate import Accumulating, Accumulator
-from .base import COMPUTE, SKIP, Decision, Indicator, Policy, Setting
+from .base import COMPUTE, SKIP, Deciding, Decision, Indicator, Policy, Setting
 from .guards import Cap, Events, LastStep, Warmup, Window
 from .interval import Interval
 from .mask import Mask, StepMask
@@ -14,6 +14,7 @@ __all__ = [
     "Accumulator",
     "Budget",
     "Cap",
+    "Deciding",
     "Decision",
     "Events",
     "Indicator",

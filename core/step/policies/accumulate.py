@@ -48,9 +48,6 @@ class Accumulating:
     def threshold(self) -> float:
         return self.rule.threshold
 
-    def start(self, setting: Setting) -> Accumulating:
-        return self
-
     def decide(self, clock: Clock, indicator: Indicator) -> Decision:
         rule, value = self.rule, indicator()
         if value is None:

@@ -56,9 +56,15 @@ class Setting:
 
 
 class Policy(Protocol):
-    def start(self, setting: Setting) -> Policy:
+    """Frozen configuration, as a method holds it."""
+
+    def start(self, setting: Setting) -> Deciding:
         """The policy for one run: a new object if it keeps state, itself if not."""
         ...
+
+
+class Deciding(Protocol):
+    """A policy at work in one run."""
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         """Compute, skip, or no opinion. Policies are asked in order; the first opinion counts."""

@@ -59,7 +59,7 @@ def from_bins(compute: Sequence[int], cache: Sequence[int]) -> tuple[bool, ...]:
 
 
 def from_text(text: str) -> tuple[bool, ...]:
-    """"1,1,0,1" or "1101", 1 = compute. Raises ValueError for anything else."""
+    """ "1,1,0,1" or "1101", 1 = compute. Raises ValueError for anything else."""
     marks = [c for c in text if c not in ", \t\n"]
     if not marks or len(marks) > LONGEST or set(marks) - {"0", "1"}:
         raise ValueError(f"a step mask is a list of 1 (compute) and 0 (skip), such as 1,1,1,0,0,1, not {text[:60]!r}")
@@ -86,7 +86,9 @@ class StepMask:
         at the sigma that the grid has after the same share of its steps, and each of the grid's steps takes the nearest."""
         steps = self.steps
         if self.name:
-            known = min(NAMED_BINS, key=lambda n: (n < grid.steps if grid.steps <= 15 else n != 28, abs(n - grid.steps)))
+            known = min(
+                NAMED_BINS, key=lambda n: (n < grid.steps if grid.steps <= 15 else n != 28, abs(n - grid.steps))
+            )
             steps = from_bins(*NAMED_BINS[known][self.name])
         n = grid.steps
         if len(steps) == n:

@@ -1,0 +1,206 @@
+"""EasyCache and UCache: skip while the input has moved so little that the output cannot have changed much."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..core.step.indicators import Moved
+from ..core.step.method import Kept, Method
+from ..core.step.policies import Accumulator
+from ..core.step.predictors import Auto, Predictor, Reuse
+from ..patch.attach import attach
+from . import widgets
+from .reporting import to_browser
+from .widgets import CUSTOM, Guards, among
+
+# threshold and predictor; measured on the demo's Flux, 50 steps, euler (`make bench-quality`)
+EASY_PRESETS = {"Quality": 0.04, "Balanced": 0.08, "Speed": 0.15, "Turbo": 0.25}
+PUBLISHED, CORE = "as published", "as in ComfyUI"
+REFERENCES = ("previous step", "last computed step")
+PREDICTORS = ("auto", "residual")
+PUBLISHED_GUARDS = Guards(warmup=10)
+CORE_GUARDS = Guards(warmup=0, start_percent=0.15, end_percent=0.95)
+
+U_PRESETS = {"Quality": 0.3, "Balanced": 0.6, "Speed": 1.0, "Turbo": 1.5}
+U_GUARDS = Guards(warmup=0, start_percent=0.15, end_percent=0.95, of_steps=True)
+U_PUBLISHED = "as in stable-diffusion.cpp"
+
+
+def _predicted(name: str) -> tuple[Predictor | Auto, Kept]:
+    among("predictor", name, PREDICTORS)
+    return (Auto(), "auto") if name == "auto" else (Reuse(), "residual")
+
+
+def easycache_of(
+    preset: str = "Balanced",
+    threshold: float = 0.08,
+    reference: str = "previous step",
+    predictor: str = "auto",
+    warmup: int = 2,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    max_skips: int = 0,
+    history_device: str = "auto",
+    step_mask: object = None,
+) -> Method:
+    """EasyCache (arXiv 2507.02860) as data. Raises ValueError for a value out of its range, saying which range that is."""
+    among("preset", preset, (*EASY_PRESETS, PUBLISHED, CORE, CUSTOM))
+    among("reference", reference, REFERENCES)
+    guards = Guards(warmup, start_percent, end_percent, max_skips)
+    if preset in EASY_PRESETS:
+        threshold, reference, predictor, guards = EASY_PRESETS[preset], REFERENCES[0], "auto", Guards()
+    elif preset == PUBLISHED:
+        threshold, reference, predictor, guards = 0.05, REFERENCES[0], "residual", PUBLISHED_GUARDS
+    elif preset == CORE:
+        threshold, reference, predictor, guards = 0.2, REFERENCES[1], "residual", CORE_GUARDS
+    predicted, keeps = _predicted(predictor)
+    return Method(
+        "EasyCache",
+        preset,
+        (*guards.policies(step_mask), Accumulator(threshold)),
+        predicted,
+        history_device=widgets.device(history_device),
+        keeps=keeps,
+        indicator=Moved("previous" if reference == REFERENCES[0] else "anchor"),
+    )
+
+
+def ucache_of(
+    preset: str = "Balanced",
+    threshold: float = 1.0,
+    decay: float = 1.0,
+    relative: bool = True,
+    reset: bool = True,
+    predictor: str = "auto",
+    warmup: int = 0,
+    start_percent: float = 0.15,
+    end_percent: float = 0.95,
+    max_skips: int = 0,
+    history_device: str = "auto",
+    step_mask: object = None,
+) -> Method:
+    """UCache (stable-diffusion.cpp, docs/caching.md) as data. Raises ValueError for a value out of its range."""
+    among("preset", preset, (*U_PRESETS, U_PUBLISHED, CUSTOM))
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay is a factor from 0 to 1, not {decay}")
+    guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
+    if preset != CUSTOM:
+        decay, relative, reset, guards = 1.0, True, True, U_GUARDS
+        threshold, predictor = (U_PRESETS[preset], "auto") if preset in U_PRESETS else (1.0, "residual")
+    predicted, keeps = _predicted(predictor)
+    return Method(
+        "UCache",
+        preset,
+        (*guards.policies(step_mask), Accumulator(threshold, decay, reset, penalty=0.5, early=0.5, late=1.5)),
+        predicted,
+        history_device=widgets.device(history_device),
+        keeps=keeps,
+        indicator=Moved("anchor", "relative" if relative else "absolute"),
+    )
+
+
+PREDICTOR_TIP = (
+    "what a skipped step returns. auto suits the sampler, as in MeanCache: extrapolation from the last two computed steps. "
+    "residual: what the network last added to its input, as published."
+)
+
+
+class EasyCache(io.ComfyNode):
+    """MODEL -> MODEL. See `easycache_of` for what the widgets mean."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneEasyCache",
+            display_name="Skipstone EasyCache",
+            category=widgets.CATEGORY,
+            description=(
+                "Makes sampling faster: skips steps as long as the latent has moved so little that the output cannot have "
+                "changed by more than the threshold. Decides for every picture anew. Works with every model."
+            ),
+            search_aliases=[*widgets.ALIASES, "easycache", "lazycache"],
+            inputs=[
+                widgets.model(),
+                widgets.preset(
+                    [*EASY_PRESETS, PUBLISHED, CORE],
+                    "Balanced",
+                    "How much to skip. 'as published': the paper's own values and prediction. 'as in ComfyUI': those of "
+                    "ComfyUI's EasyCache node. Custom uses the values below.",
+                ),
+                widgets.number(
+                    "threshold",
+                    0.08,
+                    0.0,
+                    3.0,
+                    "how much change of the output may add up before a step is computed. 0.05 is 5%.",
+                ),
+                widgets.choice(
+                    "reference",
+                    REFERENCES,
+                    REFERENCES[0],
+                    "what the input's move is measured from; the second is more careful at the same threshold.",
+                ),
+                widgets.choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
+                *widgets.guards(Guards()),
+                *widgets.common(),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(attach(model, easycache_of(**values), (to_browser(cls.hidden.unique_id),)))
+
+
+class UCache(io.ComfyNode):
+    """MODEL -> MODEL. See `ucache_of` for what the widgets mean."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneUCache",
+            display_name="UCache",
+            category=widgets.CATEGORY,
+            description=(
+                "Makes sampling faster: EasyCache with a threshold that follows the size of the output and its changes, made "
+                "for UNets (SD 1.5, SDXL). Decides for every picture anew. Works with every model."
+            ),
+            search_aliases=[*widgets.ALIASES, "ucache"],
+            inputs=[
+                widgets.model(),
+                widgets.preset(
+                    [*U_PRESETS, U_PUBLISHED],
+                    "Balanced",
+                    "How much to skip. 'as in stable-diffusion.cpp': its defaults and prediction. Custom uses the values below.",
+                ),
+                widgets.number("threshold", 1.0, 0.0, 100.0, "how much change may add up before a step is computed."),
+                widgets.number("decay", 1.0, 0.0, 1.0, "what is kept of the added-up change from step to step."),
+                io.Boolean.Input(
+                    "relative",
+                    default=True,
+                    advanced=True,
+                    tooltip="Custom: measure changes against the output's size and its usual change.",
+                ),
+                io.Boolean.Input(
+                    "reset",
+                    default=True,
+                    advanced=True,
+                    tooltip="Custom: begin again at 0 after a computed step. Off is more careful; advised for ancestral samplers.",
+                ),
+                widgets.choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
+                *widgets.guards(U_GUARDS),
+                *widgets.common(),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(attach(model, ucache_of(**values), (to_browser(cls.hidden.unique_id),)))
+
+
+NODES = [EasyCache, UCache]

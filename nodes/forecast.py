@@ -1,0 +1,217 @@
+"""Spectrum and TaylorSeer: compute steps at set distances and forecast those between by polynomials."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, cast, get_args
+
+from comfy_api.latest import io
+
+from ..core.step.clock import Coordinate
+from ..core.step.method import Kept, Method
+from ..core.step.policies import Interval
+from ..core.step.predictors import Spectrum as Forecast
+from ..core.step.predictors import Taylor
+from ..patch.attach import attach
+from . import widgets
+from .reporting import to_browser
+from .widgets import CUSTOM, Guards, among
+
+KEEPS = ("auto", "velocity", "denoised")
+COORDINATES = get_args(Coordinate)
+
+
+@dataclass(frozen=True)
+class SpectrumValues:
+    w: float = 1.0
+    m: int = 4
+    lam: float = 0.1
+    window: float = 2.0
+    flex: float = 0.75
+    warmup: int = 5
+    stop: float = 1.0
+    half_line: bool = False
+    keep: int = 100
+    predict: str = "auto"
+
+
+PAPER, SDCPP = "paper", "stable-diffusion.cpp"
+SPECTRUM_PRESETS = {
+    "Quality": SpectrumValues(w=0.5, window=2, flex=0.0, warmup=4),
+    "Balanced": SpectrumValues(w=0.5, window=2, flex=0.15, warmup=4),
+    "Speed": SpectrumValues(w=0.5, window=2, flex=0.5, warmup=4),
+    "Turbo": SpectrumValues(w=0.5, window=2, flex=1.0, warmup=4),
+    PAPER: SpectrumValues(),
+    SDCPP: SpectrumValues(0.4, 3, 1.0, 2, 0.5, 4, 0.9, half_line=True, keep=6, predict="denoised"),
+}
+TAYLOR_PRESETS = {"Quality": (2, 1), "Balanced": (3, 1), "Speed": (4, 1), "Turbo": (5, 1)}
+TAYLOR_PUBLISHED = "as published"
+
+
+def spectrum_of(
+    preset: str = "Balanced",
+    w: float = 1.0,
+    m: int = 4,
+    lam: float = 0.1,
+    window: float = 2.0,
+    flex: float = 0.75,
+    warmup: int = 5,
+    stop: float = 1.0,
+    predict: str = "auto",
+    max_skips: int = 0,
+    history_device: str = "auto",
+    step_mask: object = None,
+) -> Method:
+    """Spectrum (arXiv 2603.01623) as data. Raises ValueError for a value out of its range, saying which range that is."""
+    among("preset", preset, (*SPECTRUM_PRESETS, CUSTOM))
+    among("predict", predict, KEEPS)
+    if not 0 <= stop <= 1:
+        raise ValueError(f"stop is a share of the steps, from 0 to 1, not {stop}")
+    v = SPECTRUM_PRESETS.get(preset) or SpectrumValues(w, m, lam, window, flex, warmup, stop, predict=predict)
+    guards = Guards(warmup=v.warmup, max_skips=max_skips if preset == CUSTOM else 0)
+    return Method(
+        "Spectrum",
+        preset,
+        (*guards.policies(step_mask), Interval(v.warmup, v.window, v.flex, v.stop)),
+        Forecast(v.w, v.m, v.lam, v.keep, v.half_line),
+        history_device=widgets.device(history_device),
+        keeps=cast(Kept, v.predict),
+    )
+
+
+def taylorseer_of(
+    preset: str = "Balanced",
+    order: int = 1,
+    interval: int = 3,
+    coordinate: str = "sigma",
+    published: bool = False,
+    predict: str = "auto",
+    warmup: int = 3,
+    start_percent: float = 0.0,
+    end_percent: float = 1.0,
+    max_skips: int = 0,
+    history_device: str = "auto",
+    step_mask: object = None,
+) -> Method:
+    """TaylorSeer (arXiv 2503.06923) on the whole model's output, as data. Raises ValueError for a value out of its range."""
+    among("preset", preset, (*TAYLOR_PRESETS, TAYLOR_PUBLISHED, CUSTOM))
+    among("coordinate", coordinate, COORDINATES)
+    among("predict", predict, KEEPS)
+    guards = Guards(warmup, start_percent, end_percent, max_skips)
+    if preset in TAYLOR_PRESETS:
+        interval, order = TAYLOR_PRESETS[preset]
+        coordinate, published, predict, guards = "sigma", False, "auto", Guards(warmup=3)
+    elif preset == TAYLOR_PUBLISHED:
+        interval, order, coordinate, published, predict, guards = 6, 1, "index", True, "velocity", Guards(warmup=3)
+    return Method(
+        "TaylorSeer",
+        preset,
+        (*guards.policies(step_mask), Interval(guards.warmup, interval)),
+        Taylor(order, cast(Coordinate, coordinate), published),
+        history_device=widgets.device(history_device),
+        keeps=cast(Kept, predict),
+    )
+
+
+PREDICT_TIP = "what is forecast. auto: the velocity (of other models the noise), and with samplers that add noise the denoised latent."
+
+
+class Spectrum(io.ComfyNode):
+    """MODEL -> MODEL. See `spectrum_of` for what the widgets mean."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneSpectrum",
+            display_name="Spectrum",
+            category=widgets.CATEGORY,
+            description=(
+                "Makes sampling faster: computes steps at growing distances and forecasts the others by Chebyshev polynomials "
+                "fitted to all outputs so far. Works with every model."
+            ),
+            search_aliases=[*widgets.ALIASES, "spectrum", "chebyshev", "forecast"],
+            inputs=[
+                widgets.model(),
+                widgets.preset(
+                    SPECTRUM_PRESETS,
+                    "Balanced",
+                    "How much to skip. 'paper' and 'stable-diffusion.cpp' have the values of those. Custom uses the values below.",
+                ),
+                widgets.number(
+                    "w",
+                    1.0,
+                    0.0,
+                    1.0,
+                    "the share of the Chebyshev forecast; the rest is a line through the last two computed steps.",
+                ),
+                widgets.count("m", 4, 1, 12, "the degree of the Chebyshev polynomial."),
+                widgets.number(
+                    "lam",
+                    0.1,
+                    0.0001,
+                    100.0,
+                    "how strongly its coefficients are held small, all but the constant one.",
+                    0.0001,
+                ),
+                widgets.number("window", 2.0, 1.0, 50.0, "after warmup every how many steps one is computed."),
+                widgets.number("flex", 0.75, 0.0, 20.0, "by how much the window grows with every computed step."),
+                widgets.count("warmup", 5, 0, 1000, "the first steps, always computed."),
+                widgets.number("stop", 1.0, 0.0, 1.0, "from this share of the steps on all are computed."),
+                widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
+                widgets.count("max_skips", 0, 0, 1000, "at most so many steps in a row are skipped. 0: no limit."),
+                *widgets.common(),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(attach(model, spectrum_of(**values), (to_browser(cls.hidden.unique_id),)))
+
+
+class TaylorSeer(io.ComfyNode):
+    """MODEL -> MODEL. See `taylorseer_of` for what the widgets mean."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneTaylorSeer",
+            display_name="TaylorSeer",
+            category=widgets.CATEGORY,
+            description=(
+                "Makes sampling faster: computes every n-th step and extrapolates the others by a Taylor polynomial. Works with "
+                "every model."
+            ),
+            search_aliases=[*widgets.ALIASES, "taylorseer", "taylor"],
+            inputs=[
+                widgets.model(),
+                widgets.preset(
+                    [*TAYLOR_PRESETS, TAYLOR_PUBLISHED],
+                    "Balanced",
+                    "How much to skip: one step of 2, 3, 4 or 5 is computed. 'as published' has the paper's values and formula. "
+                    "Custom uses the values below.",
+                ),
+                widgets.count("order", 1, 0, 3, "the degree of the polynomial. 0 is plain reuse."),
+                widgets.count("interval", 3, 1, 100, "one step of so many is computed."),
+                widgets.choice("coordinate", COORDINATES, "sigma", "what the polynomial runs in."),
+                io.Boolean.Input(
+                    "published",
+                    default=False,
+                    advanced=True,
+                    tooltip="Custom: the recursion of the reference code instead of divided differences; they differ from order 2 on.",
+                ),
+                widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
+                *widgets.guards(Guards(warmup=3)),
+                *widgets.common(),
+            ],
+            outputs=[io.Model.Output()],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(attach(model, taylorseer_of(**values), (to_browser(cls.hidden.unique_id),)))
+
+
+NODES = [Spectrum, TaylorSeer]

@@ -1,0 +1,101 @@
+"""Step Mask: which steps to compute, written down or by name, for any of the method nodes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, cast
+
+from comfy_api.latest import io
+
+from ..core.step.policies import StepMask
+from ..core.step.policies.mask import NAMES, from_bins, from_text
+from . import widgets
+from .widgets import StepMaskType, among
+
+TEXT, BINS = "mask", "bins"
+POLICIES = ("static", "dynamic")
+
+
+def step_mask_of(
+    source: str = "medium", mask: str = "", compute_bins: str = "", cache_bins: str = "", policy: str = "static"
+) -> StepMask:
+    """Raises ValueError for what is no mask, saying what one looks like."""
+    among("source", source, (*NAMES, TEXT, BINS))
+    among("policy", policy, POLICIES)
+    chosen = cast(Literal["static", "dynamic"], policy)
+    if source == TEXT:
+        return StepMask(from_text(mask), policy=chosen)
+    if source == BINS:
+        return StepMask(
+            from_bins(_numbers("compute_bins", compute_bins), _numbers("cache_bins", cache_bins)), policy=chosen
+        )
+    return StepMask(name=source, policy=chosen)
+
+
+def _numbers(name: str, text: str) -> list[int]:
+    parts = [p for p in text.replace(",", " ").split() if p]
+    if any(not (p.isascii() and p.isdigit()) or len(p) > 5 for p in parts):
+        raise ValueError(f"{name} is a list of numbers of steps, such as 4,2,1, not {text[:60]!r}")
+    return [int(p) for p in parts]
+
+
+class StepMaskNode(io.ComfyNode):
+    """-> STEP_MASK. See `step_mask_of` for what the widgets mean."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneStepMask",
+            display_name="Step Mask",
+            category=widgets.CATEGORY,
+            description=(
+                "Says which steps are computed (1) and which may be skipped (0). Connect it to step_mask of a method node. A mask "
+                "for another number of steps than the run has is stretched along its sigmas."
+            ),
+            search_aliases=["skipstone", "scm", "steps computation mask", "step mask", "cache mask"],
+            inputs=[
+                io.Combo.Input(
+                    "source",
+                    options=[*NAMES, TEXT, BINS],
+                    default="medium",
+                    tooltip=(
+                        "slow, medium, fast and ultra are cache-dit's masks for 28, 15, 9 and 8 steps. mask and bins use the "
+                        "fields below."
+                    ),
+                ),
+                io.String.Input(
+                    "mask", default="1,1,1,1,0,1,0,1", tooltip="For source mask: 1 computes a step, 0 may skip it."
+                ),
+                io.String.Input(
+                    "compute_bins",
+                    default="4,1,1",
+                    tooltip="For source bins: runs of computed steps, in turn with cache_bins.",
+                ),
+                io.String.Input(
+                    "cache_bins", default="1,2", tooltip="For source bins: runs of skipped steps between them."
+                ),
+                io.Combo.Input(
+                    "policy",
+                    options=[*POLICIES],
+                    default="static",
+                    tooltip="static: every 0 is skipped. dynamic: at a 0 the method decides.",
+                ),
+            ],
+            outputs=[StepMaskType.Output(display_name="step_mask")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool | str:
+        if any(v is None for v in values.values()):  # a linked value is not known yet
+            return True
+        try:
+            step_mask_of(**values)
+        except ValueError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        return io.NodeOutput(step_mask_of(**values))
+
+
+NODES = [StepMaskNode]

@@ -1,0 +1,113 @@
+"""What the method nodes have in common: guards, the step mask, where the history is kept, and the checks of their values."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from comfy_api.latest import io
+
+from ..core.step.policies import Cap, Mask, Policy, StepMask, Warmup, Window
+
+CUSTOM = "Custom"
+CATEGORY = "Skipstone/step cache"
+DEVICES = ("auto", "gpu", "cpu")
+StepMaskType = io.Custom("STEP_MASK")
+ALIASES = ["skipstone", "step cache", "speed up", "faster sampling", "cache", "skip steps"]
+
+
+def among(name: str, value: object, choices: Iterable[str]) -> None:
+    """Raises ValueError unless `value` is one of `choices`."""
+    choices = list(choices)
+    if value not in choices:
+        raise ValueError(f"{name} is one of {', '.join(choices)}, not {value!r}")
+
+
+@dataclass(frozen=True)
+class Guards:
+    """Where everything is computed, whatever the method. Raises ValueError for a share out of 0..1 or a negative count."""
+
+    warmup: int = 2
+    start_percent: float = 0.0
+    end_percent: float = 1.0
+    max_skips: int = 0
+    of_steps: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("start_percent", "end_percent"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is a share, from 0 to 1, not {getattr(self, name)}")
+        for name in ("warmup", "max_skips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is a number of steps, not {getattr(self, name)}")
+
+    def policies(self, mask: object = None) -> tuple[Policy, ...]:
+        window = Window(self.start_percent, self.end_percent, self.of_steps)
+        guards: tuple[Policy, ...] = (Warmup(self.warmup), window, Cap(self.max_skips))
+        if mask is None:
+            return guards
+        if not isinstance(mask, StepMask):
+            raise ValueError(f"step_mask takes the output of a Step Mask node, not {type(mask).__name__}")
+        return (*guards, Mask(mask))
+
+
+def device(value: str) -> Literal["auto", "gpu", "cpu"]:
+    among("history_device", value, DEVICES)
+    return value  # type: ignore[return-value]
+
+
+def model() -> Any:
+    return io.Model.Input("model", tooltip="The model to sample faster.")
+
+
+def preset(options: Iterable[str], default: str, tooltip: str) -> Any:
+    return io.Combo.Input("preset", options=[*options, CUSTOM], default=default, tooltip=tooltip)
+
+
+def number(name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01) -> Any:
+    return io.Float.Input(
+        name, default=default, min=low, max=high, step=step, advanced=True, tooltip=f"Custom: {tooltip}"
+    )
+
+
+def count(name: str, default: int, low: int, high: int, tooltip: str) -> Any:
+    return io.Int.Input(name, default=default, min=low, max=high, advanced=True, tooltip=f"Custom: {tooltip}")
+
+
+def choice(name: str, options: Iterable[str], default: str, tooltip: str) -> Any:
+    return io.Combo.Input(name, options=[*options], default=default, advanced=True, tooltip=f"Custom: {tooltip}")
+
+
+def guards(default: Guards) -> list[Any]:
+    """Widgets for a Guards, with its values as defaults."""
+    share = (
+        "this share of the steps" if default.of_steps else "this share of the timestep range (as in ControlNet nodes)"
+    )
+    return [
+        count("warmup", default.warmup, 0, 1000, "the first steps, always computed."),
+        number("start_percent", default.start_percent, 0.0, 1.0, f"nothing is skipped before {share}."),
+        number("end_percent", default.end_percent, 0.0, 1.0, f"nothing is skipped after {share}."),
+        count("max_skips", default.max_skips, 0, 1000, "at most so many steps in a row are skipped. 0: no limit."),
+    ]
+
+
+def common() -> list[Any]:
+    """The inputs that every method ends with. They hold with every preset."""
+    return [
+        io.Combo.Input(
+            "history_device",
+            options=[*DEVICES],
+            default="auto",
+            advanced=True,
+            tooltip="Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight.",
+        ),
+        StepMaskType.Input(
+            "step_mask",
+            optional=True,
+            tooltip=(
+                "From a Step Mask node: which steps to compute. A static mask decides alone, a dynamic one lets the method skip "
+                "only where it has a 0."
+            ),
+        ),
+    ]
