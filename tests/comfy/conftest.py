@@ -26,6 +26,7 @@ import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
 import comfy.supported_models  # noqa: E402
+import folder_paths  # noqa: E402
 import torch  # noqa: E402
 from comfy.patcher_extension import WrappersMP  # noqa: E402
 
@@ -121,6 +122,15 @@ def studio() -> Studio:
     return Studio()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def nobodys_user_directory(tmp_path_factory):
+    """Calibrations are kept under ComfyUI's user directory: tests have one of their own."""
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path_factory.mktemp("user")))
+    yield
+    folder_paths.set_user_directory(before)
+
+
 @pytest.fixture
 def meancache(studio):
     """A MODEL with MeanCache on it, and the reports of its runs: `model, reports = meancache(preset="Speed")`."""
@@ -130,6 +140,18 @@ def meancache(studio):
     def patched(model=None, **widgets):
         reports: list[Any] = []
         return attach(model or studio.model, method_of(**widgets), (reports.append,)), reports
+
+    return patched
+
+
+@pytest.fixture
+def cached(studio):
+    """A MODEL with any Method on it, and the reports of its runs: `model, reports = cached(easycache_of("Speed"))`."""
+    from skipstone.patch.attach import attach
+
+    def patched(method, model=None):
+        reports: list[Any] = []
+        return attach(model or studio.model, method, (reports.append,)), reports
 
     return patched
 

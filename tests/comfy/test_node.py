@@ -1,4 +1,4 @@
-"""The node as people meet it: loaded by ComfyUI itself under an odd folder name, with ids that are saved in workflows."""
+"""The nodes as people meet them: loaded by ComfyUI itself under an odd folder name, with ids that are saved in workflows."""
 
 from __future__ import annotations
 
@@ -22,44 +22,134 @@ import nodes
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "demo" / "models"
 
+GUARDS = {"warmup": "INT", "start_percent": "FLOAT", "end_percent": "FLOAT", "max_skips": "INT"}
+COMMON = {"history_device": "COMBO", "step_mask": "STEP_MASK"}
 # In the order of the widgets: a saved workflow holds their values by place. Never remove, rename or reorder; append.
-INPUTS = {
-    "model": "MODEL",
-    "preset": "COMBO",
-    "budget": "FLOAT",
-    "schedule": "COMBO",
-    "predictor": "COMBO",
-    "gamma": "FLOAT",
-    "span": "INT",
-    "warmup": "INT",
-    "start_percent": "FLOAT",
-    "end_percent": "FLOAT",
-    "max_skips": "INT",
-    "history_device": "COMBO",
+INPUTS: dict[str, dict[str, str]] = {
+    "SkipstoneMeanCache": {
+        "model": "MODEL",
+        "preset": "COMBO",
+        "budget": "FLOAT",
+        "schedule": "COMBO",
+        "predictor": "COMBO",
+        "gamma": "FLOAT",
+        "span": "INT",
+        **GUARDS,
+        **COMMON,
+        "calibration": "COMBO",
+        "max_error": "FLOAT",
+    },
+    "SkipstoneEasyCache": {
+        "model": "MODEL",
+        "preset": "COMBO",
+        "threshold": "FLOAT",
+        "reference": "COMBO",
+        "predictor": "COMBO",
+        **GUARDS,
+        **COMMON,
+    },
+    "SkipstoneUCache": {
+        "model": "MODEL",
+        "preset": "COMBO",
+        "threshold": "FLOAT",
+        "decay": "FLOAT",
+        "relative": "BOOLEAN",
+        "reset": "BOOLEAN",
+        "predictor": "COMBO",
+        **GUARDS,
+        **COMMON,
+    },
+    "SkipstoneSpectrum": {
+        "model": "MODEL",
+        "preset": "COMBO",
+        "w": "FLOAT",
+        "m": "INT",
+        "lam": "FLOAT",
+        "window": "FLOAT",
+        "flex": "FLOAT",
+        "warmup": "INT",
+        "stop": "FLOAT",
+        "predict": "COMBO",
+        "max_skips": "INT",
+        **COMMON,
+    },
+    "SkipstoneTaylorSeer": {
+        "model": "MODEL",
+        "preset": "COMBO",
+        "order": "INT",
+        "interval": "INT",
+        "coordinate": "COMBO",
+        "published": "BOOLEAN",
+        "predict": "COMBO",
+        **GUARDS,
+        **COMMON,
+    },
+    "SkipstoneStepMask": {
+        "source": "COMBO",
+        "mask": "STRING",
+        "compute_bins": "STRING",
+        "cache_bins": "STRING",
+        "policy": "COMBO",
+    },
 }
+OUTPUTS = {name: ["STEP_MASK" if name == "SkipstoneStepMask" else "MODEL"] for name in INPUTS}
+METHODS = [name for name in INPUTS if name != "SkipstoneStepMask"]
+FOUR = ["Quality", "Balanced", "Speed", "Turbo"]
+DEVICES = ["auto", "gpu", "cpu"]
 # Likewise: what a workflow may have chosen must be there to be chosen.
-OPTIONS = {
-    "preset": ["Quality", "Balanced", "Speed", "Turbo", "Custom"],
-    "schedule": [
-        "PSSP",
-        *(f"Z-Image {n}" for n in (25, 20, 17, 15, 13)),
-        *(f"{model} {n}" for model in ("Qwen-Image", "Qwen-Image-2512") for n in (25, 17, 10)),
-    ],
-    "predictor": ["auto", "linear", "average velocity (paper)", "average velocity (released)", "reuse"],
-    "history_device": ["auto", "gpu", "cpu"],
+OPTIONS: dict[str, dict[str, list[str]]] = {
+    "SkipstoneMeanCache": {
+        "preset": [*FOUR, "Custom"],
+        "schedule": [
+            "PSSP",
+            *(f"Z-Image {n}" for n in (25, 20, 17, 15, 13)),
+            *(f"{model} {n}" for model in ("Qwen-Image", "Qwen-Image-2512") for n in (25, 17, 10)),
+        ],
+        "predictor": ["auto", "linear", "average velocity (paper)", "average velocity (released)", "reuse"],
+        "history_device": DEVICES,
+        "calibration": ["auto", "record", "default", "off"],
+    },
+    "SkipstoneEasyCache": {
+        "preset": [*FOUR, "as published", "as in ComfyUI", "Custom"],
+        "reference": ["previous step", "last computed step"],
+        "predictor": ["auto", "residual"],
+        "history_device": DEVICES,
+    },
+    "SkipstoneUCache": {
+        "preset": [*FOUR, "as in stable-diffusion.cpp", "Custom"],
+        "predictor": ["auto", "residual"],
+        "history_device": DEVICES,
+    },
+    "SkipstoneSpectrum": {
+        "preset": [*FOUR, "paper", "stable-diffusion.cpp", "Custom"],
+        "predict": ["auto", "velocity", "denoised"],
+        "history_device": DEVICES,
+    },
+    "SkipstoneTaylorSeer": {
+        "preset": [*FOUR, "as published", "Custom"],
+        "coordinate": ["sigma", "time", "log-SNR", "index"],
+        "predict": ["auto", "velocity", "denoised"],
+        "history_device": DEVICES,
+    },
+    "SkipstoneStepMask": {
+        "source": ["slow", "medium", "fast", "ultra", "mask", "bins"],
+        "policy": ["static", "dynamic"],
+    },
 }
+CHOICES = [(name, widget, value) for name in METHODS for widget, values in OPTIONS[name].items() for value in values]
+SOCKETS = ("MODEL", "STEP_MASK")
 
 
 @pytest.fixture(scope="module")
-def node(tmp_path_factory):
-    """The node's class, by ComfyUI's own loader."""
+def pack(tmp_path_factory):
+    """The nodes' classes by their ids, by ComfyUI's own loader."""
     folder = tmp_path_factory.mktemp("ComfyUI") / "custom_nodes" / "skip-stone.x (copy)"
     folder.parent.mkdir()
     folder.symlink_to(ROOT)
-    modules = set(sys.modules)
-    assert "SkipstoneMeanCache" not in nodes.NODE_CLASS_MAPPINGS
+    modules, before = set(sys.modules), set(nodes.NODE_CLASS_MAPPINGS)
+    assert not before & set(INPUTS)
     assert asyncio.run(nodes.load_custom_node(str(folder)))
-    yield nodes.NODE_CLASS_MAPPINGS["SkipstoneMeanCache"]
+    yield {n: c for n, c in nodes.NODE_CLASS_MAPPINGS.items() if n not in before}
     for mapping in (nodes.NODE_CLASS_MAPPINGS, nodes.NODE_DISPLAY_NAME_MAPPINGS):
         for name in [n for n in mapping if n.startswith("Skipstone")]:
             del mapping[name]
@@ -68,75 +158,192 @@ def node(tmp_path_factory):
             del sys.modules[name]
 
 
-def test_every_id_is_ours(node):
-    ours = [n for n, c in nodes.NODE_CLASS_MAPPINGS.items() if "skip-stone" in c.__module__]
-    assert "SkipstoneMeanCache" in ours
-    assert all(n.startswith("Skipstone") for n in ours)
-    assert nodes.NODE_DISPLAY_NAME_MAPPINGS["SkipstoneMeanCache"] == "MeanCache"
+def test_every_id_is_ours_and_here(pack):
+    assert set(pack) == set(INPUTS)
+    assert all(n.startswith("Skipstone") and "skip-stone" in c.__module__ for n, c in pack.items())
 
 
-def test_inputs_never_change(node):
-    schema = node.GET_SCHEMA()
-    assert {i.id: i.io_type for i in schema.inputs} == INPUTS
-    assert [i.id for i in schema.inputs] == list(INPUTS)
-    assert [o.io_type for o in schema.outputs] == ["MODEL"]
-    for i in schema.inputs:
-        if i.id in OPTIONS:
-            assert i.options[: len(OPTIONS[i.id])] == OPTIONS[i.id]
+def test_what_people_read_on_them(pack):
+    shown = {name: nodes.NODE_DISPLAY_NAME_MAPPINGS[name] for name in pack}
+    assert shown == {
+        "SkipstoneMeanCache": "MeanCache",
+        "SkipstoneEasyCache": "Skipstone EasyCache",  # ComfyUI has an EasyCache of its own
+        "SkipstoneUCache": "UCache",
+        "SkipstoneSpectrum": "Spectrum",
+        "SkipstoneTaylorSeer": "TaylorSeer",
+        "SkipstoneStepMask": "Step Mask",
+    }
+    others = {n: shown for n, shown in nodes.NODE_DISPLAY_NAME_MAPPINGS.items() if n not in pack}
+    assert not set(shown.values()) & set(others.values())
 
 
-def test_everything_is_explained(node):
-    schema = node.GET_SCHEMA()
-    assert schema.description
-    assert schema.search_aliases
+@pytest.mark.parametrize("name", INPUTS)
+def test_inputs_never_change(pack, name):
+    schema = pack[name].GET_SCHEMA()
+    assert [(i.id, i.io_type) for i in schema.inputs] == list(INPUTS[name].items())
+    assert [o.io_type for o in schema.outputs] == OUTPUTS[name]
+    combos = {i.id: i.options for i in schema.inputs if i.io_type == "COMBO"}
+    assert combos.keys() == OPTIONS[name].keys()
+    for widget, options in OPTIONS[name].items():
+        assert combos[widget][: len(options)] == options
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_what_comfyui_tells_the_browser_has_the_widgets_in_the_same_order(pack, name):
+    """ComfyUI sends the required inputs before the optional ones: that order is the one of the values in a saved file."""
+    told = pack[name].INPUT_TYPES()
+    sent = [*told["required"], *told.get("optional", {})]
+    widgets = [i for i, kind in INPUTS[name].items() if kind not in SOCKETS]
+    assert [i for i in sent if i in widgets] == widgets
+
+
+@pytest.mark.parametrize("name", INPUTS)
+def test_everything_is_explained(pack, name):
+    schema = pack[name].GET_SCHEMA()
+    assert schema.description and schema.description.endswith(".")
+    assert schema.category.startswith("Skipstone/")
+    assert "skipstone" in schema.search_aliases
     for i in schema.inputs:
         assert i.tooltip, i.id
         assert i.tooltip.endswith("."), i.id
 
 
-def test_what_a_beginner_sees(node):
-    """The model and the preset; all else is folded, and has a default."""
-    inputs = node.GET_SCHEMA().inputs
-    assert [i.id for i in inputs if not getattr(i, "advanced", None)] == ["model", "preset"]
-    assert all(i.default is not None for i in inputs if i.id != "model")
+@pytest.mark.parametrize("name", METHODS)
+def test_what_a_beginner_sees(pack, name):
+    """The model, the preset and the socket for a mask; all else is folded, and every widget has a default."""
+    inputs = pack[name].GET_SCHEMA().inputs
+    assert [i.id for i in inputs if not getattr(i, "advanced", None)] == ["model", "preset", "step_mask"]
+    assert {i.id: i.optional for i in inputs if i.id in ("model", "step_mask")} == {"model": False, "step_mask": True}
+    for i in inputs:
+        if i.io_type not in SOCKETS:
+            assert i.default is not None, i.id
+            assert i.io_type != "COMBO" or i.default in i.options, i.id
 
 
-def run(node, model, unique_id="7", **widgets):
-    prepared = node.PREPARE_CLASS_CLONE({"hidden_inputs": {io.Hidden.unique_id: unique_id}})
-    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if i.id != "model"}
-    return prepared.EXECUTE_NORMALIZED(model=model, **{**defaults, **widgets})[0]
+def test_a_workflow_of_before_there_were_masks_and_calibration_still_runs(pack, studio, meancache):
+    """It has no value for what was appended: then MeanCache does what it did."""
+    appended = ("step_mask", "calibration", "max_error")
+    schema = pack["SkipstoneMeanCache"].GET_SCHEMA()
+    assert all(i.optional == (i.id in appended) for i in schema.inputs)
+    (model,) = execute(pack["SkipstoneMeanCache"], model=studio.model, **OLD)
+    assert torch.equal(studio.sample(model), studio.sample(meancache(preset="Turbo")[0]))
 
 
-def test_it_runs(node, studio, meancache, monkeypatch):
-    sent: list[Any] = []
-    browser = SimpleNamespace(send_sync=lambda event, data: sent.append((event, data)))
-    monkeypatch.setattr(server.PromptServer, "instance", browser, raising=False)
-    out = studio.sample(run(node, studio.model, preset="Turbo"))
-    assert torch.equal(out, studio.sample(meancache(preset="Turbo")[0]))
-    ((event, data),) = sent
-    assert event == "skipstone.report"
-    assert data["node"] == "7"
-    assert data["report"]["computed"] == 5
-    json.dumps(data)
+OLD: dict[str, Any] = {
+    "preset": "Turbo",
+    "budget": 0.45,
+    "schedule": "PSSP",
+    "predictor": "auto",
+    "gamma": 2.0,
+    "span": 3,
+    "warmup": 2,
+    "start_percent": 0.0,
+    "end_percent": 1.0,
+    "max_skips": 0,
+    "history_device": "auto",
+}
 
 
-def test_it_runs_without_a_server(node, studio, monkeypatch):
-    monkeypatch.delattr(server.PromptServer, "instance", raising=False)
-    assert torch.isfinite(studio.sample(run(node, studio.model))).all()
+def execute(node, unique_id="7", **values):
+    """As ComfyUI's executor calls it: every value by its name, and only what the node has."""
+    hidden = {io.Hidden.unique_id: unique_id} if node.GET_SCHEMA().hidden else {}
+    prepared = node.PREPARE_CLASS_CLONE({"hidden_inputs": hidden})
+    return prepared.EXECUTE_NORMALIZED(**values)
 
 
-@pytest.mark.parametrize("predictor", OPTIONS["predictor"])
-def test_every_predictor_can_be_chosen(node, studio, predictor):
-    assert torch.isfinite(studio.sample(run(node, studio.model, preset="Custom", predictor=predictor))).all()
+def run(pack, name, model, unique_id="7", **widgets):
+    """The MODEL that a method node makes of `model`, with its own defaults where `widgets` says nothing. MeanCache's first run
+    on a model is computed in full by default, to learn from it: here it takes the costs that are shipped."""
+    values = {i.id: i.default for i in pack[name].GET_SCHEMA().inputs if i.io_type not in SOCKETS}
+    if "calibration" in values:
+        values["calibration"] = "default"
+    return execute(pack[name], unique_id, model=model, **{**values, **widgets})[0]
 
 
-@pytest.mark.parametrize("schedule", OPTIONS["schedule"])
-def test_every_schedule_can_be_chosen(node, studio, schedule):
-    assert torch.isfinite(studio.sample(run(node, studio.model, preset="Custom", schedule=schedule), cfg=1.0)).all()
+def mask(pack, **widgets):
+    values = {i.id: i.default for i in pack["SkipstoneStepMask"].GET_SCHEMA().inputs}
+    return execute(pack["SkipstoneStepMask"], **{**values, **widgets})[0]
 
 
 @pytest.fixture
-def workflow(node, monkeypatch):
+def browser(monkeypatch):
+    """What a browser would get of us: (event, data) pairs."""
+    sent: list[Any] = []
+    there = SimpleNamespace(send_sync=lambda event, data: sent.append((event, data)))
+    monkeypatch.setattr(server.PromptServer, "instance", there, raising=False)
+    return sent
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_runs_and_tells_the_browser(pack, studio, browser, name):
+    model = run(pack, name, studio.model, preset="Turbo")
+    out = studio.sample(model, steps=16, cfg=1.0)
+    assert torch.isfinite(out).all()
+    assert not torch.equal(out, studio.full(steps=16, cfg=1.0))
+    ((event, data),) = browser
+    assert event == "skipstone.report"
+    assert data["node"] == "7"
+    report = json.loads(json.dumps(data["report"], allow_nan=False))
+    assert report["method"] == name.removeprefix("Skipstone")
+    assert report["variant"] == "Turbo"
+    assert report["skipped"] > 0
+    assert report["computed"] + report["skipped"] == 16
+
+
+def test_it_does_what_the_pack_does_elsewhere(pack, studio, meancache, browser):
+    out = studio.sample(run(pack, "SkipstoneMeanCache", studio.model, preset="Turbo"))
+    assert torch.equal(out, studio.sample(meancache(preset="Turbo")[0]))
+    assert browser[0][1]["report"]["computed"] == 5
+
+
+def test_meancache_as_it_is_dropped_into_a_graph_learns_first_and_then_skips(pack, studio, browser):
+    model = run(pack, "SkipstoneMeanCache", studio.model, calibration="auto")
+    first, second = (studio.sample(model, steps=10, cfg=1.0) for _ in range(2))
+    full = studio.full(steps=10, cfg=1.0)
+    assert torch.equal(first, full)
+    assert not torch.equal(second, full)
+    assert [data["report"]["skipped"] > 0 for _, data in browser] == [False, True]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_step_mask_goes_into_every_method(pack, studio, browser, name):
+    """Two steps in the middle may be skipped, and no other."""
+    static = mask(pack, source="mask", mask="1,1,1,1,1,1,0,1,0,1,1,1")
+    model = run(pack, name, studio.model, step_mask=static)
+    studio.sample(model, steps=12, cfg=1.0)
+    (timeline,) = (data["report"]["timeline"] for _, data in browser)
+    assert [e["step"] for e in timeline if not e["computed"]] == [6, 8]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_it_runs_without_a_server(pack, studio, monkeypatch, name):
+    monkeypatch.delattr(server.PromptServer, "instance", raising=False)
+    assert torch.isfinite(studio.sample(run(pack, name, studio.model), cfg=1.0)).all()
+
+
+@pytest.mark.parametrize(("name", "widget", "value"), CHOICES)
+def test_everything_that_can_be_chosen_makes_a_model(pack, studio, name, widget, value):
+    """With the preset Custom, so that no choice is passed over."""
+    widgets = {"preset": "Custom", widget: value}
+    model = run(pack, name, studio.model, **widgets)
+    assert model is not studio.model
+    assert model.wrappers != studio.model.wrappers
+
+
+@pytest.mark.parametrize("predictor", OPTIONS["SkipstoneMeanCache"]["predictor"])
+def test_every_predictor_can_be_chosen(pack, studio, predictor):
+    model = run(pack, "SkipstoneMeanCache", studio.model, preset="Custom", predictor=predictor)
+    assert torch.isfinite(studio.sample(model, cfg=1.0)).all()
+
+
+@pytest.mark.parametrize("schedule", OPTIONS["SkipstoneMeanCache"]["schedule"])
+def test_every_schedule_can_be_chosen(pack, studio, schedule):
+    model = run(pack, "SkipstoneMeanCache", studio.model, preset="Custom", schedule=schedule)
+    assert torch.isfinite(studio.sample(model, cfg=1.0)).all()
+
+
+@pytest.fixture
+def workflow(pack, monkeypatch):
     """The shared workflow in API format, with the demo's models where ComfyUI looks for models."""
     extras = Path(nodes.__file__).parent / "comfy_extras" / "nodes_sd3.py"  # has the empty latent
     assert asyncio.run(nodes.load_custom_node(str(extras), module_parent="comfy_extras"))
@@ -148,35 +355,79 @@ def workflow(node, monkeypatch):
     folder_paths.filename_list_cache.clear()
 
 
-def refusal(workflow, **values):
-    """What ComfyUI says of the workflow with other values in our node: None if it would run it."""
+def refusal(pack, workflow, name="SkipstoneMeanCache", **values):
+    """What ComfyUI says of the workflow with this node of ours in the place of MeanCache: None if it would run it. A Step Mask
+    goes into MeanCache."""
     asked = copy.deepcopy(workflow)
     (ours,) = (n for n in asked.values() if n["class_type"] == "SkipstoneMeanCache")
-    ours["inputs"].update(values)
+    changed = ours
+    if name == "SkipstoneStepMask":
+        ours["inputs"]["step_mask"] = ["mask", 0]
+        changed = asked["mask"] = {"inputs": {}}
+    if name != "SkipstoneMeanCache":
+        changed["class_type"] = name
+        defaults = {i.id: i.default for i in pack[name].GET_SCHEMA().inputs if i.io_type not in SOCKETS}
+        changed["inputs"] = {**{k: v for k, v in changed["inputs"].items() if k == "model"}, **defaults}
+    changed["inputs"].update(values)
     valid, error, _, node_errors = asyncio.run(execution.validate_prompt("1", asked, None))
     return None if valid else json.dumps([error, node_errors], default=str)
 
 
-def test_the_shared_workflow_would_run(workflow):
-    assert refusal(workflow) is None
+@pytest.mark.parametrize("name", INPUTS)
+def test_a_workflow_with_it_would_run(pack, workflow, name):
+    assert refusal(pack, workflow, name) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "widget", "value"),
     [
-        ("budget", 0.0),
-        ("budget", 1.5),
-        ("gamma", 0.0),
-        ("span", 0),
-        ("warmup", -1),
-        ("start_percent", -0.1),
-        ("end_percent", 1.1),
-        ("max_skips", -1),
-        ("preset", "Ludicrous"),
-        ("schedule", "Z-Image 99"),
-        ("predictor", "crystal ball"),
-        ("history_device", "/dev/null"),
+        *(("SkipstoneMeanCache", *bad) for bad in (
+            ("budget", 0.0),
+            ("budget", 1.5),
+            ("gamma", 0.0),
+            ("span", 0),
+            ("warmup", -1),
+            ("start_percent", -0.1),
+            ("end_percent", 1.1),
+            ("max_skips", -1),
+            ("max_error", -0.1),
+            ("max_error", 1.1),
+        )),
+        ("SkipstoneEasyCache", "threshold", -0.1),
+        ("SkipstoneEasyCache", "end_percent", 1.1),
+        ("SkipstoneUCache", "threshold", -0.1),
+        ("SkipstoneUCache", "decay", 1.1),
+        ("SkipstoneUCache", "warmup", -1),
+        ("SkipstoneSpectrum", "w", 1.1),
+        ("SkipstoneSpectrum", "m", 0),
+        ("SkipstoneSpectrum", "m", 13),
+        ("SkipstoneSpectrum", "lam", 0.0),
+        ("SkipstoneSpectrum", "window", 0.5),
+        ("SkipstoneSpectrum", "flex", -0.1),
+        ("SkipstoneSpectrum", "stop", 1.1),
+        ("SkipstoneTaylorSeer", "order", 4),
+        ("SkipstoneTaylorSeer", "interval", 0),
+        *((name, widget, value) for name, combos in OPTIONS.items() for widget in combos for value in ("/dev/null",)),
+    ],
+)  # fmt: skip
+def test_a_value_out_of_range_is_refused_before_anything_runs(pack, workflow, name, widget, value):
+    assert widget in (refusal(pack, workflow, name, **{widget: value}) or "it would be run")
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_only_a_mask_goes_into_the_socket_for_masks(pack, workflow, name):
+    assert "step_mask" in (
+        refusal(pack, workflow, name, step_mask=["1", 0]) or "it would be run"
+    )  # ["1", 0] is a MODEL
+
+
+@pytest.mark.parametrize(
+    ("widgets", "said"),
+    [
+        ({"source": "mask", "mask": "1,2,1"}, "a step mask is a list of 1"),
+        ({"source": "bins", "compute_bins": "4,x"}, "compute_bins is a list of numbers"),
+        ({"source": "bins", "compute_bins": "4", "cache_bins": "1,1,1"}, "take turns"),
     ],
 )
-def test_a_value_out_of_range_is_refused_before_anything_runs(workflow, name, value):
-    assert name in (refusal(workflow, **{name: value}) or "it would be run")
+def test_a_mask_that_is_none_is_refused_before_anything_runs(pack, workflow, widgets, said):
+    assert said in (refusal(pack, workflow, "SkipstoneStepMask", **widgets) or "it would be run")
