@@ -1,0 +1,192 @@
+"""What is compared: every method of the pack at several levels, plain sampling, ComfyUI's own caches, the released schedules."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from judge import Cell
+
+Patch = Callable[[Any], Any]  # MODEL -> MODEL
+
+# how many of so many steps are computed; between and beyond, in proportion to the nearest
+BUDGETS = {8: (7, 6, 5, 4), 20: (15, 12, 10, 8, 6), 28: (20, 16, 14, 11, 8, 6), 50: (40, 30, 25, 20, 15, 13, 10, 8)}
+FEW_BUDGETS = {8: (7, 6, 5), 20: (12, 10, 8), 28: (14, 11, 8), 50: (25, 15, 10)}
+# The released schedules nearest in budget; where there is none of that size, the next smaller
+RELEASED = {25: "Z-Image 25", 20: "Z-Image 20", 15: "Z-Image 15", 13: "Z-Image 13", 10: "Qwen-Image 10"}
+
+EASY, FEW_EASY = (0.02, 0.04, 0.06, 0.08, 0.12, 0.15, 0.25, 0.4), (0.04, 0.08, 0.15)
+RESIDUAL, FEW_RESIDUAL = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5), (0.05, 0.1, 0.2)  # EasyCache as others have it
+UCACHE, FEW_UCACHE = (0.15, 0.3, 0.6, 1.0, 1.5, 2.5), (0.3, 0.6, 1.0)
+FLEX, FEW_FLEX = (0.0, 0.15, 0.3, 0.5, 1.0, 2.0), (0.0, 0.15, 0.5)
+INTERVALS, FEW_INTERVALS = (2, 3, 4, 5, 6), (2, 3, 5)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One line of the table. steps: of the run, where that is not the cell's. calibrated: needs costs measured beforehand."""
+
+    method: str
+    variant: str
+    level: str
+    patch: Patch
+    steps: int | None = None
+    calibrated: bool = False
+
+
+# The variant of each method that the plot draws as a line; all others are in the table
+DRAWN = {
+    "plain": "", "released MeanCache": "", "core EasyCache": "", "core LazyCache": "", "MeanCache": "calibrated",
+    "Skipstone EasyCache": "auto", "UCache": "auto", "Spectrum": "w 0.5", "TaylorSeer": "order 1",
+}  # fmt: skip
+
+
+def budgets(cell: Cell, every: bool) -> list[int]:
+    table = BUDGETS if every else FEW_BUDGETS
+    nearest = min(table, key=lambda n: abs(n - cell.steps))
+    return sorted({max(round(b * cell.steps / nearest), 2) for b in table[nearest]}, reverse=True)
+
+
+def entries(cell: Cell, every: bool) -> list[Entry]:
+    """All levels and variants, or a few. The shown names are asked of the nodes, so that the table says what people see."""
+    sets = (_plain, _meancache, _released, _core, _easycache, _ucache, _spectrum, _taylorseer)
+    return [entry for make in sets for entry in make(cell, every)]
+
+
+def _shown(node: Any) -> str:
+    return str(node.define_schema().display_name)
+
+
+def _with(method: Any) -> Patch:
+    from skipstone.patch.attach import attach
+
+    return lambda model: attach(model, method)
+
+
+def _plain(cell: Cell, every: bool) -> Iterator[Entry]:
+    # more of them than of the methods: the others are held against what lies between
+    for steps in sorted({*budgets(cell, True), *((35, 18, 11, 6) if every else ())}, reverse=True):
+        if steps < cell.steps:
+            yield Entry("plain", "", f"{steps} steps", lambda model: model, steps=steps)
+
+
+def _meancache(cell: Cell, every: bool) -> Iterator[Entry]:
+    from skipstone.nodes.meancache import PRESETS, MeanCache, method_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    name = _shown(MeanCache)
+    custom: dict[str, dict[str, Any]] = {"calibrated": {"calibration": "auto"}}
+    if every:
+        custom |= {
+            "default costs": {"calibration": "default"},
+            "calibrated, linear": {"calibration": "auto", "predictor": "linear"},
+            "calibrated, average velocity": {"calibration": "auto", "predictor": "average velocity (paper)"},
+            "calibrated, reuse": {"calibration": "auto", "predictor": "reuse"},
+            "evenly spaced": {"calibration": "off"},
+        }
+    for variant, values in custom.items():
+        learned = values["calibration"] == "auto"
+        for b in budgets(cell, every if variant == "calibrated" else False):
+            patch = _with(method_of(CUSTOM, budget=b / cell.steps, **values))
+            yield Entry(name, variant, f"B={b}", patch, calibrated=learned)
+    for preset in PRESETS:
+        yield Entry(name, "preset", preset, _with(method_of(preset, calibration="auto")), calibrated=True)
+
+
+def _released(cell: Cell, every: bool) -> Iterator[Entry]:
+    from skipstone.nodes.meancache import method_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    wanted = RELEASED if every else {b: RELEASED[b] for b in (25, 15, 10)}
+    for schedule in wanted.values():
+        method = method_of(CUSTOM, schedule=schedule, predictor="average velocity (released)", warmup=0)
+        yield Entry("released MeanCache", "", schedule, _with(method))
+
+
+def _core(cell: Cell, every: bool) -> Iterator[Entry]:
+    """ComfyUI's own nodes. EasyCache adds what it kept to the network's input in place. Where that input is the latent itself
+    (a flow model that computes in float32, as the demo's) the latent is lost with it, and so is the picture. Most people's
+    models compute in half precision, where it is a copy; so it is given one here, and "as it is" shows the other."""
+    from comfy.patcher_extension import WrappersMP
+    from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
+
+    def copied(executor: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        return executor(x.clone(), *args, **kwargs)
+
+    def put(node: Any, threshold: float, copies: bool, model: Any) -> Any:
+        if copies:
+            model = model.clone()
+            model.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "skipstone-bench", copied)
+        return node.execute(model, threshold, 0.15, 0.95, False).result[0]
+
+    variants = [(EasyCacheNode, "", True), (LazyCacheNode, "", False)]
+    if every:
+        variants.append((EasyCacheNode, "as it is", False))
+    for node, variant, copies in variants:
+        for threshold in RESIDUAL if every else FEW_RESIDUAL:
+            yield Entry(f"core {_shown(node)}", variant, f"{threshold:g}", partial(put, node, threshold, copies))
+
+
+def _easycache(cell: Cell, every: bool) -> Iterator[Entry]:
+    from skipstone.nodes.easycache import CORE, EASY_PRESETS, PUBLISHED, EasyCache, easycache_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    name, last = _shown(EasyCache), "last computed step"
+    for threshold in EASY if every else FEW_EASY:
+        yield Entry(name, "auto", f"{threshold:g}", _with(easycache_of(CUSTOM, threshold)))
+    for threshold in RESIDUAL if every else ():
+        level = f"{threshold:g}"
+        published = easycache_of(CUSTOM, threshold, predictor="residual", warmup=10)
+        yield Entry(name, PUBLISHED, level, _with(published))
+        as_core = easycache_of(CUSTOM, threshold, last, "residual", 0, 0.15, 0.95)
+        yield Entry(name, CORE, level, _with(as_core))
+        yield Entry(name, "auto, last computed step", level, _with(easycache_of(CUSTOM, threshold, last)))
+    for preset in EASY_PRESETS if every else ():
+        yield Entry(name, "preset", preset, _with(easycache_of(preset)))
+
+
+def _ucache(cell: Cell, every: bool) -> Iterator[Entry]:
+    from skipstone.nodes.easycache import U_PRESETS, U_PUBLISHED, UCache, ucache_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    name = _shown(UCache)
+    for threshold in UCACHE if every else FEW_UCACHE:
+        yield Entry(name, "auto", f"{threshold:g}", _with(ucache_of(CUSTOM, threshold)))
+    for threshold in UCACHE if every else ():
+        residual = ucache_of(CUSTOM, threshold, predictor="residual")
+        yield Entry(name, U_PUBLISHED, f"{threshold:g}", _with(residual))
+    for preset in U_PRESETS if every else ():
+        yield Entry(name, "preset", preset, _with(ucache_of(preset)))
+
+
+def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
+    from skipstone.nodes.forecast import PAPER, SDCPP, SPECTRUM_PRESETS, Spectrum, spectrum_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    name = _shown(Spectrum)
+    for flex in FLEX if every else FEW_FLEX:
+        yield Entry(name, "w 0.5", f"flex {flex:g}", _with(spectrum_of(CUSTOM, w=0.5, flex=flex, warmup=4)))
+    for flex in FLEX if every else ():
+        yield Entry(name, "w 1", f"flex {flex:g}", _with(spectrum_of(CUSTOM, flex=flex)))
+    for preset in SPECTRUM_PRESETS if every else (PAPER, SDCPP):
+        yield Entry(name, "preset", preset, _with(spectrum_of(preset)))
+
+
+def _taylorseer(cell: Cell, every: bool) -> Iterator[Entry]:
+    from skipstone.nodes.forecast import TAYLOR_PRESETS, TAYLOR_PUBLISHED, TaylorSeer, taylorseer_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    name = _shown(TaylorSeer)
+    variants: dict[str, dict[str, Any]] = {"order 1": {"order": 1}}
+    if every:
+        variants |= {f"order {n}": {"order": n} for n in (0, 2, 3)}
+        variants |= {f"order {n}, log-SNR": {"order": n, "coordinate": "log-SNR"} for n in (1, 2)}
+        variants["order 2, index, as published"] = {"order": 2, "coordinate": "index", "published": True}
+    for variant, values in variants.items():
+        for interval in INTERVALS if every else FEW_INTERVALS:
+            method = taylorseer_of(CUSTOM, interval=interval, **values)
+            yield Entry(name, variant, f"interval {interval}", _with(method))
+    for preset in (*TAYLOR_PRESETS, TAYLOR_PUBLISHED) if every else (TAYLOR_PUBLISHED,):
+        yield Entry(name, "preset", preset, _with(taylorseer_of(preset)))
