@@ -72,7 +72,7 @@ def fingerprint(patcher: Any) -> str:
     names = sorted(weights)
     for name in names[:: max(len(names) // TENSORS, 1)]:
         original = originals.get(f"diffusion_model.{name}")
-        _add(digest, name, getattr(original, "weight", weights[name]))
+        _add(digest, name, weights[name] if original is None else original.weight)
     for key in sorted(patcher.patches):
         for patch in patcher.patches[key]:
             digest.update(f"{key} {patch[0]} {patch[2]}".encode())

@@ -46,6 +46,8 @@ def unet() -> Any:
 
     config = comfy.supported_models.SD15(dict(UNET))
     config.latent_format = comfy.latent_formats.Flux()
+    # more than 4 channels would be taken for those of an inpainting model
+    config.inpaint_model = lambda: False
     return _built(config)
 
 

@@ -73,11 +73,11 @@ class Corrected:
     edge. (P-E-C mode of the Adams-Bashforth-Moulton pair on the coarse grid: Hairer, Norsett & Wanner,
     Solving ODEs I, III.1.) It presumes a sampler that adds (change of sigma) * output, as Euler's does.
 
-    The slope is measured, on the demo's Flux at 8 to 50 steps: 1 overshoots where the velocity bends, at the start and on
-    long edges.
+    The slope is measured, on three small models at 10 to 25 evaluations of 50: 1 overshoots where the velocity bends, at the
+    start and on long edges; 0.75 is as good as 0.5 on short edges and 3 to 5 dB worse on long ones.
     """
 
-    slope: float = 0.75
+    slope: float = 0.5
     at: Coordinate = "sigma"
     name: str = "corrected"
     depth: int = 4
