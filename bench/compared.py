@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,8 @@ INTERVALS, FEW_INTERVALS = (2, 3, 4, 5, 6), (2, 3, 5)
 
 @dataclass(frozen=True)
 class Entry:
-    """One line of the table. steps: of the run, where that is not the cell's. calibrated: needs costs measured beforehand."""
+    """One line of the table. steps: of the run, where that is not the cell's. calibrated: needs costs measured beforehand. same:
+    entries of a cell that have the same here do the same, as a preset and the values that it stands for."""
 
     method: str
     variant: str
@@ -34,6 +35,7 @@ class Entry:
     patch: Patch
     steps: int | None = None
     calibrated: bool = False
+    same: Any = None
 
 
 # The variant of each method that the plot draws as a line; all others are in the table
@@ -59,10 +61,13 @@ def _shown(node: Any) -> str:
     return str(node.define_schema().display_name)
 
 
-def _with(method: Any) -> Patch:
+def _ours(node: Any, variant: str, level: str, method: Any) -> Entry:
     from skipstone.patch.attach import attach
 
-    return lambda model: attach(model, method)
+    same = replace(method, variant="")
+    return Entry(
+        _shown(node), variant, level, partial(attach, method=method), calibrated=method.calibration == "auto", same=same
+    )
 
 
 def _plain(cell: Cell, every: bool) -> Iterator[Entry]:
@@ -76,7 +81,6 @@ def _meancache(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.meancache import PRESETS, MeanCache, method_of
     from skipstone.nodes.widgets import CUSTOM
 
-    name = _shown(MeanCache)
     custom: dict[str, dict[str, Any]] = {"calibrated": {"calibration": "auto"}}
     if every:
         custom |= {
@@ -87,22 +91,22 @@ def _meancache(cell: Cell, every: bool) -> Iterator[Entry]:
             "evenly spaced": {"calibration": "off"},
         }
     for variant, values in custom.items():
-        learned = values["calibration"] == "auto"
         for b in budgets(cell, every if variant == "calibrated" else False):
-            patch = _with(method_of(CUSTOM, budget=b / cell.steps, **values))
-            yield Entry(name, variant, f"B={b}", patch, calibrated=learned)
+            yield _ours(MeanCache, variant, f"B={b}", method_of(CUSTOM, budget=b / cell.steps, **values))
     for preset in PRESETS:
-        yield Entry(name, "preset", preset, _with(method_of(preset, calibration="auto")), calibrated=True)
+        yield _ours(MeanCache, "preset", preset, method_of(preset, calibration="auto"))
 
 
 def _released(cell: Cell, every: bool) -> Iterator[Entry]:
-    from skipstone.nodes.meancache import method_of
+    from skipstone.nodes.meancache import MeanCache, method_of
     from skipstone.nodes.widgets import CUSTOM
 
+    if cell.steps < 50:  # what they were made for
+        return
     wanted = RELEASED if every else {b: RELEASED[b] for b in (25, 15, 10)}
     for schedule in wanted.values():
         method = method_of(CUSTOM, schedule=schedule, predictor="average velocity (released)", warmup=0)
-        yield Entry("released MeanCache", "", schedule, _with(method))
+        yield replace(_ours(MeanCache, "", schedule, method), method="released MeanCache")
 
 
 def _core(cell: Cell, every: bool) -> Iterator[Entry]:
@@ -133,52 +137,49 @@ def _easycache(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.easycache import CORE, EASY_PRESETS, PUBLISHED, EasyCache, easycache_of
     from skipstone.nodes.widgets import CUSTOM
 
-    name, last = _shown(EasyCache), "last computed step"
+    last = "last computed step"
     for threshold in EASY if every else FEW_EASY:
-        yield Entry(name, "auto", f"{threshold:g}", _with(easycache_of(CUSTOM, threshold)))
+        yield _ours(EasyCache, "auto", f"{threshold:g}", easycache_of(CUSTOM, threshold))
     for threshold in RESIDUAL if every else ():
         level = f"{threshold:g}"
         published = easycache_of(CUSTOM, threshold, predictor="residual", warmup=10)
-        yield Entry(name, PUBLISHED, level, _with(published))
+        yield _ours(EasyCache, PUBLISHED, level, published)
         as_core = easycache_of(CUSTOM, threshold, last, "residual", 0, 0.15, 0.95)
-        yield Entry(name, CORE, level, _with(as_core))
-        yield Entry(name, "auto, last computed step", level, _with(easycache_of(CUSTOM, threshold, last)))
+        yield _ours(EasyCache, CORE, level, as_core)
+        yield _ours(EasyCache, "auto, last computed step", level, easycache_of(CUSTOM, threshold, last))
     for preset in EASY_PRESETS if every else ():
-        yield Entry(name, "preset", preset, _with(easycache_of(preset)))
+        yield _ours(EasyCache, "preset", preset, easycache_of(preset))
 
 
 def _ucache(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.easycache import U_PRESETS, U_PUBLISHED, UCache, ucache_of
     from skipstone.nodes.widgets import CUSTOM
 
-    name = _shown(UCache)
     for threshold in UCACHE if every else FEW_UCACHE:
-        yield Entry(name, "auto", f"{threshold:g}", _with(ucache_of(CUSTOM, threshold)))
+        yield _ours(UCache, "auto", f"{threshold:g}", ucache_of(CUSTOM, threshold))
     for threshold in UCACHE if every else ():
         residual = ucache_of(CUSTOM, threshold, predictor="residual")
-        yield Entry(name, U_PUBLISHED, f"{threshold:g}", _with(residual))
+        yield _ours(UCache, U_PUBLISHED, f"{threshold:g}", residual)
     for preset in U_PRESETS if every else ():
-        yield Entry(name, "preset", preset, _with(ucache_of(preset)))
+        yield _ours(UCache, "preset", preset, ucache_of(preset))
 
 
 def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.forecast import PAPER, SDCPP, SPECTRUM_PRESETS, Spectrum, spectrum_of
     from skipstone.nodes.widgets import CUSTOM
 
-    name = _shown(Spectrum)
     for flex in FLEX if every else FEW_FLEX:
-        yield Entry(name, "w 0.5", f"flex {flex:g}", _with(spectrum_of(CUSTOM, w=0.5, flex=flex, warmup=4)))
+        yield _ours(Spectrum, "w 0.5", f"flex {flex:g}", spectrum_of(CUSTOM, w=0.5, flex=flex, warmup=4))
     for flex in FLEX if every else ():
-        yield Entry(name, "w 1", f"flex {flex:g}", _with(spectrum_of(CUSTOM, flex=flex)))
+        yield _ours(Spectrum, "w 1", f"flex {flex:g}", spectrum_of(CUSTOM, flex=flex))
     for preset in SPECTRUM_PRESETS if every else (PAPER, SDCPP):
-        yield Entry(name, "preset", preset, _with(spectrum_of(preset)))
+        yield _ours(Spectrum, "preset", preset, spectrum_of(preset))
 
 
 def _taylorseer(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.forecast import TAYLOR_PRESETS, TAYLOR_PUBLISHED, TaylorSeer, taylorseer_of
     from skipstone.nodes.widgets import CUSTOM
 
-    name = _shown(TaylorSeer)
     variants: dict[str, dict[str, Any]] = {"order 1": {"order": 1}}
     if every:
         variants |= {f"order {n}": {"order": n} for n in (0, 2, 3)}
@@ -187,6 +188,6 @@ def _taylorseer(cell: Cell, every: bool) -> Iterator[Entry]:
     for variant, values in variants.items():
         for interval in INTERVALS if every else FEW_INTERVALS:
             method = taylorseer_of(CUSTOM, interval=interval, **values)
-            yield Entry(name, variant, f"interval {interval}", _with(method))
+            yield _ours(TaylorSeer, variant, f"interval {interval}", method)
     for preset in (*TAYLOR_PRESETS, TAYLOR_PUBLISHED) if every else (TAYLOR_PUBLISHED,):
-        yield Entry(name, "preset", preset, _with(taylorseer_of(preset)))
+        yield _ours(TaylorSeer, "preset", preset, taylorseer_of(preset))

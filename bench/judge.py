@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ def watched(model: Any, tally: Tally) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Shot:
-    """A decoded picture (1, H, W, 3) in 0..1, and the seconds that its sampling took."""
+    """A decoded picture (1, H, W, 3) in 0..1, and the processor's seconds that its sampling took: what else the machine does is
+    not in them. With one thread (see main of quality.py) they are what a clock shows on an idle machine."""
 
     picture: Tensor
     seconds: float
@@ -108,7 +110,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Score:
-    """Means over the pairs."""
+    """Means over the pairs; of the seconds, the median."""
 
     computed: float
     psnr_db: float
@@ -127,9 +129,9 @@ class Bench:
 
     def shot(self, model: Any, pair: Pair, steps: int | None = None) -> Shot:
         words = self.studio.words(pair.caption)
-        began = time.perf_counter()
+        began = time.process_time()
         latent = self._sampled(model, [pair.seed], words, steps or self.cell.steps)
-        seconds = time.perf_counter() - began
+        seconds = time.process_time() - began
         return Shot(self._decoded(latent), seconds)
 
     def _sampled(self, model: Any, seeds: list[int], words: Any, steps: int) -> Tensor:
@@ -152,7 +154,7 @@ class Bench:
 
     @cached_property
     def seconds_full(self) -> float:
-        return sum(s.seconds for s in self.full) / len(self.full)
+        return median(s.seconds for s in self.full)
 
     @cached_property
     def truth(self) -> list[Tensor]:
@@ -194,7 +196,7 @@ class Bench:
             psnr_db=sum(psnr(a.picture, b) for a, b in zip(shots, full, strict=True)) / n,
             psnr_truth_db=sum(psnr(a.picture, b) for a, b in zip(shots, truth, strict=True)) / n if truth else None,
             ssim=sum(ssim(a.picture, b) for a, b in zip(shots, full, strict=True)) / n,
-            seconds=sum(s.seconds for s in shots) / n,
+            seconds=median(s.seconds for s in shots),
         )
 
 

@@ -8,22 +8,17 @@ The demo model takes some 50 ms an evaluation, so this is the worst case: the ho
 from __future__ import annotations
 
 import statistics
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
-
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT / "demo" / "training")]
-from check import comfy_models  # noqa: E402
+from models import loaded
 
 ROUNDS, STEPS, CFG = 25, 20, 3.0
 
 
 def main() -> None:
-    studio = comfy_models(ROOT / "demo" / "models")
+    studio = loaded()
     import comfy.sample
 
     from skipstone.nodes.meancache import method_of

@@ -41,8 +41,8 @@ def draw(rows: list[Row], cell: dict[str, Any], file: Path) -> None:
     axes[0][0].set_ylabel(f"PSNR against the full {cell['steps']} steps, dB", fontsize=12)
     pairs = sorted({r["pairs"] for r in shown})
     figure.suptitle(
-        f"{cell['sampler']}, CFG {cell['cfg']:g}, {cell['steps']} steps; mean over {' or '.join(map(str, pairs))} pairs. "
-        "Lines: each method as its presets have it; dots: its other variants",
+        f"{cell['sampler']}, CFG {cell['cfg']:g}, {cell['steps']} steps; mean over {' or '.join(map(str, pairs))} pairs"
+        f"{'' if len(names) == 1 else '. Lines: each method as its presets have it; dots: its other variants'}",
         fontsize=13,
     )
     figure.savefig(file, dpi=110)
@@ -62,6 +62,9 @@ def _panel(axis: Any, name: str, rows: list[Row]) -> None:
             axis.plot(*zip(*line, strict=True), markersize=5, **style)
             ends.append((*line[-1], method))
     axis.set_title({"flux": "Flux", "nextdit": "NextDiT (as Z-Image)", "unet": "UNet (eps)"}[name], fontsize=14)
+    lows = [r["psnr_db"] for r in rows if r["variant"] == DRAWN[r["method"]]]
+    if lows:
+        axis.set_ylim(min(lows) - 3, max(r["psnr_db"] for r in rows) + 2)  # what only dots reach below is ruined
     axis.set_xlabel("evaluations computed in full", fontsize=12)
     axis.set_xlim(LOW - 1, HIGH + 13)
     axis.set_xticks(range(10, HIGH, 5))

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import argparse
 
-from meancache import Bench, loaded
+from judge import Bench, Cell
+from models import loaded
 
 
 def main() -> None:
@@ -25,7 +26,7 @@ def main() -> None:
 
     rows: dict[str, list[str]] = {preset: [] for preset in PRESETS}
     for steps in args.steps:
-        bench = Bench(studio, args.pairs, steps, args.sampler, args.cfg)
+        bench = Bench(studio, Cell(args.sampler, args.cfg, steps), args.pairs)
         plain: dict[int, float] = {}
         for preset, row in rows.items():
             reports: list[Report] = []
