@@ -268,6 +268,23 @@ def tiny_unet():
             "legacy": False,
         }
     )
+    return random_model(config)
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(studio):
+    """A MODEL for the demo's prompts and latents that costs a tenth: a Flux of two blocks with random weights."""
+    known = studio.model.model.model_config
+    small = {"hidden_size": 64, "num_heads": 2, "axes_dim": [8, 12, 12], "depth": 1, "depth_single_blocks": 1}
+    model = random_model(type(known)({**known.unet_config, **small}))
+    with torch.no_grad():  # says much the same from step to step, as a trained model does
+        model.model.diffusion_model.final_layer.linear.weight.mul_(0.1)
+        model.model.diffusion_model.final_layer.linear.bias.mul_(10)
+    return model
+
+
+def random_model(config: Any) -> Any:
+    """A MODEL of one of ComfyUI's supported kinds, the same at every call."""
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "", device="cpu")
     generator = torch.Generator().manual_seed(0)
