@@ -50,7 +50,7 @@ class Grid:
             return lambda sigma: float(np.interp(-sigma, rising, range(len(rising))))
         if coordinate == "log-SNR":
             if self.flow:
-                return lambda sigma: math.log(max(sigma, END)) - math.log(max(1 - sigma, END))
+                return lambda sigma: math.log((s := min(max(sigma, END), 1 - END)) / (1 - s))
             return lambda sigma: math.log(max(sigma, END))
         if coordinate == "time" and not self.flow:
             return lambda sigma: sigma / (1 + sigma)

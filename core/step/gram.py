@@ -61,8 +61,10 @@ class Gram:
             data = json.loads(text)
             times = np.asarray(data["times"], np.float64)
             half = np.asarray(data["products"], np.float64)
-            recipe, kept, runs = str(data["recipe"]), data.get("kept", "velocity"), int(data.get("runs", 1))
-        except (ValueError, TypeError, KeyError) as error:
+            recipe, kept, runs = str(data["recipe"]), data.get("kept", "velocity"), data.get("runs", 1)
+            if not isinstance(runs, int) or not all(isinstance(t, int | float) for t in data["times"]):
+                raise ValueError("it has words for numbers")
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a Skipstone calibration: {error}") from None
         n = times.size
         if kept not in ("velocity", "denoised") or not 1 <= runs <= 1_000_000 or n > LARGEST:
@@ -73,6 +75,8 @@ class Gram:
             raise ValueError("not a Skipstone calibration: its numbers are not finite, or its times do not fall")
         products = np.zeros((n, n))
         products[np.triu_indices(n)] = half
+        if times.min() < 0 or times.max() > 1.01 or products.diagonal().min() < 0 or np.abs(half).max() > 1.01:
+            raise ValueError("not a Skipstone calibration: its numbers are out of range")
         return cls(times, products + np.triu(products, 1).T, recipe, kept, runs)
 
     def to_json(self) -> str:

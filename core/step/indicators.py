@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 SAMPLE = 4096  # elements that are looked at, however large the latent
@@ -15,6 +17,8 @@ def subsample(value: Tensor, limit: int = SAMPLE) -> Tensor:
     flat = value.detach().flatten()
     # an odd stride walks through all columns of a latent whose width is a power of two
     stride = max(-(-flat.numel() // limit), 1) | 1
+    while stride > 1 and any(math.gcd(stride, n) > 1 for n in value.shape[-2:]):
+        stride += 2
     return flat[::stride].float().clone()
 
 
@@ -26,8 +30,8 @@ class Moved:
     the one before, and k = mean|F_c - F_c'| / mean|z_c - z_c'|. z_ref: "previous" is the input of the evaluation before,
     computed or not, as published; "anchor" is z_c, as in ComfyUI and stable-diffusion.cpp.
 
-    scale: UCache divides by sqrt(mean|F_c| max(1.6 EMA, 1e-6)), EMA the running mean (0.8) of mean|F_c - F_c'| ("relative"), or by
-    mean|F_c| once more ("absolute").
+    scale: UCache divides by sqrt(mean|F_c| max(1.6 EMA, 1e-6)) instead of mean|F_c|, EMA the running mean (0.8) of
+    mean|F_c - F_c'| ("relative"); without it ("absolute"), by mean|F_c| as EasyCache does.
     """
 
     reference: Literal["previous", "anchor"] = "previous"
@@ -65,7 +69,11 @@ class Moving:
         if self.anchor is not None:
             changed = (said - self.anchor[1]).abs().mean()
             self.rate = changed / (self.input - self.anchor[0]).abs().mean()
-            self.trend = changed if self.trend is None else 0.8 * self.trend + 0.2 * changed
+            if self.trend is None:
+                self.trend = changed
+            else:
+                # begun anew after an output that was not finite, or nothing would be skipped from there on
+                self.trend = torch.where(self.trend.isfinite(), 0.8 * self.trend + 0.2 * changed, changed)
         self.anchor = (self.input, said)
 
     def read(self) -> float | None:
@@ -74,10 +82,10 @@ class Moving:
         if self.input is None or reference is None or self.anchor is None or self.rate is None:
             return None
         level = self.anchor[1].abs().mean()
-        value = self.rate * (self.input - reference).abs().mean() / level
+        value = self.rate * (self.input - reference).abs().mean()
         if self.rule.scale == "relative":
             assert self.trend is not None
             value = value / (level * (1.6 * self.trend).clamp(min=1e-6)).sqrt()
-        elif self.rule.scale == "absolute":
+        else:
             value = value / level
         return float(value)

@@ -91,12 +91,18 @@ class Report:
         data = asdict(self)
         data["evaluations"] = len(self.evaluations)
         data["timeline"] = [asdict(e) for e in self.evaluations]
-        for entry in data["timeline"]:
-            if entry["indicator"] is not None and not math.isfinite(entry["indicator"]):
-                entry["indicator"] = None
         data["computed"], data["skipped"] = self.computed, self.skipped
         data["reasons"] = dict(Counter(e.reason for e in self.evaluations))
         data["skip_reasons"] = dict(Counter(e.reason for e in self.evaluations if not e.computed))
         data["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
         data["saved"], data["speedup"] = self.saved, self.speedup
-        return data
+        return {k: _finite(v) for k, v in data.items()}
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity and no NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, list) else value

@@ -56,6 +56,8 @@ class Accumulating:
         if not math.isfinite(value):
             self.error, self.computed = 0.0, self.computed + 1
             return COMPUTE("not finite")
+        if rule.reset and clock.skips == 0:
+            self.error = 0.0
         self.error = rule.decay * self.error + value * (1 + rule.penalty * clock.skips)
         progress = self.computed / self.steps
         limit = rule.threshold * (rule.early if progress < 0.2 else rule.late if progress > 0.8 else 1.0)

@@ -35,7 +35,7 @@ class Interval:
         window, skipped, anchors = self.window, 0, []
         stop = int(self.stop * grid.steps)
         for i in range(grid.steps):
-            if i >= self.warmup and i < stop and (skipped + 1) % int(window) != 0 and not setting.forced[i]:
+            if i >= max(self.warmup, 1) and i < stop and (skipped + 1) % int(window) != 0 and not setting.forced[i]:
                 skipped += 1
                 continue
             anchors.append(i)

@@ -28,13 +28,13 @@ NAMED_BINS: dict[int, dict[str, Bins]] = {
         "ultra": ((2, 1, 1, 1, 1), (1, 2, 3, 3)),
     },
     9: {
-        "slow": ((5, 2, 1), (1,)),
+        "slow": ((5, 3), (1,)),
         "medium": ((5, 1, 1), (1, 1)),
         "fast": ((4, 1, 1), (1, 2)),
         "ultra": ((3, 1, 1), (2, 2)),
     },
     8: {
-        "slow": ((5, 1, 1), (1,)),
+        "slow": ((5, 2), (1,)),
         "medium": ((4, 1, 1), (1, 1)),
         "fast": ((3, 1, 1), (1, 2)),
         "ultra": ((2, 1, 1), (2, 2)),
@@ -82,20 +82,19 @@ class StepMask:
             raise ValueError("a step mask needs at least one step")
 
     def on(self, grid: Grid) -> tuple[bool, ...]:
-        """What the mask says of each of the grid's steps. A mask of another length is stretched by sigma: its step j stands
-        at the sigma that the grid has after the same share of its steps, and each of the grid's steps takes the nearest."""
+        """What the mask says of each of the grid's steps. A mask of another length is stretched: up to any step, the same share
+        of the mask is computed as of the run, to the nearest step, and the first step is."""
         steps = self.steps
-        if self.name:
-            known = min(
-                NAMED_BINS, key=lambda n: (n < grid.steps if grid.steps <= 15 else n != 28, abs(n - grid.steps))
-            )
-            steps = from_bins(*NAMED_BINS[known][self.name])
         n = grid.steps
+        if self.name:
+            known = next((k for k in sorted(NAMED_BINS) if k >= n), 28) if n <= 15 else 28
+            steps = from_bins(*NAMED_BINS[known][self.name])
         if len(steps) == n:
             return steps
-        sigmas = np.asarray(grid.sigmas)
-        stands = np.interp(np.arange(len(steps)) * n / len(steps), np.arange(n + 1), sigmas)
-        return tuple(steps[int(np.abs(stands - s).argmin())] for s in sigmas[:n])
+        done = np.concatenate(([0.0], np.cumsum(steps)))
+        places = np.arange(n + 1) * len(steps) / n
+        counts = np.floor(np.interp(places, np.arange(len(done)), done) * n / len(steps) + 0.5)
+        return tuple(bool(up) or (i == 0 and steps[0]) for i, up in enumerate(np.diff(counts) > 0))
 
 
 @dataclass(frozen=True)

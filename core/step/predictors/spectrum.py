@@ -52,7 +52,7 @@ class Spectrum:
 
     def weights(self, clock: Clock, track: Track) -> Weights:
         place = clock.grid.along(self.at)
-        nodes = {k: place(sigma) for k, sigma in track.nodes.items()}
+        nodes = {k: u for u, k in {place(s): k for k, s in track.nodes.items()}.items()}
         here = place(clock.sigma)
         last = newest(nodes, 2)
         if self.half and len(last) == 2:

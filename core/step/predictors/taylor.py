@@ -44,7 +44,8 @@ class Taylor:
         if not self.published:
             return read(clock, track, self.order + 1, self.at)
         place = clock.grid.along(self.at)
-        nodes = [(k, place(sigma)) for k, sigma in newest(track.nodes, self.order + 1).items()]
+        placed = {k: u for u, k in {place(s): k for k, s in track.nodes.items()}.items()}
+        nodes = list(newest(placed, self.order + 1).items())
         levels: list[Weights] = [{k: 1.0} for k, _ in nodes]
         total: Weights = {}
         e = place(clock.sigma) - nodes[-1][1]
