@@ -272,15 +272,25 @@ def tiny_unet():
 
 
 @pytest.fixture(scope="session")
-def tiny_flux(studio):
-    """A MODEL for the demo's prompts and latents that costs a tenth: a Flux of two blocks with random weights."""
+def small_flux(studio):
+    """Makes MODELs for the demo's prompts and latents: `small_flux(depth=2)`, with random weights that are always the same."""
     known = studio.model.model.model_config
     small = {"hidden_size": 64, "num_heads": 2, "axes_dim": [8, 12, 12], "depth": 1, "depth_single_blocks": 1}
-    model = random_model(type(known)({**known.unet_config, **small}))
-    with torch.no_grad():  # says much the same from step to step, as a trained model does
-        model.model.diffusion_model.final_layer.linear.weight.mul_(0.1)
-        model.model.diffusion_model.final_layer.linear.bias.mul_(10)
-    return model
+
+    def made(**changes):
+        model = random_model(type(known)({**known.unet_config, **small, **changes}))
+        with torch.no_grad():  # says much the same from step to step, as a trained model does
+            model.model.diffusion_model.final_layer.linear.weight.mul_(0.1)
+            model.model.diffusion_model.final_layer.linear.bias.mul_(10)
+        return model
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_flux(small_flux):
+    """Such a MODEL of two blocks: it costs a tenth of the demo's."""
+    return small_flux()
 
 
 def random_model(config: Any) -> Any:
