@@ -33,14 +33,15 @@ class SpectrumValues:
     half_line: bool = False
     keep: int = 100
     predict: str = "auto"
+    coordinate: str = "index"
 
 
 PAPER, SDCPP = "paper", "stable-diffusion.cpp"
 SPECTRUM_PRESETS = {
-    "Quality": SpectrumValues(w=0.5, window=2, flex=0.0, warmup=4),
-    "Balanced": SpectrumValues(w=0.5, window=2, flex=0.15, warmup=4),
-    "Speed": SpectrumValues(w=0.5, window=2, flex=0.5, warmup=4),
-    "Turbo": SpectrumValues(w=0.5, window=2, flex=1.0, warmup=4),
+    "Quality": SpectrumValues(w=0.25, flex=0.0),
+    "Balanced": SpectrumValues(w=0.25, flex=0.15),
+    "Speed": SpectrumValues(w=0.25, flex=0.5),
+    "Turbo": SpectrumValues(w=0.25, flex=1.2),
     PAPER: SpectrumValues(),
     SDCPP: SpectrumValues(0.4, 3, 1.0, 2, 0.5, 4, 0.9, half_line=True, keep=6, predict="denoised"),
 }
@@ -58,6 +59,7 @@ def spectrum_of(
     warmup: int = 5,
     stop: float = 1.0,
     predict: str = "auto",
+    coordinate: str = "index",
     max_skips: int = 0,
     history_device: str = "auto",
     step_mask: object = None,
@@ -65,15 +67,18 @@ def spectrum_of(
     """Spectrum (arXiv 2603.01623) as data. Raises ValueError for a value out of its range, saying which range that is."""
     among("preset", preset, (*SPECTRUM_PRESETS, CUSTOM))
     among("predict", predict, KEEPS)
+    among("coordinate", coordinate, COORDINATES)
     if not 0 <= stop <= 1:
         raise ValueError(f"stop is a share of the steps, from 0 to 1, not {stop}")
-    v = SPECTRUM_PRESETS.get(preset) or SpectrumValues(w, m, lam, window, flex, warmup, stop, predict=predict)
+    v = SPECTRUM_PRESETS.get(preset) or SpectrumValues(
+        w, m, lam, window, flex, warmup, stop, predict=predict, coordinate=coordinate
+    )
     guards = Guards(warmup=v.warmup, max_skips=max_skips if preset == CUSTOM else 0)
     return Method(
         "Spectrum",
         preset,
         (*guards.policies(step_mask), Interval(v.warmup, v.window, v.flex, v.stop)),
-        Forecast(v.w, v.m, v.lam, v.keep, v.half_line),
+        Forecast(v.w, v.m, v.lam, v.keep, v.half_line, cast(Coordinate, v.coordinate)),
         history_device=widgets.device(history_device),
         keeps=cast(Kept, v.predict),
     )
@@ -83,10 +88,10 @@ def taylorseer_of(
     preset: str = "Balanced",
     order: int = 1,
     interval: int = 3,
-    coordinate: str = "sigma",
+    coordinate: str = "log-SNR",
     published: bool = False,
     predict: str = "auto",
-    warmup: int = 3,
+    warmup: int = 4,
     start_percent: float = 0.0,
     end_percent: float = 1.0,
     max_skips: int = 0,
@@ -100,7 +105,7 @@ def taylorseer_of(
     guards = Guards(warmup, start_percent, end_percent, max_skips)
     if preset in TAYLOR_PRESETS:
         interval, order = TAYLOR_PRESETS[preset]
-        coordinate, published, predict, guards = "sigma", False, "auto", Guards(warmup=3)
+        coordinate, published, predict, guards = "log-SNR", False, "velocity", Guards(warmup=4)
     elif preset == TAYLOR_PUBLISHED:
         interval, order, coordinate, published, predict, guards = 6, 1, "index", True, "velocity", Guards(warmup=3)
     return Method(
@@ -114,6 +119,12 @@ def taylorseer_of(
 
 
 PREDICT_TIP = "what is forecast. auto: the velocity (of other models the noise), and with samplers that add noise the denoised latent."
+
+
+COORDINATE_TIP = (
+    "what the polynomial runs in: sigma, the share of noise (time), the log of noise over signal, or the place among the run's "
+    "own steps (index)."
+)
 
 
 class Spectrum(io.ComfyNode):
@@ -158,6 +169,7 @@ class Spectrum(io.ComfyNode):
                 widgets.count("warmup", 5, 0, 1000, "the first steps, always computed."),
                 widgets.number("stop", 1.0, 0.0, 1.0, "from this share of the steps on all are computed."),
                 widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
+                widgets.choice("coordinate", COORDINATES, "index", COORDINATE_TIP),
                 widgets.count("max_skips", 0, 0, 1000, "at most so many steps in a row are skipped. 0: no limit."),
                 *widgets.common(),
             ],
@@ -194,7 +206,7 @@ class TaylorSeer(io.ComfyNode):
                 ),
                 widgets.count("order", 1, 0, 3, "the degree of the polynomial. 0 is plain reuse."),
                 widgets.count("interval", 3, 1, 100, "one step of so many is computed."),
-                widgets.choice("coordinate", COORDINATES, "sigma", "what the polynomial runs in."),
+                widgets.choice("coordinate", COORDINATES, "log-SNR", COORDINATE_TIP),
                 io.Boolean.Input(
                     "published",
                     default=False,
@@ -202,7 +214,7 @@ class TaylorSeer(io.ComfyNode):
                     tooltip="Custom: the recursion of the reference code instead of divided differences; they differ from order 2 on.",
                 ),
                 widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
-                *widgets.guards(Guards(warmup=3)),
+                *widgets.guards(Guards(warmup=4)),
                 *widgets.common(),
             ],
             outputs=[io.Model.Output()],

@@ -153,7 +153,7 @@ def _born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -
             log.debug("[Skipstone] no recipe", exc_info=True)
             problem = f"your model could not be told from others ({error})"
         if method.calibration == "record" or (costs is None and not problem):
-            recorder = Recorder(grid, "denoised" if integrator == "sde" else "velocity")
+            recorder = Recorder(grid, method.suited(integrator)[1])
     run = Run(method, grid, integrator, device, events=events, costs=costs, learning=recorder is not None)
     if problem:
         run.report.note(f"{problem}; default costs are used")

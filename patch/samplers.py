@@ -59,4 +59,7 @@ def integrator_of(sampler: object) -> Integrator:
     options = getattr(sampler, "extra_options", None) or {}
     if any(word in name for word in NOISY) or _churns(sampler) or options.get("eta", 0) > 0:
         return "sde"
-    return "euler" if name in EULER else "ode"
+    if name in EULER:
+        return "euler"
+    # CFG++ carries the latent forward by another prediction than the one it is given
+    return "multistep" if name in ONCE and not name.endswith("cfg_pp") else "ode"

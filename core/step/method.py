@@ -7,7 +7,7 @@ from typing import Literal
 
 from .indicators import Moved
 from .policies import Policy
-from .predictors import Auto, Predictor
+from .predictors import Auto, Integrator, Predictor
 
 Kept = Literal["auto", "velocity", "denoised", "residual"]
 
@@ -30,6 +30,16 @@ class Method:
     keeps: Kept = "auto"
     indicator: Moved | None = None
     calibration: Literal["auto", "record", "default", "off"] = "default"
+
+    def suited(self, integrator: Integrator) -> tuple[Predictor, Kept]:
+        """The predictor for a sampler of this kind, and what it is given: never "auto"."""
+        automatic = isinstance(self.predictor, Auto)
+        predictor = self.predictor.choose(integrator) if isinstance(self.predictor, Auto) else self.predictor
+        if self.keeps != "auto":
+            return predictor, self.keeps
+        # a velocity says which noise is in x: what is added later would stay in the picture
+        denoised = integrator == "sde" or (automatic and integrator == "ode")
+        return predictor, "denoised" if denoised else "velocity"
 
     @property
     def title(self) -> str:

@@ -28,7 +28,7 @@ from .policies import (
     Setting,
     Warmup,
 )
-from .predictors import Auto, Integrator
+from .predictors import Integrator
 from .report import Evaluation, Report
 from .track import Track, Weights
 
@@ -41,8 +41,7 @@ class Run:
     The order of calls: `tick` once an evaluation; `decide` with the slots at hand, as often as they are asked for (one
     decision an evaluation); then `observe` or `predict` for each slot; `close` at the end.
 
-    What is kept and predicted is the velocity (x - D) / sigma, unless the method says otherwise. Where the sampler adds noise
-    between evaluations it is D itself: a velocity says which noise is in x, and the noise added since would stay in the picture.
+    What is kept and predicted is the velocity (x - D) / sigma, D, or what the network adds to its input: Method.suited.
 
     events: steps at which a conditioning changes. costs: what full runs of the model taught. learning: this run is computed in
     full, because the model's costs are being recorded.
@@ -59,11 +58,8 @@ class Run:
         costs: Gram | None = None,
         learning: bool = False,
     ) -> None:
-        predictor = method.predictor.choose(integrator) if isinstance(method.predictor, Auto) else method.predictor
+        predictor, self.keeps = method.suited(integrator)
         self.need = predictor.need
-        self.keeps = method.keeps
-        if self.keeps == "auto":
-            self.keeps = "denoised" if integrator == "sde" else "velocity"
         self.device = device
         self.clock = Clock(grid)
         setting = Setting(grid, predictor, costs)

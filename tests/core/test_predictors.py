@@ -152,6 +152,6 @@ def test_lagrange_is_exact_for_a_polynomial_of_its_degree():
 
 
 def test_auto_has_a_predictor_for_every_kind_of_sampler():
-    assert Auto().choose("euler") == Corrected()
+    assert Auto().choose("euler") == Auto().choose("multistep") == Corrected()
     assert isinstance(Auto().choose("ode"), Linear)
     assert Auto().choose("sde").need == 1

@@ -227,7 +227,9 @@ def test_spectrums_weights_add_up_to_one(w, half, anchors):
 
 
 def test_without_the_chebyshev_part_a_line_is_left():
-    assert weights(Spectrum(0.0), BENT, (0, 1, 2, 5), 7) == pytest.approx(weights(Linear(), BENT, (0, 1, 2, 5), 7))
+    assert weights(Spectrum(0.0, at="sigma"), BENT, (0, 1, 2, 5), 7) == pytest.approx(
+        weights(Linear(), BENT, (0, 1, 2, 5), 7)
+    )
     for step in (6, 7, 9):
         assert weights(Spectrum(0.0, half=True), BENT, (0, 1, 2, 5), step) == pytest.approx({5: 1.5, 2: -0.5})
 

@@ -94,9 +94,13 @@ class Schedule:
 
 
 def _even(steps: int, count: int, forced: list[bool]) -> tuple[int, ...]:
-    """`count` steps at even distances from the first to the last, and those forced."""
-    spread = np.linspace(0, steps - 1, max(count, 2)).round().astype(int)
-    return tuple(sorted({*map(int, spread), *(i for i, f in enumerate(forced) if f)}))
+    """At most `count` steps where those forced allow it: as many at even distances, first and last among them, as fit beside those."""
+    must = {0, steps - 1, *(i for i, f in enumerate(forced) if f)}
+    for spread in range(count, 1, -1):
+        anchors = must | {int(i) for i in np.linspace(0, steps - 1, spread).round()}
+        if len(anchors) <= count:
+            return tuple(sorted(anchors))
+    return tuple(sorted(must))
 
 
 @lru_cache(maxsize=64)

@@ -28,7 +28,7 @@ class Spectrum:
     lam: float = 0.1
     keep: int = 100
     half: bool = False
-    at: Coordinate = "sigma"
+    at: Coordinate = "index"
     name: str = "spectrum"
     need: int = 1
 
