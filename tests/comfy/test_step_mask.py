@@ -14,6 +14,8 @@ from skipstone.nodes.forecast import spectrum_of, taylorseer_of
 from skipstone.nodes.meancache import method_of
 from skipstone.nodes.stepmask import StepMaskNode, step_mask_of
 
+pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
+
 TEXT = "1,1,0,1,0,0,1,0,0,0,1,1"
 STEPS = 12
 FREE: dict[str, Any] = {"warmup": 0, "start_percent": 0.0, "end_percent": 1.0}
