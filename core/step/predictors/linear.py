@@ -71,13 +71,15 @@ class Corrected:
     When an anchor closes an edge, both ends of the edge are known, and what Euler's steps over the skipped part should
     have added up to follows by interpolation. The difference from what they did add up to is given back over the next
     edge. (P-E-C mode of the Adams-Bashforth-Moulton pair on the coarse grid: Hairer, Norsett & Wanner,
-    Solving ODEs I, III.1.) It presumes a sampler that adds (change of sigma) * output, as Euler's does.
+    Solving ODEs I, III.1.) It presumes a sampler that adds (change of sigma) * output, as Euler's does. Until then the error
+    shrinks by itself: where D does not depend on it, dx/dsigma = (x - D) / sigma takes it along with sigma, so what is left
+    of it at the next edge's end is given back, and no more.
 
-    The slope is measured, on three small models at 10 to 25 evaluations of 50: 1 overshoots where the velocity bends, at the
-    start and on long edges; 0.75 is as good as 0.5 on short edges and 3 to 5 dB worse on long ones.
+    Measured on three small models at 10 to 25 evaluations of 50: the shrinking gains 5 dB at 10 and nothing at 25; a slope of 1
+    overshoots where the velocity bends, at the start and on long edges.
     """
 
-    slope: float = 0.5
+    slope: float = 0.6
     at: Coordinate = "sigma"
     name: str = "corrected"
     depth: int = 4
@@ -114,7 +116,9 @@ class _Correcting:
             self.fresh = False
             # an anchor too old to be kept takes its debt with it
             known = self.owed if self.owed.keys() <= track.needed else {}
-            length = self.plan.end_of_edge(clock.step) - clock.sigma
-            self.rate = {k: w / length for k, w in known.items()} if length else {}
+            end = self.plan.end_of_edge(clock.step)
+            left = max(end, 0.0) / next(reversed(track.nodes.values()))
+            length = end - clock.sigma
+            self.rate = {k: w * left / length for k, w in known.items()} if length else {}
             self.owed = {}
         return added(line(clock, track, self.rule.slope, self.rule.at), self.rate)
