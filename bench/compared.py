@@ -17,10 +17,10 @@ FEW_BUDGETS = {8: (7, 6, 5), 20: (12, 10, 8), 28: (14, 11, 8), 50: (25, 15, 10)}
 # The released schedules nearest in budget; where there is none of that size, the next smaller
 RELEASED = {25: "Z-Image 25", 20: "Z-Image 20", 15: "Z-Image 15", 13: "Z-Image 13", 10: "Qwen-Image 10"}
 
-EASY, FEW_EASY = (0.02, 0.04, 0.06, 0.08, 0.12, 0.15, 0.25, 0.4), (0.04, 0.08, 0.15)
+EASY, FEW_EASY = (0.015, 0.025, 0.05, 0.08, 0.12, 0.2, 0.3), (0.025, 0.05, 0.12)
 RESIDUAL, FEW_RESIDUAL = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5), (0.05, 0.1, 0.2)  # EasyCache as others have it
-UCACHE, FEW_UCACHE = (0.15, 0.3, 0.6, 1.0, 1.5, 2.5), (0.3, 0.6, 1.0)
-FLEX, FEW_FLEX = (0.0, 0.15, 0.3, 0.5, 1.0, 2.0), (0.0, 0.15, 0.5)
+UCACHE, FEW_UCACHE = (0.15, 0.3, 0.5, 1.0, 2.0, 4.0), (0.3, 1.0, 2.0)
+FLEX, FEW_FLEX = (0.0, 0.15, 0.3, 0.5, 1.2, 3.0), (0.0, 0.15, 0.5)
 INTERVALS, FEW_INTERVALS = (2, 3, 4, 5, 6), (2, 3, 5)
 
 
@@ -41,7 +41,7 @@ class Entry:
 # The variant of each method that the plot draws as a line; all others are in the table
 DRAWN = {
     "plain": "", "released MeanCache": "", "core EasyCache": "", "core LazyCache": "", "MeanCache": "calibrated",
-    "Skipstone EasyCache": "auto", "UCache": "auto", "Spectrum": "w 0.5", "TaylorSeer": "order 1",
+    "Skipstone EasyCache": "auto", "UCache": "auto", "Spectrum": "w 0.25", "TaylorSeer": "order 1",
 }  # fmt: skip
 
 
@@ -87,7 +87,6 @@ def _meancache(cell: Cell, every: bool) -> Iterator[Entry]:
             "default costs": {"calibration": "default"},
             "calibrated, linear": {"calibration": "auto", "predictor": "linear"},
             "calibrated, average velocity": {"calibration": "auto", "predictor": "average velocity (paper)"},
-            "calibrated, reuse": {"calibration": "auto", "predictor": "reuse"},
             "evenly spaced": {"calibration": "off"},
         }
     for variant, values in custom.items():
@@ -129,7 +128,7 @@ def _core(cell: Cell, every: bool) -> Iterator[Entry]:
     if every:
         variants.append((EasyCacheNode, "as it is", False))
     for node, variant, copies in variants:
-        for threshold in RESIDUAL if every else FEW_RESIDUAL:
+        for threshold in RESIDUAL if every and variant != "as it is" else FEW_RESIDUAL:
             yield Entry(f"core {_shown(node)}", variant, f"{threshold:g}", partial(put, node, threshold, copies))
 
 
@@ -137,16 +136,16 @@ def _easycache(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.easycache import CORE, EASY_PRESETS, PUBLISHED, EasyCache, easycache_of
     from skipstone.nodes.widgets import CUSTOM
 
-    last = "last computed step"
     for threshold in EASY if every else FEW_EASY:
         yield _ours(EasyCache, "auto", f"{threshold:g}", easycache_of(CUSTOM, threshold))
-    for threshold in RESIDUAL if every else ():
-        level = f"{threshold:g}"
-        published = easycache_of(CUSTOM, threshold, predictor="residual", warmup=10)
-        yield _ours(EasyCache, PUBLISHED, level, published)
-        as_core = easycache_of(CUSTOM, threshold, last, "residual", 0, 0.15, 0.95)
-        yield _ours(EasyCache, CORE, level, as_core)
-        yield _ours(EasyCache, "auto, last computed step", level, easycache_of(CUSTOM, threshold, last))
+    for threshold in FEW_EASY if every else ():
+        method = easycache_of(CUSTOM, threshold, "previous step")
+        yield _ours(EasyCache, "auto, previous step", f"{threshold:g}", method)
+    for threshold in FEW_RESIDUAL if every else ():
+        published = easycache_of(CUSTOM, threshold, "previous step", "residual", 10)
+        yield _ours(EasyCache, PUBLISHED, f"{threshold:g}", published)
+        as_core = easycache_of(CUSTOM, threshold, "last computed step", "residual", 0, 0.15, 0.95)
+        yield _ours(EasyCache, CORE, f"{threshold:g}", as_core)
     for preset in EASY_PRESETS if every else ():
         yield _ours(EasyCache, "preset", preset, easycache_of(preset))
 
@@ -156,8 +155,9 @@ def _ucache(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.widgets import CUSTOM
 
     for threshold in UCACHE if every else FEW_UCACHE:
-        yield _ours(UCache, "auto", f"{threshold:g}", ucache_of(CUSTOM, threshold))
-    for threshold in UCACHE if every else ():
+        method = ucache_of(CUSTOM, threshold, warmup=4, start_percent=0.0, end_percent=1.0)
+        yield _ours(UCache, "auto", f"{threshold:g}", method)
+    for threshold in FEW_UCACHE if every else ():
         residual = ucache_of(CUSTOM, threshold, predictor="residual")
         yield _ours(UCache, U_PUBLISHED, f"{threshold:g}", residual)
     for preset in U_PRESETS if every else ():
@@ -169,9 +169,10 @@ def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.widgets import CUSTOM
 
     for flex in FLEX if every else FEW_FLEX:
-        yield _ours(Spectrum, "w 0.5", f"flex {flex:g}", spectrum_of(CUSTOM, w=0.5, flex=flex, warmup=4))
-    for flex in FLEX if every else ():
-        yield _ours(Spectrum, "w 1", f"flex {flex:g}", spectrum_of(CUSTOM, flex=flex))
+        yield _ours(Spectrum, "w 0.25", f"flex {flex:g}", spectrum_of(CUSTOM, w=0.25, flex=flex))
+    for w in (0.5, 1.0) if every else ():
+        for flex in FEW_FLEX:
+            yield _ours(Spectrum, f"w {w:g}", f"flex {flex:g}", spectrum_of(CUSTOM, w=w, flex=flex))
     for preset in SPECTRUM_PRESETS if every else (PAPER, SDCPP):
         yield _ours(Spectrum, "preset", preset, spectrum_of(preset))
 
@@ -180,13 +181,13 @@ def _taylorseer(cell: Cell, every: bool) -> Iterator[Entry]:
     from skipstone.nodes.forecast import TAYLOR_PRESETS, TAYLOR_PUBLISHED, TaylorSeer, taylorseer_of
     from skipstone.nodes.widgets import CUSTOM
 
-    variants: dict[str, dict[str, Any]] = {"order 1": {"order": 1}}
+    variants: dict[str, dict[str, Any]] = {"order 1": {"order": 1, "predict": "velocity"}}
     if every:
-        variants |= {f"order {n}": {"order": n} for n in (0, 2, 3)}
-        variants |= {f"order {n}, log-SNR": {"order": n, "coordinate": "log-SNR"} for n in (1, 2)}
-        variants["order 2, index, as published"] = {"order": 2, "coordinate": "index", "published": True}
+        variants |= {f"order {n}": {"order": n, "predict": "velocity"} for n in (0, 2)}
+        variants["order 1, sigma"] = {"order": 1, "coordinate": "sigma", "predict": "velocity"}
+        variants["order 2, as published"] = {"order": 2, "coordinate": "index", "published": True}
     for variant, values in variants.items():
-        for interval in INTERVALS if every else FEW_INTERVALS:
+        for interval in INTERVALS if every and variant == "order 1" else FEW_INTERVALS:
             method = taylorseer_of(CUSTOM, interval=interval, **values)
             yield _ours(TaylorSeer, variant, f"interval {interval}", method)
     for preset in (*TAYLOR_PRESETS, TAYLOR_PUBLISHED) if every else (TAYLOR_PUBLISHED,):
