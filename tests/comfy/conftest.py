@@ -280,7 +280,7 @@ def small_flux(studio):
     def made(**changes):
         model = random_model(type(known)({**known.unet_config, **small, **changes}))
         with torch.no_grad():  # says much the same from step to step, as a trained model does
-            model.model.diffusion_model.final_layer.linear.weight.mul_(0.1)
+            model.model.diffusion_model.final_layer.linear.weight.mul_(0.05)
             model.model.diffusion_model.final_layer.linear.bias.mul_(10)
         return model
 

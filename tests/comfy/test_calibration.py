@@ -457,16 +457,14 @@ def test_where_nothing_can_be_kept_not_every_run_is_in_full(unwritable, sampled)
     assert report.skipped > 0
 
 
-@pytest.mark.parametrize(
-    "error", [RuntimeError("out of memory"), comfy.model_management.InterruptProcessingException()], ids=type
-)
+@pytest.mark.parametrize("error", [RuntimeError, comfy.model_management.InterruptProcessingException])
 @pytest.mark.parametrize("calibration", ["auto", "record"])
 def test_a_run_that_did_not_finish_teaches_nothing(user, sampled, calibration, error):
     def callback(step, *_):
         if step == STEPS - 2:
-            raise error
+            raise error()
 
-    with pytest.raises(type(error)):
+    with pytest.raises(error):
         sampled(calibration, callback=callback)
     assert kept(user) == []
     _, report = sampled(calibration)

@@ -70,6 +70,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "warmup": "INT",
         "stop": "FLOAT",
         "predict": "COMBO",
+        "coordinate": "COMBO",
         "max_skips": "INT",
         **COMMON,
     },
@@ -123,6 +124,7 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
     "SkipstoneSpectrum": {
         "preset": [*FOUR, "paper", "stable-diffusion.cpp", "Custom"],
         "predict": ["auto", "velocity", "denoised"],
+        "coordinate": ["sigma", "time", "log-SNR", "index"],
         "history_device": DEVICES,
     },
     "SkipstoneTaylorSeer": {
@@ -275,11 +277,11 @@ def browser(monkeypatch):
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_runs_and_tells_the_browser(pack, studio, browser, name):
-    model = run(pack, name, studio.model, preset="Turbo")
+def test_it_runs_and_tells_the_browser(pack, studio, tiny_flux, browser, name):
+    model = run(pack, name, tiny_flux, preset="Turbo")
     out = studio.sample(model, steps=16, cfg=1.0)
     assert torch.isfinite(out).all()
-    assert not torch.equal(out, studio.full(steps=16, cfg=1.0))
+    assert not torch.equal(out, studio.sample(tiny_flux, steps=16, cfg=1.0))
     ((event, data),) = browser
     assert event == "skipstone.report"
     assert data["node"] == "7"
@@ -296,49 +298,49 @@ def test_it_does_what_the_pack_does_elsewhere(pack, studio, meancache, browser):
     assert browser[0][1]["report"]["computed"] == 5
 
 
-def test_meancache_as_it_is_dropped_into_a_graph_learns_first_and_then_skips(pack, studio, browser):
-    model = run(pack, "SkipstoneMeanCache", studio.model, calibration="auto")
+def test_meancache_as_it_is_dropped_into_a_graph_learns_first_and_then_skips(pack, studio, tiny_flux, browser):
+    model = run(pack, "SkipstoneMeanCache", tiny_flux, calibration="auto")
     first, second = (studio.sample(model, steps=10, cfg=1.0) for _ in range(2))
-    full = studio.full(steps=10, cfg=1.0)
+    full = studio.sample(tiny_flux, steps=10, cfg=1.0)
     assert torch.equal(first, full)
     assert not torch.equal(second, full)
     assert [data["report"]["skipped"] > 0 for _, data in browser] == [False, True]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_a_step_mask_goes_into_every_method(pack, studio, browser, name):
+def test_a_step_mask_goes_into_every_method(pack, studio, tiny_flux, browser, name):
     """Two steps in the middle may be skipped, and no other."""
     static = mask(pack, source="mask", mask="1,1,1,1,1,1,0,1,0,1,1,1")
-    model = run(pack, name, studio.model, step_mask=static)
+    model = run(pack, name, tiny_flux, step_mask=static)
     studio.sample(model, steps=12, cfg=1.0)
     (timeline,) = (data["report"]["timeline"] for _, data in browser)
     assert [e["step"] for e in timeline if not e["computed"]] == [6, 8]
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_it_runs_without_a_server(pack, studio, monkeypatch, name):
+def test_it_runs_without_a_server(pack, studio, tiny_flux, monkeypatch, name):
     monkeypatch.delattr(server.PromptServer, "instance", raising=False)
-    assert torch.isfinite(studio.sample(run(pack, name, studio.model), cfg=1.0)).all()
+    assert torch.isfinite(studio.sample(run(pack, name, tiny_flux), cfg=1.0)).all()
 
 
 @pytest.mark.parametrize(("name", "widget", "value"), CHOICES)
-def test_everything_that_can_be_chosen_makes_a_model(pack, studio, name, widget, value):
+def test_everything_that_can_be_chosen_makes_a_model(pack, studio, tiny_flux, name, widget, value):
     """With the preset Custom, so that no choice is passed over."""
     widgets = {"preset": "Custom", widget: value}
-    model = run(pack, name, studio.model, **widgets)
-    assert model is not studio.model
-    assert model.wrappers != studio.model.wrappers
+    model = run(pack, name, tiny_flux, **widgets)
+    assert model is not tiny_flux
+    assert model.wrappers != tiny_flux.wrappers
 
 
 @pytest.mark.parametrize("predictor", OPTIONS["SkipstoneMeanCache"]["predictor"])
-def test_every_predictor_can_be_chosen(pack, studio, predictor):
-    model = run(pack, "SkipstoneMeanCache", studio.model, preset="Custom", predictor=predictor)
+def test_every_predictor_can_be_chosen(pack, studio, tiny_flux, predictor):
+    model = run(pack, "SkipstoneMeanCache", tiny_flux, preset="Custom", predictor=predictor)
     assert torch.isfinite(studio.sample(model, cfg=1.0)).all()
 
 
 @pytest.mark.parametrize("schedule", OPTIONS["SkipstoneMeanCache"]["schedule"])
-def test_every_schedule_can_be_chosen(pack, studio, schedule):
-    model = run(pack, "SkipstoneMeanCache", studio.model, preset="Custom", schedule=schedule)
+def test_every_schedule_can_be_chosen(pack, studio, tiny_flux, schedule):
+    model = run(pack, "SkipstoneMeanCache", tiny_flux, preset="Custom", schedule=schedule)
     assert torch.isfinite(studio.sample(model, cfg=1.0)).all()
 
 

@@ -163,8 +163,10 @@ def a_device(monkeypatch, late=0, wrong=0.0):
 # law 8
 
 
-@pytest.mark.parametrize("sampler", KNOWN)
-@pytest.mark.parametrize("how", STATIC)
+@pytest.mark.parametrize(
+    ("how", "sampler"),
+    [(how, s) for how in STATIC for s in (KNOWN if " " not in how or "mask" in how else ("euler", "heun"))],
+)
 def test_a_static_method_never_waits(studio, cached, tiny_flux, monkeypatch, how, sampler):
     a_device(monkeypatch)
     patched, reports = cached(STATIC[how](), tiny_flux)
@@ -175,8 +177,9 @@ def test_a_static_method_never_waits(studio, cached, tiny_flux, monkeypatch, how
     assert [w for w in waited if w] == []
 
 
-@pytest.mark.parametrize("sampler", KNOWN)
-@pytest.mark.parametrize("how", ADAPTIVE)
+@pytest.mark.parametrize(
+    ("how", "sampler"), [(how, s) for how in ADAPTIVE for s in (KNOWN if " " not in how else ("euler", "heun"))]
+)
 def test_an_adaptive_method_waits_once_an_evaluation_at_most(studio, cached, tiny_flux, monkeypatch, how, sampler):
     a_device(monkeypatch)
     patched, reports = cached(ADAPTIVE[how](), tiny_flux)
