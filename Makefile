@@ -36,6 +36,8 @@ train:
 	mkdir -p '$(MODELS)'
 	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone_demo_vae.safetensors'
 	$(RUN) demo/training/train.py flux --out '$(MODELS)/skipstone_demo_flux.safetensors'
+	$(RUN) demo/training/train.py nextdit --minutes 60 --ema 0.999 --out '$(MODELS)/skipstone_demo_nextdit.safetensors'
+	$(RUN) demo/training/train.py unet --minutes 55 --ema 0.999 --out '$(MODELS)/skipstone_demo_unet.safetensors'
 	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone_demo_clip.pt"))'
 
 # does the demo model draw what its prompts say; and MeanCache's default costs, measured on it

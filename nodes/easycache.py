@@ -135,7 +135,8 @@ class EasyCache(io.ComfyNode):
                     [*EASY_PRESETS, PUBLISHED, CORE],
                     "Balanced",
                     "How much to skip. 'as published': the paper's own values and prediction. 'as in ComfyUI': those of "
-                    "ComfyUI's EasyCache node. Custom uses the values below.",
+                    "ComfyUI's EasyCache node; on our test models plain sampling with as many steps is better than those two. "
+                    "Custom uses the values below.",
                 ),
                 widgets.number(
                     "threshold",
@@ -182,7 +183,8 @@ class UCache(io.ComfyNode):
                 widgets.preset(
                     [*U_PRESETS, U_PUBLISHED],
                     "Balanced",
-                    "How much to skip. 'as in stable-diffusion.cpp': its defaults and prediction. Custom uses the values below.",
+                    "How much to skip. 'as in stable-diffusion.cpp': its defaults and prediction; on our flow test models plain sampling "
+                    "with as many steps is better. Custom uses the values below.",
                 ),
                 widgets.number("threshold", 1.0, 0.0, 100.0, "how much change may add up before a step is computed."),
                 widgets.number("decay", 1.0, 0.0, 1.0, "what is kept of the added-up change from step to step."),

@@ -146,7 +146,8 @@ class Spectrum(io.ComfyNode):
                 widgets.preset(
                     SPECTRUM_PRESETS,
                     "Balanced",
-                    "How much to skip. 'paper' and 'stable-diffusion.cpp' have the values of those. Custom uses the values below.",
+                    "How much to skip. 'paper' and 'stable-diffusion.cpp' have the values of those; on our flow test models plain "
+                    "sampling with as many steps is better than they are. Custom uses the values below.",
                 ),
                 widgets.number(
                     "w",
@@ -201,8 +202,8 @@ class TaylorSeer(io.ComfyNode):
                 widgets.preset(
                     [*TAYLOR_PRESETS, TAYLOR_PUBLISHED],
                     "Balanced",
-                    "How much to skip: one step of 2, 3, 4 or 5 is computed. 'as published' has the paper's values and formula. "
-                    "Custom uses the values below.",
+                    "How much to skip: one step of 2, 3, 4 or 5 is computed. 'as published' has the paper's values and formula; on our "
+                    "test models plain sampling with as many steps is better than it is. Custom uses the values below.",
                 ),
                 widgets.count("order", 1, 0, 3, "the degree of the polynomial. 0 is plain reuse."),
                 widgets.count("interval", 3, 1, 100, "one step of so many is computed."),
