@@ -55,13 +55,14 @@ def easycache_of(
     """EasyCache (arXiv 2507.02860) as data. Raises ValueError for a value out of its range, saying which range that is."""
     among("preset", preset, (*EASY_PRESETS, PUBLISHED, CORE, CUSTOM))
     among("reference", reference, REFERENCES)
-    guards = Guards(warmup, start_percent, end_percent, max_skips)
     if preset in EASY_PRESETS:
         threshold, reference, predictor, guards = EASY_PRESETS[preset], REFERENCES[1], "auto", OWN_GUARDS
     elif preset == PUBLISHED:
         threshold, reference, predictor, guards = 0.05, REFERENCES[0], "residual", PUBLISHED_GUARDS
     elif preset == CORE:
         threshold, reference, predictor, guards = 0.2, REFERENCES[1], "residual", CORE_GUARDS
+    else:
+        guards = Guards(warmup, start_percent, end_percent, max_skips)
     predicted, keeps = _predicted(predictor)
     return Method(
         "EasyCache",
@@ -90,10 +91,11 @@ def ucache_of(
 ) -> Method:
     """UCache (stable-diffusion.cpp, docs/caching.md) as data. Raises ValueError for a value out of its range."""
     among("preset", preset, (*U_PRESETS, U_PUBLISHED, CUSTOM))
-    if not 0 <= decay <= 1:
-        raise ValueError(f"decay is a factor from 0 to 1, not {decay}")
-    guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
-    if preset != CUSTOM:
+    if preset == CUSTOM:
+        guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
+        if not 0 <= decay <= 1:
+            raise ValueError(f"decay is a factor from 0 to 1, not {decay}")
+    else:
         decay, relative, reset = 1.0, True, True
         own = preset in U_PRESETS
         threshold, predictor, guards = (U_PRESETS[preset], "auto", U_OWN_GUARDS) if own else (1.0, "residual", U_GUARDS)

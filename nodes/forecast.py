@@ -68,7 +68,7 @@ def spectrum_of(
     among("preset", preset, (*SPECTRUM_PRESETS, CUSTOM))
     among("predict", predict, KEEPS)
     among("coordinate", coordinate, COORDINATES)
-    if not 0 <= stop <= 1:
+    if preset == CUSTOM and not 0 <= stop <= 1:
         raise ValueError(f"stop is a share of the steps, from 0 to 1, not {stop}")
     v = SPECTRUM_PRESETS.get(preset) or SpectrumValues(
         w, m, lam, window, flex, warmup, stop, predict=predict, coordinate=coordinate
@@ -102,12 +102,13 @@ def taylorseer_of(
     among("preset", preset, (*TAYLOR_PRESETS, TAYLOR_PUBLISHED, CUSTOM))
     among("coordinate", coordinate, COORDINATES)
     among("predict", predict, KEEPS)
-    guards = Guards(warmup, start_percent, end_percent, max_skips)
     if preset in TAYLOR_PRESETS:
         interval, order = TAYLOR_PRESETS[preset]
         coordinate, published, predict, guards = "log-SNR", False, "velocity", Guards(warmup=4)
     elif preset == TAYLOR_PUBLISHED:
         interval, order, coordinate, published, predict, guards = 6, 1, "index", True, "velocity", Guards(warmup=3)
+    else:
+        guards = Guards(warmup, start_percent, end_percent, max_skips)
     return Method(
         "TaylorSeer",
         preset,

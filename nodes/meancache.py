@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..core.step.method import Method
 from ..core.step.named import NAMED
-from ..core.step.policies import Budget, Schedule
+from ..core.step.policies import Budget, Schedule, StepMask
 from ..core.step.policies.schedule import EVEN
 from ..core.step.predictors import JVP, Auto, Linear, Predictor, RecursiveJVP, Reuse
 from ..patch.attach import attach
@@ -64,14 +64,16 @@ def method_of(
     """
     among("preset", preset, (*PRESETS, CUSTOM))
     among("calibration", calibration, CALIBRATIONS)
-    guards = Guards(warmup, start_percent, end_percent, max_skips)
-    budgets = Budget.of(budget)
-    if preset != CUSTOM:
+    if preset == CUSTOM:
+        budgets, guards = Budget.of(budget), Guards(warmup, start_percent, end_percent, max_skips)
+    else:
         budgets, schedule, predictor, gamma, max_error, guards = PRESETS[preset], SOLVED, "auto", 2.0, 0.0, Guards()
     if span < 1:
         raise ValueError(f"span is a number of steps, at least 1, not {span}")
     name = schedule if schedule != SOLVED else EVEN if calibration == "off" else ""
     plan = Schedule(budgets, gamma, name, max_error)
+    # no costs are looked at where a schedule is given
+    given = name or (isinstance(step_mask, StepMask) and step_mask.policy == "static")
     variant = preset if preset != CUSTOM or schedule == SOLVED else schedule
     return Method(
         "MeanCache",
@@ -79,7 +81,7 @@ def method_of(
         (*guards.policies(step_mask), plan),
         predictor_of(predictor, span),
         history_device=widgets.device(history_device),
-        calibration="default" if name else calibration,
+        calibration="default" if given else calibration,
     )
 
 

@@ -49,7 +49,7 @@ class StepMaskNode(io.ComfyNode):
             category=widgets.CATEGORY,
             description=(
                 "Says which steps are computed (1) and which may be skipped (0). Connect it to step_mask of a method node. A mask "
-                "for another number of steps than the run has is stretched along its sigmas."
+                "for another number of steps than the run has is stretched to the run's steps."
             ),
             search_aliases=["skipstone", "scm", "steps computation mask", "step mask", "cache mask"],
             inputs=[

@@ -17,15 +17,17 @@ from ..core.step.method import Method
 from ..core.step.recorder import Recorder
 from ..core.step.report import Report
 from ..core.step.run import Run
-from .calibration import Recipe, keep, others, recipe_of, stored
+from .calibration import Recipe, can_keep, keep, nearest, recipe_of, stored
 from .events import changes
 from .output import OutputHook
-from .samplers import integrator_of, stepped
+from .samplers import integrator_of, stepped, steps_alone
 from .sigma import SigmaReader
 
 KEY = "skipstone"
 # step caches of ComfyUI itself, by the key of their wrapper
 RIVALS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+
+STEPS_OF_ITS_OWN = "this sampler chooses its own steps, so that costs cannot be recorded"
 
 Listener = Callable[[Report], None]
 log = logging.getLogger(__name__)
@@ -119,19 +121,21 @@ class Course:
     run: Run
     recipe: Recipe | None = None
     recorder: Recorder | None = None
+    always: bool = False  # every run of this node is recorded
 
     def learn(self) -> None:
         """Keep the costs that were recorded. Whatever goes wrong is said and changes nothing else."""
         if self.recorder is None or self.recipe is None:
             return
         try:
-            gram = keep(self.recipe, self.recorder.gram(self.recipe.text))
-            self.run.report.note(
-                f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {gram.runs} run(s) kept): "
-                "runs like it skip from now on"
-            )
+            gram = keep(self.recipe, self.run.clock.grid, self.recorder.gram(self.recipe.text))
         except (ValueError, OSError) as error:
             self.run.report.note(f"the costs of your model could not be recorded: {error}")
+            return
+        then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
+        self.run.report.note(
+            f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {gram.runs} run(s) kept): {then}"
+        )
 
 
 def _born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> Course:
@@ -148,16 +152,19 @@ def _born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -
     if method.calibration in ("auto", "record") and grid.falling and grid.steps > 1:
         try:
             recipe = recipe_of(guider, sampler, grid, latent)
-            costs, problem = stored(recipe)
+            costs, problem = stored(recipe, grid)
         except Exception as error:  # a model that cannot be looked at is sampled with the default costs
             log.debug("[Skipstone] no recipe", exc_info=True)
             problem = f"your model could not be told from others ({error})"
-        if method.calibration == "record" or (costs is None and not problem):
-            recorder = Recorder(grid, method.suited(integrator)[1])
+        if not problem and (method.calibration == "record" or costs is None):
+            problem = STEPS_OF_ITS_OWN if steps_alone(sampler) else can_keep()
+            if not problem:
+                recorder = Recorder(grid, method.suited(integrator)[1])
     run = Run(method, grid, integrator, device, events=events, costs=costs, learning=recorder is not None)
     if problem:
         run.report.note(f"{problem}; default costs are used")
     elif recorder is not None and recipe is not None and costs is None:
-        for difference in others(recipe)[:3]:
+        difference = nearest(recipe)
+        if difference:
             run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
-    return Course(run, recipe, recorder)
+    return Course(run, recipe, recorder, method.calibration == "record")

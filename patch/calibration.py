@@ -9,10 +9,13 @@ import hashlib
 import json
 import logging
 import os
+import tempfile
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,7 +24,7 @@ from ..core.step.gram import Gram
 
 FOLDER = ("skipstone", "calibration")
 LARGEST = 40_000_000  # bytes of a file that is read
-TENSORS, ELEMENTS = 24, 256  # how much of a model is looked at to know it again
+ELEMENTS = 32  # of each weight of a model that are looked at to know it again
 log = logging.getLogger(__name__)
 
 
@@ -64,28 +67,30 @@ def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor) -> Recipe:
 
 
 def fingerprint(patcher: Any) -> str:
-    """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a sample of them as they were loaded, and of its patches."""
-    digest = hashlib.sha256()
+    """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches."""
+    digest, samples = hashlib.sha256(), []
     loaded = getattr(patcher.model, "current_patcher", None) or patcher
     originals = {**getattr(patcher, "backup", {}), **getattr(loaded, "backup", {})}
     weights = dict(patcher.model.diffusion_model.named_parameters())
-    names = sorted(weights)
-    for name in names[:: max(len(names) // TENSORS, 1)]:
+    for name in sorted(weights):
         original = originals.get(f"diffusion_model.{name}")
-        _add(digest, name, weights[name] if original is None else original.weight)
+        weight = weights[name] if original is None else original.weight
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        samples.append(_sample(weight))
     for key in sorted(patcher.patches):
         for patch in patcher.patches[key]:
             digest.update(f"{key} {patch[0]} {patch[2]}".encode())
-            for part in _tensors(patch[1]):
-                _add(digest, key, part)
+            samples += [_sample(part) for part in _tensors(patch[1])]
+    # one transfer a device, not one a tensor
+    for device in sorted({s.device for s in samples}, key=str):
+        there = torch.cat([s for s in samples if s.device == device])
+        digest.update(there.cpu().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
-def _add(digest: Any, name: str, value: Tensor) -> None:
-    digest.update(f"{name} {tuple(value.shape)}".encode())
+def _sample(value: Tensor) -> Tensor:
     flat = value.detach().flatten()
-    sample = flat[:: max(flat.numel() // ELEMENTS, 1)][:ELEMENTS]
-    digest.update(sample.to(device="cpu", dtype=torch.float32).numpy().tobytes())
+    return flat[:: max(flat.numel() // ELEMENTS, 1)][:ELEMENTS].to(torch.float32)
 
 
 def _tensors(patch: Any) -> list[Tensor]:
@@ -102,46 +107,69 @@ def folder() -> Path:
     return Path(folder_paths.get_user_directory(), *FOLDER)
 
 
-def stored(recipe: Recipe) -> tuple[Gram | None, str]:
-    """The costs kept for this recipe, or None and a sentence that says why there are none; "" where none were ever recorded."""
+def stored(recipe: Recipe, grid: Grid) -> tuple[Gram | None, str]:
+    """The costs kept for this recipe, or None and a sentence that says why they cannot be used; "" where there are none yet."""
     path = folder() / f"{recipe.key}.json"
     try:
         if not path.is_file():
             return None, ""
-        if path.stat().st_size > LARGEST:
+        stat = path.stat()
+        if stat.st_size > LARGEST:
             raise ValueError("it is too large")
-        gram = Gram.from_json(path.read_text("utf-8"))
-        if len(gram.times) != recipe.steps:
-            raise ValueError("it is for another number of steps")
+        gram = _read(path, stat.st_mtime_ns, stat.st_size)
+        if gram.times.shape != (grid.steps,) or not np.allclose(gram.times, grid.times[:-1], atol=1e-4):
+            raise ValueError("it is for other steps")
         return gram, ""
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         return None, f"the calibration {path.name} cannot be used ({error}); delete it to record a new one"
 
 
-def others(recipe: Recipe) -> list[str]:
-    """How the calibrations that the same model has differ from what this run needs: one phrase each."""
-    found = []
+@lru_cache(maxsize=16)
+def _read(path: Path, changed: int, size: int) -> Gram:
+    """The same object for the same file, so that schedules solved with it are found again."""
+    return Gram.from_json(path.read_text("utf-8"))
+
+
+def can_keep() -> str:
+    """Why nothing can be kept in the user directory; "" if it can."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder()):
+            return ""
+    except OSError as error:
+        return f"the costs of your model cannot be recorded in ComfyUI's user directory ({error})"
+
+
+def nearest(recipe: Recipe) -> str:
+    """How the calibration of the same model that is most like it differs from what this run needs; "" where there is none."""
+    found: list[list[str]] = []
     wanted = asdict(recipe)
     for path in sorted(folder().glob("*.recipe.json")):
         try:
             if path.stat().st_size > LARGEST:
                 continue
             other = json.loads(path.read_text("utf-8"))
-            if isinstance(other, dict) and other.get("model") == recipe.model:
-                differ = [k for k in wanted if k != "model" and json.dumps(other.get(k)) != json.dumps(wanted[k])]
-                found.append(", ".join(f"{k} {_short(other.get(k))} instead of {_short(wanted[k])}" for k in differ))
         except (OSError, ValueError, RecursionError):
             continue
-    return [f for f in found if f]
+        if not isinstance(other, dict) or other.get("model") != recipe.model:
+            continue
+        differ = [k for k in wanted if json.dumps(other.get(k)) != json.dumps(wanted[k])]
+        phrases = [f"{k} {_short(other.get(k))} instead of {_short(wanted[k])}" for k in differ if k != "sigmas"]
+        if differ == ["sigmas"]:
+            phrases = ["another schedule of sigmas"]
+        if phrases:
+            found.append(phrases)
+    return ", ".join(min(found, key=len)) if found else ""
 
 
 def _short(value: Any) -> str:
-    return "others" if isinstance(value, list | tuple) else str(value)[:40]
+    """A stranger's file may have said it."""
+    return "".join(c for c in str(value)[:40] if c.isprintable())
 
 
-def keep(recipe: Recipe, gram: Gram) -> Gram:
+def keep(recipe: Recipe, grid: Grid, gram: Gram) -> Gram:
     """Average with what is kept for this recipe, and keep it. Written aside and renamed: a reader never sees half a file."""
-    earlier, _ = stored(recipe)
+    earlier, _ = stored(recipe, grid)
     if earlier is not None:
         try:
             gram = earlier.averaged(gram)

@@ -32,6 +32,8 @@ class OutputHook:
         if self.sigmas.wrong:
             self.sigmas.wrong = False
             self.run.forget()
+            if self.recorder is not None:
+                self.recorder.spoil()
         self.at, self.calls = timestep, 0
         try:
             denoised = executor(x, timestep, *args, **kwargs)

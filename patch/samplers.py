@@ -36,6 +36,11 @@ def _churns(sampler: object) -> bool:
     return options.get("s_churn", 0) > 0
 
 
+def steps_alone(sampler: object) -> bool:
+    """Does the SAMPLER step where it likes between the first sigma and the last?"""
+    return _name(sampler) in STOP_SHORT
+
+
 def stepped(sampler: object, sigmas: list[float]) -> list[float]:
     """Of a run's sigmas those that the SAMPLER steps between: without the final zero where it never goes there."""
     return sigmas[:-1] if _name(sampler) in STOP_SHORT and sigmas[-1:] == [0.0] else sigmas

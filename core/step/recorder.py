@@ -18,11 +18,22 @@ class Recorder:
         self.grid = grid
         self.kept = kept
         self.rows: dict[int, Tensor] = {}
+        self.spoilt = False
+
+    def spoil(self) -> None:
+        """Something was recorded that was not what it was taken for: nothing will come of this run."""
+        self.spoilt = True
+        self.rows.clear()
 
     def observe(self, sigma: float, x: Tensor, denoised: Tensor) -> None:
         """The guided D at x, as the sampler gets it. Only looks on the grid count, and of several there the first."""
         step = self.grid.step_of(sigma)
-        if sigma <= 0 or step in self.rows or abs(sigma - self.grid.sigmas[step]) > SAME_STEP * self.grid.sigmas[step]:
+        if (
+            self.spoilt
+            or sigma <= 0
+            or step in self.rows
+            or abs(sigma - self.grid.sigmas[step]) > SAME_STEP * self.grid.sigmas[step]
+        ):
             return
         d = subsample(denoised)
         self.rows[step] = d if self.kept == "denoised" else (subsample(x) - d) / sigma

@@ -61,6 +61,7 @@ class Run:
         predictor, self.keeps = method.suited(integrator)
         self.need = predictor.need
         self.device = device
+        self.learning = learning
         self.clock = Clock(grid)
         setting = Setting(grid, predictor, costs)
         rules: list[Policy] = [LastStep(), Events(frozenset(events))]
@@ -115,6 +116,9 @@ class Run:
             began = time.perf_counter()
             self._look(slots, x)
             self.decision = self._decide(slots)
+            if self.decision.compute and not all(self._known(s) for s in slots):
+                # a slot that is new knows nothing older than what comes now: from here on all know the same
+                self.track.clear()
             clock, chosen = self.clock, self.decision
             value = self.read[0] if self.read else None
             self.report.evaluations.append(Evaluation(clock.step, clock.sigma, chosen.compute, chosen.reason, value))
@@ -158,7 +162,6 @@ class Run:
         if opinion.compute:
             return opinion
         if self.fresh:
-            # the slot that appeared knows nothing older than what comes now: from here on all know the same
             self.fresh = False
             self.track.clear()
             return COMPUTE("event")
@@ -211,7 +214,12 @@ class Run:
         self.histories.clear()
         self.track.clear()
         self.indicator = None
-        if finished and self.report.evaluations and not self.report.skipped and self.clock.grid.falling:
+        if (
+            finished
+            and self.report.evaluations
+            and not (self.report.skipped or self.learning)
+            and self.clock.grid.falling
+        ):
             self.report.note(self._why_nothing())
         self.report.finished = finished
         self.report.seconds = time.perf_counter() - self.started

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from ..clock import Clock
@@ -25,7 +26,7 @@ class Interval:
     plan: Plan | None = None
 
     def __post_init__(self) -> None:
-        if self.window < 1 or self.flex < 0:
+        if not (1 <= self.window < math.inf and 0 <= self.flex < math.inf):
             raise ValueError(
                 f"the window is a number of steps, at least 1, and grows by flex, at least 0; not {self.window:g} and {self.flex:g}"
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,7 +38,7 @@ class Spectrum:
             raise ValueError(f"w is the share of the Chebyshev part, 0 to 1, not {self.w}")
         if not 1 <= self.m <= 12:
             raise ValueError(f"m is the degree of the Chebyshev part, 1 to 12, not {self.m}")
-        if not self.lam > 0:
+        if not 0 < self.lam < math.inf:
             raise ValueError(f"lam is a ridge, above 0, not {self.lam}")
 
     @property
