@@ -159,7 +159,8 @@ def nearest(recipe: Recipe) -> str:
             phrases = ["another schedule of sigmas"]
         if phrases:
             found.append(phrases)
-    return ", ".join(min(found, key=len)) if found else ""
+    found.sort(key=len)
+    return ", ".join(found[0]) if found else ""
 
 
 def _short(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-Coordinate = Literal["sigma", "time", "log-SNR", "index"]
+Coordinate = Literal["sigma", "time", "log-SNR", "index", "auto"]
 END = 1e-3  # nearest to pure signal or pure noise that a log-SNR is told apart
 SAME_STEP = 1e-3  # of a sigma: an evaluation at a step of the grid, not between two
 ON_GRID = 1e-3  # of a step: SDE samplers and float32 move a grid's sigma by that little
@@ -44,7 +44,10 @@ class Grid:
 
     def along(self, coordinate: Coordinate) -> Callable[[float], float]:
         """What predictors extrapolate in, as a function of sigma: sigma itself, the share of noise, half the log of
-        noise over signal power (kept finite at a flow's ends), or the place on the grid in steps."""
+        noise over signal power (kept finite at a flow's ends), or the place on the grid in steps. "auto": sigma where it
+        is a share of noise, log-SNR elsewhere."""
+        if coordinate == "auto":
+            coordinate = "sigma" if self.flow else "log-SNR"
         if coordinate == "index":
             rising = [-s for s in self.sigmas]
             return lambda sigma: float(np.interp(-sigma, rising, range(len(rising))))
