@@ -147,7 +147,7 @@ class Spectrum(io.ComfyNode):
                 widgets.preset(
                     SPECTRUM_PRESETS,
                     "Balanced",
-                    "How much to skip. 'paper' and 'stable-diffusion.cpp' have the values of those; on our flow test models plain "
+                    "How much to skip. 'paper' and 'stable-diffusion.cpp' have the values of those; on our small NextDiT plain "
                     "sampling with as many steps is better than they are. Custom uses the values below.",
                 ),
                 widgets.number(
@@ -204,7 +204,7 @@ class TaylorSeer(io.ComfyNode):
                     [*TAYLOR_PRESETS, TAYLOR_PUBLISHED],
                     "Balanced",
                     "How much to skip: one step of 2, 3, 4 or 5 is computed. 'as published' has the paper's values and formula; on our "
-                    "test models plain sampling with as many steps is better than it is. Custom uses the values below.",
+                    "small NextDiT plain sampling with as many steps is better than it is. Custom uses the values below.",
                 ),
                 widgets.count("order", 1, 0, 3, "the degree of the polynomial. 0 is plain reuse."),
                 widgets.count("interval", 3, 1, 100, "one step of so many is computed."),
