@@ -10,9 +10,7 @@ from ..core.step.indicators import Moved
 from ..core.step.method import Kept, Method
 from ..core.step.policies import Accumulator
 from ..core.step.predictors import Auto, Linear, Predictor, Reuse
-from ..patch.attach import attach
 from . import widgets
-from .reporting import to_browser
 from .widgets import CUSTOM, Guards, among
 
 # thresholds; measured on the small NextDiT and UNet, 50 steps, euler (`make bench-quality`)
@@ -107,7 +105,7 @@ def ucache_of(
         predicted,
         history_device=widgets.device(history_device),
         keeps=keeps,
-        indicator=Moved("anchor", "relative" if relative else "absolute"),
+        indicator=Moved("anchor", relative),
     )
 
 
@@ -142,7 +140,7 @@ class EasyCache(io.ComfyNode):
                 ),
                 widgets.number(
                     "threshold",
-                    0.08,
+                    0.05,
                     0.0,
                     3.0,
                     "how much change of the output may add up before a step is computed. 0.05 is 5%.",
@@ -163,7 +161,7 @@ class EasyCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, easycache_of(**values), (to_browser(cls.hidden.unique_id),)))
+        return widgets.patched(cls, model, easycache_of(**values))
 
 
 class UCache(io.ComfyNode):
@@ -212,7 +210,7 @@ class UCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, ucache_of(**values), (to_browser(cls.hidden.unique_id),)))
+        return widgets.patched(cls, model, ucache_of(**values))
 
 
 NODES = [EasyCache, UCache]

@@ -12,9 +12,7 @@ from ..core.step.method import Kept, Method
 from ..core.step.policies import Interval
 from ..core.step.predictors import Spectrum as Forecast
 from ..core.step.predictors import Taylor
-from ..patch.attach import attach
 from . import widgets
-from .reporting import to_browser
 from .widgets import CUSTOM, Guards, among
 
 KEEPS = ("auto", "velocity", "denoised")
@@ -181,7 +179,7 @@ class Spectrum(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, spectrum_of(**values), (to_browser(cls.hidden.unique_id),)))
+        return widgets.patched(cls, model, spectrum_of(**values))
 
 
 class TaylorSeer(io.ComfyNode):
@@ -225,7 +223,7 @@ class TaylorSeer(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, taylorseer_of(**values), (to_browser(cls.hidden.unique_id),)))
+        return widgets.patched(cls, model, taylorseer_of(**values))
 
 
 NODES = [Spectrum, TaylorSeer]

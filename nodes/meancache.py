@@ -11,9 +11,7 @@ from ..core.step.named import NAMED
 from ..core.step.policies import Budget, Schedule, StepMask
 from ..core.step.policies.schedule import EVEN
 from ..core.step.predictors import JVP, Auto, Linear, Predictor, RecursiveJVP, Reuse
-from ..patch.attach import attach
 from . import widgets
-from .reporting import to_browser
 from .widgets import CUSTOM, Guards, among
 
 # Share of the steps that is computed at most, by the number of steps. A run of few steps has fewer to spare: there the
@@ -167,7 +165,7 @@ class MeanCache(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return io.NodeOutput(attach(model, method_of(**values), (to_browser(cls.hidden.unique_id),)))
+        return widgets.patched(cls, model, method_of(**values))
 
 
 NODES = [MeanCache]

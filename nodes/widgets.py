@@ -8,7 +8,10 @@ from typing import Any, Literal
 
 from comfy_api.latest import io
 
+from ..core.step.method import Method
 from ..core.step.policies import Cap, Mask, Policy, StepMask, Warmup, Window
+from ..patch.attach import attach
+from .reporting import to_browser
 
 CUSTOM = "Custom"
 CATEGORY = "Skipstone/step cache"
@@ -55,6 +58,11 @@ class Guards:
 def device(value: str) -> Literal["auto", "gpu", "cpu"]:
     among("history_device", value, DEVICES)
     return value  # type: ignore[return-value]
+
+
+def patched(node: type[io.ComfyNode], model: Any, method: Method) -> io.NodeOutput:
+    """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id."""
+    return io.NodeOutput(attach(model, method, (to_browser(node.hidden.unique_id),)))
 
 
 def model() -> Any:

@@ -82,10 +82,8 @@ class StepCache:
         course = _born(self.method, guider, sampler, sigmas, latent)
         run = course.run
         # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
-        given, hook = (
-            guider.model_options,
-            OutputHook(run, SigmaReader(sampler, run.clock.grid.sigmas), course.recorder),
-        )
+        given = guider.model_options
+        hook = OutputHook(run, SigmaReader(sampler, run.clock.grid.sigmas), course.recorder)
         guider.model_options = comfy.model_patcher.create_model_options_clone(given)
         for kind, wrapper in (
             (WrappersMP.PREDICT_NOISE, hook.predict_noise),

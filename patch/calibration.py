@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import tempfile
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from ..core.step.clock import Grid
 from ..core.step.gram import Gram
+from .samplers import function_of
 
 FOLDER = ("skipstone", "calibration")
 LARGEST = 40_000_000  # bytes of a file that is read
@@ -58,9 +60,9 @@ def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor) -> Recipe:
     return Recipe(
         model=f"{type(patcher.model.diffusion_model).__name__}:{fingerprint(patcher)}",
         prediction="+".join(c.__name__ for c in type(patcher.get_model_object("model_sampling")).__bases__),
-        sampler=getattr(getattr(sampler, "sampler_function", None), "__name__", type(sampler).__name__),
+        sampler=function_of(sampler) or type(sampler).__name__,
         cfg=f"{cfg:g} ({type(guider).__name__})" if isinstance(cfg, int | float) else type(guider).__name__,
-        size="x".join(str(2 ** round(torch.tensor(float(n)).log2().item())) for n in latent.shape[2:]),
+        size="x".join(str(2 ** round(math.log2(n))) for n in latent.shape[2:]),
         steps=grid.steps,
         sigmas=tuple(float(f"{s:.5g}") for s in grid.sigmas),
     )

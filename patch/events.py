@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from ..core.step.clock import Grid
@@ -14,19 +14,18 @@ Bounds = tuple[float, float]  # in force from the first percent to the second
 def changes(conds: Mapping[str, list[Any]], grid: Grid) -> frozenset[int]:
     """The steps before which something in `conds` (a guider's, by name) begins, ends or changes: time ranges of prompts, ranges of
     ControlNets, keyframes of hooks."""
-    to_sigma = grid.percent_to_sigma
-    if to_sigma is None:
+    if grid.percent_to_sigma is None:
         return frozenset()
     every = [cond for conditioning in conds.values() for cond in conditioning or ()]
     steps = set()
     for start, end in {b for cond in every for b in _bounds(cond)}:
-        high, low = _sigma(to_sigma, start), _sigma(to_sigma, end)
+        high, low = grid.sigma_at(start), grid.sigma_at(end)
         active = [within(s, high, low) for s in grid.sigmas[:-1]]
         steps |= {i for i in range(1, len(active)) if active[i] != active[i - 1]}
     for cond in every:
         for hook in getattr(cond.get("hooks"), "hooks", ()):
             frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
-            placed = [(_sigma(to_sigma, _percent(f.start_percent, 0.0)), int(f.guarantee_steps)) for f in frames]
+            placed = [(grid.sigma_at(_percent(f.start_percent, 0.0)), int(f.guarantee_steps)) for f in frames]
             steps |= set(_turns(placed, grid.sigmas[:-1]))
     return frozenset(steps)
 
@@ -51,10 +50,6 @@ def _turns(frames: Sequence[tuple[float, int]], sigmas: Sequence[float]) -> Iter
 
 def _kept(frame: tuple[float, int], highest: float) -> int:
     return 0 if frame[0] > highest else frame[1]
-
-
-def _sigma(to_sigma: Callable[[float], float], percent: float) -> float:
-    return float("inf") if percent <= 0 else 0.0 if percent >= 1 else float(to_sigma(percent))
 
 
 def _bounds(cond: Mapping[str, Any]) -> Iterable[Bounds]:

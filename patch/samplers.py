@@ -27,7 +27,8 @@ ONCE = {
 TWICE = {"sample_heun"}
 
 
-def _name(sampler: object) -> str:
+def function_of(sampler: object) -> str:
+    """The name of a SAMPLER's function; "" where it has none."""
     return getattr(getattr(sampler, "sampler_function", None), "__name__", "")
 
 
@@ -38,17 +39,17 @@ def _churns(sampler: object) -> bool:
 
 def steps_alone(sampler: object) -> bool:
     """Does the SAMPLER step where it likes between the first sigma and the last?"""
-    return _name(sampler) in STOP_SHORT
+    return function_of(sampler) in STOP_SHORT
 
 
 def stepped(sampler: object, sigmas: list[float]) -> list[float]:
     """Of a run's sigmas those that the SAMPLER steps between: without the final zero where it never goes there."""
-    return sigmas[:-1] if _name(sampler) in STOP_SHORT and sigmas[-1:] == [0.0] else sigmas
+    return sigmas[:-1] if function_of(sampler) in STOP_SHORT and sigmas[-1:] == [0.0] else sigmas
 
 
 def looks_at(sampler: Any, sigmas: Sequence[float]) -> list[float] | None:
     """The sigmas of all evaluations in their order, where the SAMPLER is known to make them so; else None."""
-    name, steps = _name(sampler), list(sigmas[:-1])
+    name, steps = function_of(sampler), list(sigmas[:-1])
     if _churns(sampler):
         return None
     if name in ONCE:
@@ -60,7 +61,7 @@ def looks_at(sampler: Any, sigmas: Sequence[float]) -> list[float] | None:
 
 def integrator_of(sampler: object) -> Integrator:
     """The kind of a ComfyUI SAMPLER. Unknown ones are taken for deterministic: that presumes the least."""
-    name = _name(sampler)
+    name = function_of(sampler)
     options = getattr(sampler, "extra_options", None) or {}
     if any(word in name for word in NOISY) or _churns(sampler) or options.get("eta", 0) > 0:
         return "sde"

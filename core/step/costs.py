@@ -25,30 +25,34 @@ def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
     cost[b, b, c] is that of an edge whose anchor has none before it. Meaningless where not a <= b < c. Errors of models
     whose sigma is not a share of noise are those of x / (1 + sigma), the latent of the flow that they amount to.
     """
-    sigmas = np.asarray(grid.sigmas)
-    h = np.diff(sigmas)
-    if costs.kept == "denoised":
-        # an error of D is one of -1/sigma in the derivative
-        h = h / np.maximum(sigmas[:-1], 1e-6)
-    gram = costs.on(grid)
+    h, gram = _moves(grid, costs), costs.on(grid)
     if isinstance(predictor, Reuse | Linear | Corrected):
         # a corrected edge is scored by what it does before it is mended: schedules solved so ran better, by 1 to 3 dB,
         # than those that counted only what the correction leaves
         cost = _two_anchors(predictor, grid, h, gram)
     else:
         cost = _walked(predictor, grid, h, gram)
-    return cost if grid.flow else cost / (1 + sigmas[:-1])
+    return cost / _scale(grid)
 
 
 def size(grid: Grid, costs: Gram) -> float:
     """The root mean square of what the whole run moves the latent by, in the measure of edge_costs."""
+    h = _moves(grid, costs) / _scale(grid)
+    return max(float(h @ costs.on(grid) @ h), 1e-12) ** 0.5
+
+
+def _moves(grid: Grid, costs: Gram) -> Array:
+    """By how much the latent moves at each step for one unit of what was kept, shape (N,)."""
     sigmas = np.asarray(grid.sigmas)
     h = np.diff(sigmas)
-    if costs.kept == "denoised":
-        h = h / np.maximum(sigmas[:-1], 1e-6)
-    if not grid.flow:
-        h = h / (1 + sigmas[:-1])
-    return max(float(h @ costs.on(grid) @ h), 1e-12) ** 0.5
+    # an error of D is one of -1/sigma in the derivative
+    return h / np.maximum(sigmas[:-1], 1e-6) if costs.kept == "denoised" else h
+
+
+def _scale(grid: Grid) -> Array:
+    """What the latent at each step is divided by to be that of a flow, shape (N,)."""
+    sigmas = np.asarray(grid.sigmas[:-1])
+    return np.ones_like(sigmas) if grid.flow else 1 + sigmas
 
 
 def _two_anchors(predictor: Reuse | Linear | Corrected, grid: Grid, h: Array, gram: Array) -> Array:

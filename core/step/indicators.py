@@ -30,12 +30,12 @@ class Moved:
     the one before, and k = mean|F_c - F_c'| / mean|z_c - z_c'|. z_ref: "previous" is the input of the evaluation before,
     computed or not, as published; "anchor" is z_c, as in ComfyUI and stable-diffusion.cpp.
 
-    scale: UCache divides by sqrt(mean|F_c| max(1.6 EMA, 1e-6)) instead of mean|F_c|, EMA the running mean (0.8) of
-    mean|F_c - F_c'| ("relative"); without it ("absolute"), by mean|F_c| as EasyCache does.
+    relative: UCache divides by sqrt(mean|F_c| max(1.6 EMA, 1e-6)) instead of mean|F_c|, EMA the running mean (0.8) of
+    mean|F_c - F_c'|.
     """
 
     reference: Literal["previous", "anchor"] = "previous"
-    scale: Literal["none", "relative", "absolute"] = "none"
+    relative: bool = False
 
     def start(self) -> Moving:
         return Moving(self)
@@ -83,7 +83,7 @@ class Moving:
             return None
         level = self.anchor[1].abs().mean()
         value = self.rate * (self.input - reference).abs().mean()
-        if self.rule.scale == "relative":
+        if self.rule.relative:
             assert self.trend is not None
             value = value / (level * (1.6 * self.trend).clamp(min=1e-6)).sqrt()
         else:

@@ -27,21 +27,22 @@ from skipstone.tests.core import test_indicators as ind
 from skipstone.tests.core import test_intervals as itv
 from skipstone.tests.core import test_masks as masks
 from skipstone.tests.core import test_taylor_spectrum as tay
+from skipstone.tests.core.grids import flow, karras
 
 
 @pytest.mark.parametrize("steps", range(1, 10))
 @pytest.mark.parametrize("name", NAMES)
 def test_every_name_has_a_mask_for_every_number_of_steps(name, steps):
-    assert len(StepMask(name=name).on(masks.flow(steps))) == steps
+    assert len(StepMask(name=name).on(flow(steps))) == steps
 
 
 def test_slow_at_9_and_8():
-    assert masks.text(StepMask(name="slow").on(masks.flow(9))) == "111110111"
-    assert masks.text(StepMask(name="slow").on(masks.flow(8))) == "11111011"
+    assert masks.text(StepMask(name="slow").on(flow(9))) == "111110111"
+    assert masks.text(StepMask(name="slow").on(flow(8))) == "11111011"
 
 
 @pytest.mark.parametrize("steps", range(10, 101))
-@pytest.mark.parametrize("grid", [masks.flow, masks.karras])
+@pytest.mark.parametrize("grid", [flow, karras])
 def test_a_faster_name_never_computes_more(steps, grid):
     counts = [sum(StepMask(name=name).on(grid(steps))) for name in NAMES]
     assert counts == sorted(counts, reverse=True)

@@ -150,7 +150,7 @@ def easy(threshold, warmup=3, reference="previous", guards=()):
 
 def u_cache(threshold, decay, relative, reset, late=1.5):
     accumulator = Accumulator(threshold, decay, reset, penalty=0.5, early=0.5, late=late)
-    moved = Moved("anchor", "relative" if relative else "absolute")
+    moved = Moved("anchor", relative)
     return Method("UCache", "", (accumulator,), Reuse(), keeps="residual", indicator=moved)
 
 

@@ -1,25 +1,14 @@
 """Step masks: the published tables, text and bins from strangers, other numbers of steps, static and dynamic."""
 
-import numpy as np
 import pytest
 import torch
 
-from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Cap, LastStep, Mask, Schedule, Setting, StepMask, Warmup
 from skipstone.core.step.policies.mask import NAMED_BINS, NAMES, from_bins, from_text
 from skipstone.core.step.predictors import Linear, Reuse
 from skipstone.core.step.run import Run
-
-
-def flow(steps, shift=1.0):
-    t = 1 - np.arange(steps + 1) / steps
-    return Grid.of((shift * t / (1 + (shift - 1) * t)).tolist())
-
-
-def karras(steps, low=0.03, high=14.6):
-    ramp = np.linspace(0, 1, steps)
-    return Grid.of([*((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist(), 0.0], flow=False)
+from skipstone.tests.core.grids import flow, karras
 
 
 def text(steps):

@@ -10,16 +10,7 @@ from skipstone.core.step.gram import Gram, default
 from skipstone.core.step.named import NAMED
 from skipstone.core.step.policies import Budget, Cap, Schedule, Setting, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Linear, Reuse
-
-
-def flow(steps, shift=1.0):
-    t = 1 - np.arange(steps + 1) / steps
-    return Grid.of((shift * t / (1 + (shift - 1) * t)).tolist())
-
-
-def karras(steps, low=0.03, high=14.6):
-    ramp = np.linspace(0, 1, steps)
-    return Grid.of([*((high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7).tolist(), 0.0], flow=False)
+from skipstone.tests.core.grids import flow, karras
 
 
 def anchors(schedule, grid, predictor=None, guards=None):

@@ -66,8 +66,6 @@ class Accumulating:
         if self.error < limit:
             return SKIP("threshold")
         self.computed += 1
-        if rule.reset:
-            self.error = 0.0
         return COMPUTE("threshold")
 
     def advice(self) -> str:

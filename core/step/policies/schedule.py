@@ -119,9 +119,8 @@ def _solved(
     if math.isfinite(longest):
         b, c = np.indices(cost.shape[1:])
         cost = np.where(c - b - 1 > longest, np.inf, cost)
-    if math.isfinite(longest):
         ends = [i for i, f in enumerate(forced) if f or i in (0, grid.steps - 1)]
-        budget = max(budget, 1 + sum(math.ceil((b - a) / (longest + 1)) for a, b in pairwise(ends)))
+        budget = max(budget, 1 + sum(math.ceil((end - start) / (longest + 1)) for start, end in pairwise(ends)))
     paths, whole = Paths(cost, budget, gamma, np.array(forced)), size(grid, costs)
     if max_error:
         for count in range(paths.least, grid.steps):

@@ -13,12 +13,18 @@ def newest(nodes: dict[int, float], n: int) -> dict[int, float]:
     return dict(list(nodes.items())[-n:])
 
 
-def read(clock: Clock, track: Track, anchors: int, at: Coordinate) -> Weights:
-    """The polynomial through the last `anchors` anchors, in the coordinate `at`, at the clock's sigma. Of anchors at one place,
-    such as a log-SNR's clamped ends, the newest stays."""
+def placed(clock: Clock, track: Track, at: Coordinate) -> tuple[dict[int, float], float]:
+    """The anchors' places in the coordinate `at`, oldest first, and the place of the clock's sigma. Of anchors at one place, such
+    as a log-SNR's clamped ends, the newest stays."""
     place = clock.grid.along(at)
-    placed = {place(sigma): k for k, sigma in track.nodes.items()}
-    return lagrange(place(clock.sigma), newest({k: u for u, k in placed.items()}, anchors))
+    anchors = {place(sigma): k for k, sigma in track.nodes.items()}
+    return {k: u for u, k in anchors.items()}, place(clock.sigma)
+
+
+def read(clock: Clock, track: Track, anchors: int, at: Coordinate) -> Weights:
+    """The polynomial through the last `anchors` anchors, in the coordinate `at`, at the clock's sigma."""
+    nodes, here = placed(clock, track, at)
+    return lagrange(here, newest(nodes, anchors))
 
 
 def line(clock: Clock, track: Track, slope: float, at: Coordinate) -> Weights:

@@ -11,7 +11,7 @@ from numpy.polynomial import chebyshev
 from ..clock import Clock, Coordinate
 from ..plan import Plan
 from ..track import Track, Weights, added, lagrange, scaled
-from .linear import newest
+from .linear import newest, placed
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,14 @@ class Spectrum:
         pass
 
     def weights(self, clock: Clock, track: Track) -> Weights:
-        place = clock.grid.along(self.at)
-        nodes = {k: u for u, k in {place(s): k for k, s in track.nodes.items()}.items()}
-        here = place(clock.sigma)
+        nodes, here = placed(clock, track, self.at)
         last = newest(nodes, 2)
         if self.half and len(last) == 2:
             old, new = last
             line: Weights = {new: 1.5, old: -0.5}
         else:
             line = lagrange(here, last)
+        place = clock.grid.along(self.at)
         high, low = place(clock.grid.sigmas[0]), place(clock.grid.sigmas[-1])
         times = (2 * (np.array([*nodes.values(), here]) - high) / (low - high)) - 1
         basis = chebyshev.chebvander(times, self.m)

@@ -8,7 +8,7 @@ from math import factorial
 from ..clock import Clock, Coordinate
 from ..plan import Plan
 from ..track import Track, Weights, added, scaled
-from .linear import newest, read
+from .linear import newest, placed, read
 
 
 @dataclass(frozen=True)
@@ -43,17 +43,16 @@ class Taylor:
     def weights(self, clock: Clock, track: Track) -> Weights:
         if not self.published:
             return read(clock, track, self.order + 1, self.at)
-        place = clock.grid.along(self.at)
-        placed = {k: u for u, k in {place(s): k for k, s in track.nodes.items()}.items()}
-        nodes = list(newest(placed, self.order + 1).items())
+        every, here = placed(clock, track, self.at)
+        nodes = list(newest(every, self.order + 1).items())
         levels: list[Weights] = [{k: 1.0} for k, _ in nodes]
         total: Weights = {}
-        e = place(clock.sigma) - nodes[-1][1]
+        e = here - nodes[-1][1]
         for k in range(len(nodes)):
             total = added(total, levels[-1], e**k / factorial(k))
             places = [u for _, u in nodes[k:]]
             levels = [
-                scaled(added(now, old, -1.0), 1 / (there - here))
-                for old, now, here, there in zip(levels, levels[1:], places, places[1:], strict=False)
+                scaled(added(now, old, -1.0), 1 / (v - u))
+                for old, now, u, v in zip(levels, levels[1:], places, places[1:], strict=False)
             ]
         return total
