@@ -64,7 +64,7 @@ class OutputHook:
         present = [s for s in slots if s is not None]
         if not present:
             return executor(model, conds, x, timestep, model_options)
-        if run.decide(present, x).compute:
+        if run.decide(present, run.input_of(x) if run.indicator else None).compute:
             denoised = executor(model, conds, x, timestep, model_options)
             for slot, d in zip(slots, denoised, strict=True):
                 if slot is not None:

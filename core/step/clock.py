@@ -100,6 +100,9 @@ class Clock:
         self.before = -1  # the step of the evaluation before
         self.rose = False
         self.skips = 0  # skipped evaluations since the anchor
+        self.ratio = (
+            1.0  # how far the probe has moved, in moves from the anchor before the last to the last: see ProbeAligned
+        )
 
     def tick(self, sigma: float) -> None:
         """A new evaluation by the sampler at this sigma. Nothing is counted: the step comes from sigma."""

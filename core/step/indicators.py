@@ -4,10 +4,35 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
+
+
+class Watching(Protocol):
+    """An indicator at work on one slot. Everything stays on the device until it is read."""
+
+    def look(self, seen: Tensor) -> None:
+        """What there is to see at a new evaluation: the network's input at output level, the probe (`Blocks.probe`) at block level."""
+        ...
+
+    def computed(self, output: Tensor) -> None:
+        """What the network said to what was seen last: velocity or noise; at block level the image stream's residual."""
+        ...
+
+    def read(self) -> float | None:
+        """The indicator at the evaluation at hand, one host sync; None while too little is known."""
+        ...
+
+    def clear(self) -> None: ...
+
+
+class Watch(Protocol):
+    """An indicator's configuration: frozen data."""
+
+    def start(self) -> Watching: ...
+
 
 SAMPLE = 4096  # elements that are looked at, however large the latent
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .indicators import Moved
+from .indicators import Watch
 from .policies import Policy
 from .predictors import Auto, Integrator, Predictor
 
@@ -13,11 +13,32 @@ Kept = Literal["auto", "velocity", "denoised", "residual"]
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """What of the block stack runs on a skip, and what the indicator looks at there.
+
+    prefix, suffix: the first and the last blocks, which always run (Fn and Bn of cache-dit). probe: "residual" is what the prefix
+    adds to the image's stream, "modulated" the first block's modulated input (or what of its call depends on time), "none" nothing.
+    Raises ValueError for negative counts, and for a residual of no blocks.
+    """
+
+    prefix: int = 1
+    suffix: int = 0
+    probe: Literal["none", "residual", "modulated"] = "residual"
+
+    def __post_init__(self) -> None:
+        if self.prefix < 0 or self.suffix < 0:
+            raise ValueError(f"Fn and Bn are numbers of blocks, 0 or more, not {self.prefix} and {self.suffix}")
+        if self.probe == "residual" and self.prefix < 1:
+            raise ValueError("the indicator is what the first Fn blocks add, so Fn is at least 1")
+
+
+@dataclass(frozen=True)
 class Method:
     """What a node builds from its widgets. `policies` are asked in order; the last step is computed whatever they say.
 
     keeps: what of the model's answer is kept and predicted. "velocity": (x - D) / sigma, the velocity of flow models, the noise of
-    others. "denoised": D. "residual": the network's output minus its input. "auto": what suits the sampler.
+    others. "denoised": D. "residual": the network's output minus its input. "auto": what suits the sampler. Of no account with `blocks`.
+    blocks: for a method at block level, which keeps and predicts the residual of the blocks between; None at output level.
     calibration: whether costs are taken from full runs of the user's own model: see patch/calibration.py.
     """
 
@@ -25,10 +46,10 @@ class Method:
     variant: str
     policies: tuple[Policy, ...]
     predictor: Predictor | Auto
-    level: Literal["output", "blocks"] = "output"
     history_device: Literal["auto", "gpu", "cpu"] = "auto"
     keeps: Kept = "auto"
-    indicator: Moved | None = None
+    indicator: Watch | None = None
+    blocks: Blocks | None = None
     calibration: Literal["auto", "record", "default", "off"] = "default"
 
     def suited(self, integrator: Integrator) -> tuple[Predictor, Kept]:
@@ -40,6 +61,10 @@ class Method:
         # a velocity says which noise is in x: what is added later would stay in the picture
         denoised = integrator == "sde" or (automatic and integrator == "ode")
         return predictor, "denoised" if denoised else "velocity"
+
+    @property
+    def level(self) -> Literal["output", "blocks"]:
+        return "blocks" if self.blocks else "output"
 
     @property
     def title(self) -> str:

@@ -41,7 +41,8 @@ class Run:
     The order of calls: `tick` once an evaluation; `decide` with the slots at hand, as often as they are asked for (one
     decision an evaluation); then `observe` or `predict` for each slot; `close` at the end.
 
-    What is kept and predicted is the velocity (x - D) / sigma, D, or what the network adds to its input: Method.suited.
+    What is kept and predicted at output level is the velocity (x - D) / sigma, D, or what the network adds to its input:
+    Method.suited. At block level it is residuals, which `keep` takes as they are and `recall` predicts.
 
     events: steps at which a conditioning changes. costs: what full runs of the model taught. learning: this run is computed in
     full, because the model's costs are being recorded.
@@ -109,12 +110,12 @@ class Run:
         if self.indicator:
             self.indicator.clear()
 
-    def decide(self, slots: Iterable[Slot], x: Tensor | None = None) -> Decision:
-        """Compute or skip the current evaluation. `slots` are those of the call at hand, x the latent that it is about."""
+    def decide(self, slots: Iterable[Slot], seen: Tensor | None = None) -> Decision:
+        """Compute or skip the current evaluation. `slots` are those of the call at hand, `seen` is what the indicator looks at."""
         slots = list(slots)
         if self.decision is None:
             began = time.perf_counter()
-            self._look(slots, x)
+            self._look(slots[0], seen)
             self.decision = self._decide(slots)
             if self.decision.compute and not all(self._known(s) for s in slots):
                 # a slot that is new knows nothing older than what comes now: from here on all know the same
@@ -136,20 +137,21 @@ class Run:
             return COMPUTE("new conditioning")
         return self.decision
 
-    def _look(self, slots: list[Slot], x: Tensor | None) -> None:
+    def _look(self, slot: Slot, seen: Tensor | None) -> None:
         """The indicator follows the first slot of an evaluation, as long as it is the same one."""
         self.read = []
-        if self.indicator is None or x is None or self.clock.sigma <= 0:
+        if self.indicator is None or seen is None or self.clock.sigma <= 0:
             return
-        if slots[0] != self.watched:
-            self.watched = slots[0]
+        if slot != self.watched:
+            self.watched = slot
             self.indicator.clear()
-        self.indicator.look(self._input(x))
+        self.indicator.look(seen)
 
     def _indicated(self) -> float | None:
         if not self.read:
             self.read.append(self.indicator.read() if self.indicator else None)
             value = self.read[0]
+            self.clock.ratio = getattr(self.indicator, "ratio", 1.0)
             if value is not None and not math.isfinite(value):
                 self.report.note("the indicator was not a finite number: those evaluations were computed")
         return self.read[0]
@@ -176,7 +178,7 @@ class Run:
         history = self.histories.get(slot)
         return history is not None and self.track.needed <= history.anchors.keys()
 
-    def _input(self, x: Tensor) -> Tensor:
+    def input_of(self, x: Tensor) -> Tensor:
         """What the network is given for the latent x: x itself in flow models, at unit variance in others."""
         return x if self.clock.grid.flow else x / (1 + self.clock.sigma**2) ** 0.5
 
@@ -189,19 +191,27 @@ class Run:
         if self.indicator and slot == self.watched:
             self.indicator.computed((x - denoised) / self.clock.sigma if self.keeps == "denoised" else value)
         if self.keeps == "residual":
-            value -= self._input(x)
+            value -= self.input_of(x)
+        self.keep(slot, value)
+
+    def keep(self, slot: Slot, value: Tensor) -> None:
+        """Take `value`, which nobody else may write to, as what was computed for the slot in this evaluation."""
         history = self.histories.setdefault(slot, History(self.device))
         history.observe(self.clock.evaluation, value, self.track.needed)
 
     def predict(self, slot: Slot, x: Tensor) -> Tensor:
         """D for a slot of a skipped evaluation: a new tensor of x's shape, on x's device."""
-        assert self.weights is not None
-        value = self.histories[slot].combine(self.weights, x.device)
+        value = self.recall(slot, x.device)
         if self.keeps == "denoised":
             return value
         if self.keeps == "residual":
-            value += self._input(x)
+            value += self.input_of(x)
         return x - value * self.clock.sigma
+
+    def recall(self, slot: Slot, device: torch.device) -> Tensor:
+        """What is predicted in a skipped evaluation in place of what `keep` would have been given: a new tensor on `device`."""
+        assert self.weights is not None
+        return self.histories[slot].combine(self.weights, device)
 
     def _pass(self) -> None:
         if self.decision is not None:

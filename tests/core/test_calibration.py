@@ -448,7 +448,7 @@ def real_error(predictor, grid, integrator, computed, b, c):
     for i in range(c):
         sigma, after = grid.sigmas[i], grid.sigmas[i + 1]
         run.tick(sigma)
-        if run.decide(["a"], x[i]).compute:
+        if run.decide(["a"], run.input_of(x[i])).compute:
             assert i <= b
             run.observe("a", x[i], d[i])
         elif i > b:

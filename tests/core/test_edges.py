@@ -185,6 +185,6 @@ def test_one_bad_output_does_not_end_the_skipping():
     for i, sigma in enumerate(ind.FLOW.sigmas[:-1]):
         x = torch.from_numpy(ind.START * sigma)
         run.tick(sigma)
-        if run.decide(["a"], x).compute:
+        if run.decide(["a"], run.input_of(x)).compute:
             run.observe("a", x, x * (math.nan if i == 1 else 0.5 + i / 100))
     assert run.close(True).skipped > 10

@@ -120,7 +120,7 @@ def played(method, grid, model, events=()):
     told, x = Told(), torch.from_numpy(START.copy())
     for sigma, after in zip(grid.sigmas, grid.sigmas[1:], strict=False):
         run.tick(sigma)
-        decision = run.decide(["a"], x)
+        decision = run.decide(["a"], run.input_of(x))
         if decision.compute:
             z = x if grid.flow else x / (1 + sigma**2) ** 0.5
             denoised = x - sigma * torch.from_numpy(model(z.numpy(), sigma))
@@ -220,7 +220,7 @@ def test_the_first_slot_decides_and_each_keeps_its_own_residual():
     computed, kept = [], torch.zeros_like(b)
     for sigma, after in zip(FLOW.sigmas, FLOW.sigmas[1:], strict=False):
         run.tick(sigma)
-        compute = run.decide(["a", "b"], a).compute
+        compute = run.decide(["a", "b"], run.input_of(a)).compute
         computed.append(compute)
         if compute:
             da, out = a - sigma * torch.from_numpy(network(a.numpy(), sigma)), torch.cos(b)
@@ -244,7 +244,7 @@ def test_an_input_that_is_not_finite_is_computed_and_said(bad):
         if i == 5:
             x[7] = bad
         run.tick(sigma)
-        decision = run.decide(["a"], x)
+        decision = run.decide(["a"], run.input_of(x))
         reasons.append((decision.compute, decision.reason))
         if decision.compute:
             run.observe("a", x, x - sigma * torch.from_numpy(network(START * sigma, sigma)))
@@ -257,7 +257,7 @@ def test_a_network_that_says_nan_is_asked_again():
     for i, sigma in enumerate(FLOW.sigmas[:6]):
         x = torch.from_numpy(START * sigma)
         run.tick(sigma)
-        decision = run.decide(["a"], x)
+        decision = run.decide(["a"], run.input_of(x))
         if decision.compute:
             run.observe("a", x, x * (math.nan if i == 2 else 0.5 + i / 10))
     computed = [e.computed for e in run.close(True).evaluations]
@@ -269,7 +269,7 @@ def test_an_input_that_does_not_move_gives_no_rate_and_is_computed():
     x = torch.from_numpy(START.copy())
     for sigma in FLOW.sigmas[:6]:
         run.tick(sigma)
-        assert run.decide(["a"], x).compute
+        assert run.decide(["a"], run.input_of(x)).compute
         run.observe("a", x, x * 0.5)
 
 
@@ -311,7 +311,7 @@ def test_a_sampler_may_write_over_its_latent():
     computed = []
     for sigma, after in zip(FLOW.sigmas, FLOW.sigmas[1:], strict=False):
         run.tick(sigma)
-        compute = run.decide(["a"], x).compute
+        compute = run.decide(["a"], run.input_of(x)).compute
         computed.append(compute)
         if compute:
             denoised = x - sigma * torch.from_numpy(network(x.numpy(), sigma))
@@ -329,7 +329,7 @@ def test_a_change_of_shape_begins_anew():
         x = torch.from_numpy(START[: 300 if i < 5 else 200] * sigma)
         slot = x.shape  # as the hook names slots: what has another shape has another history
         run.tick(sigma)
-        decision = run.decide([slot], x)
+        decision = run.decide([slot], run.input_of(x))
         computed.append(decision.compute)
         if decision.compute:
             run.observe(slot, x, x * (0.3 + i / 20))
@@ -365,7 +365,7 @@ def test_the_host_waits_once_an_evaluation_at_most_and_never_for_a_static_policy
         for sigma, after in zip(FLOW.sigmas, FLOW.sigmas[1:], strict=False):
             run.tick(sigma)
             for _ in range(2):
-                compute = run.decide(["a"], x).compute
+                compute = run.decide(["a"], run.input_of(x)).compute
             if compute:
                 denoised = x - sigma * torch.sin(2 * x)
                 run.observe("a", x, denoised)

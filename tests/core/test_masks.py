@@ -21,7 +21,7 @@ def computed(method, grid):
     x = torch.linspace(-1, 1, 8)
     for sigma, after in zip(grid.sigmas, grid.sigmas[1:], strict=False):
         run.tick(sigma)
-        if run.decide(["a"], x).compute:
+        if run.decide(["a"], run.input_of(x)).compute:
             d = 0.5 * torch.cos(x)
             run.observe("a", x, d)
         else:

@@ -124,7 +124,7 @@ def played(method, steps=20, nan_at=-1):
     for i, sigma in enumerate(grid.sigmas[:-1]):
         run.tick(sigma)
         here = x * math.nan if i == nan_at else x
-        if run.decide(["a"], here).compute:
+        if run.decide(["a"], run.input_of(here)).compute:
             d = 0.5 * torch.cos(here + sigma)
             run.observe("a", here, d)
         else:

@@ -1,0 +1,28 @@
+"""Which families the block hook knows, found by the class of the diffusion model."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from . import image, unet
+from .base import Family, Image, LeftOut, Stack
+
+FAMILIES: tuple[Family, ...] = (*image.FAMILIES, *unet.FAMILIES)
+LEFT_OUT: tuple[LeftOut, ...] = ()
+
+__all__ = ["FAMILIES", "LEFT_OUT", "Family", "Image", "LeftOut", "Stack", "family_of"]
+
+_RECORDS: tuple[Family | LeftOut, ...] = (*FAMILIES, *LEFT_OUT)
+_KNOWN = {c: record for record in _RECORDS for c in record.classes}
+
+
+def family_of(network: Any) -> Family | LeftOut | None:
+    """The record of a diffusion model (torch.nn.Module), or None for a class that nobody described. A class derived from a known
+    one is known by it, as long as it has no forward of its own."""
+    for cls in type(network).__mro__:
+        record = _KNOWN.get(f"{cls.__module__}:{cls.__qualname__}")
+        if record is not None:
+            return record
+        if "forward" in vars(cls) or "_forward" in vars(cls):
+            return None
+    return None

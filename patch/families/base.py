@@ -1,0 +1,72 @@
+"""What the block hook has to know of a model family: data, never a copy of a forward."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Stack:
+    """A list of blocks that the model calls one after the other, each once.
+
+    at: where the list is in the diffusion model, as "double_blocks" or "transformer.layers"; a ModuleList or a ModuleDict.
+    takes: the streams in a block's call: (name, argument), the argument a keyword, or a position where the loop gives it by
+    place. The image's own stream is the first. A stream's value is a tensor whose first dimension is the batch, or a tuple of such.
+    gives: the streams in what a block returns: the name where it returns the stream itself; for a tuple the names in its order, ""
+    where there stands something that is no stream.
+    joins: for a stack after the first: the streams of the stack before, in the order in which the model concatenates them along
+    dimension 1 to make this stack's first stream; () where the streams go on under the same names.
+    """
+
+    at: str
+    takes: tuple[tuple[str, str | int], ...]
+    gives: str | tuple[str, ...]
+    joins: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Image:
+    """Which of the tokens along dimension 1 of the first stack's first stream are the picture's own, the latent that is sampled.
+
+    where: "all"; "head" or "tail" of them. patch: how many latent elements along each of the latent's last len(patch) dimensions a
+    token stands for: there are prod(ceil(size / patch)) of them. Reference pictures, padding and text are the rest.
+    """
+
+    where: Literal["all", "head", "tail"] = "all"
+    patch: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Family:
+    """A kind of diffusion model, known by its network's class.
+
+    name: as people know it. classes: "module:Class" of diffusion models whose forward this describes; a class derived from one of
+    them that has a forward of its own needs a record of its own.
+    stacks: in the order in which they run. () for a UNet (unet=True), whose input_blocks, middle_block and output_blocks are known.
+    dead: streams of the last stack that nothing reads after it; their residual is not kept.
+    inplace: blocks, or the loop around them, write to the streams that they are given: what is kept of those is a copy.
+    u_skips: the last blocks take what the first ones gave (U-shaped skips): no more of the last than of the first may run on a skip.
+    image: which tokens are the picture's.
+    modulated: what TeaCache looks at: the path, within the first block, of the module whose input is the modulated first stream
+    ("img_attn.qkv"), or "arg:NAME" or "arg:POSITION" for an argument of the first block's call that depends on time ("arg:e"); "" where
+    there is none.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    stacks: tuple[Stack, ...] = ()
+    unet: bool = False
+    dead: tuple[str, ...] = ()
+    inplace: bool = False
+    u_skips: bool = False
+    image: Image = Image()
+    modulated: str = ""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A class of diffusion model that cannot be done at block level, and why: a sentence that ends without a full stop."""
+
+    classes: tuple[str, ...]
+    why: str

@@ -1,0 +1,7 @@
+"""UNets: Stable Diffusion 1 and 2, SDXL, Stable Video Diffusion."""
+
+from __future__ import annotations
+
+from .base import Family
+
+FAMILIES = (Family("UNet", ("comfy.ldm.modules.diffusionmodules.openaimodel:UNetModel",), unet=True),)
