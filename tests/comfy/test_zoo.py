@@ -1,0 +1,352 @@
+"""The zoo samples as ComfyUI has it, and the records say of it what plain PyTorch hooks see. None of our own hooks is at work here."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import math
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import comfy.model_base
+import pytest
+import torch
+from skipstone.patch import families
+from skipstone.patch.families import Family, LeftOut, Stack
+from skipstone.tests.comfy import zoo
+
+BASES = {
+    name: cls
+    for name, cls in vars(comfy.model_base).items()
+    if inspect.isclass(cls) and issubclass(cls, comfy.model_base.BaseModel)
+}
+MODELS = [m for m in zoo.MODELS if m.base in BASES]
+
+
+@dataclass
+class BlockCall:
+    """One block's call: the streams as they came and went, and copies of how they were at that moment."""
+
+    place: tuple[int, int]  # stack, block
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    took: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    took_copy: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    gave: Any = None
+    gave_copy: list[torch.Tensor] = field(default_factory=list)
+    gave_shapes: Any = None
+
+
+@dataclass
+class ModelCall:
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    blocks: list[BlockCall] = field(default_factory=list)
+    modulated: list[torch.Tensor] = field(default_factory=list)
+    ended: bool = False
+    written: list[str] = field(default_factory=list)  # streams that were not at the end what they had been
+
+
+def tensors(value: Any) -> list[torch.Tensor]:
+    """A stream as a list: it is a tensor or a tuple of some."""
+    if torch.is_tensor(value):
+        return [value]
+    assert isinstance(value, tuple), type(value)
+    assert all(torch.is_tensor(v) for v in value)
+    return list(value)
+
+
+def blocks_of(network: Any, stack: Stack) -> list[torch.nn.Module]:
+    found = network.get_submodule(stack.at)
+    return list(found.values() if isinstance(found, torch.nn.ModuleDict) else found)
+
+
+def argument(call: BlockCall, where: str | int) -> Any:
+    return call.kwargs[where] if isinstance(where, str) else call.args[where]
+
+
+def given(stack: Stack, out: Any) -> dict[str, Any]:
+    """What a block returned, by the record's names."""
+    if isinstance(stack.gives, str):
+        return {stack.gives: out}
+    assert isinstance(out, tuple), type(out)
+    assert len(out) == len(stack.gives)
+    return {name: value for name, value in zip(stack.gives, out, strict=True) if name}
+
+
+class Onlooker:
+    """PyTorch hooks on a network and its record's blocks."""
+
+    def __init__(self, network: Any, family: Family) -> None:
+        self.family, self.calls = family, list[ModelCall]()
+        network.register_forward_pre_hook(self.begin, with_kwargs=True)
+        network.register_forward_hook(self.end)
+        for s, stack in enumerate(family.stacks):
+            for b, block in enumerate(blocks_of(network, stack)):
+                block.register_forward_pre_hook(functools.partial(self.before, (s, b)), with_kwargs=True)
+                block.register_forward_hook(self.after)
+        if family.modulated and not family.modulated.startswith("arg:"):
+            first = blocks_of(network, family.stacks[0])[0]
+            first.get_submodule(family.modulated).register_forward_pre_hook(self.look)
+
+    def begin(self, module, args, kwargs):
+        self.calls.append(ModelCall(args, kwargs))
+
+    def before(self, place, module, args, kwargs):
+        call = BlockCall(place, args, kwargs)
+        for name, where in self.family.stacks[place[0]].takes:
+            call.took[name] = tensors(argument(call, where))
+            call.took_copy[name] = [t.clone() for t in call.took[name]]
+        self.calls[-1].blocks.append(call)
+
+    def after(self, module, args, out):
+        call = self.calls[-1].blocks[-1]
+        call.gave = given(self.family.stacks[call.place[0]], out)
+        call.gave_copy = [t.clone() for v in call.gave.values() if v is not None for t in tensors(v)]
+
+    def look(self, module, args):
+        self.calls[-1].modulated.append(args[0].clone())
+
+    def end(self, module, args, out):
+        call = self.calls[-1]
+        call.ended = True
+        for block in call.blocks:
+            for name in block.took:
+                if not all(map(torch.equal, block.took[name], block.took_copy[name])):
+                    call.written.append(f"{name} given to {block.place}")
+        for block in call.blocks[:-1]:  # what the last one returns is for us to make
+            now = [t for v in block.gave.values() if v is not None for t in tensors(v)]
+            if not all(map(torch.equal, now, block.gave_copy)):
+                call.written.append(f"returned by {block.place}")
+
+
+@dataclass
+class Visit:
+    """A model, sampled once under an onlooker."""
+
+    tiny: zoo.Tiny
+    model: Any
+    conds: tuple[Any, Any]
+    family: Family | LeftOut | None
+    onlooker: Onlooker | None
+    out: Any
+
+    @property
+    def network(self) -> Any:
+        return self.model.model.diffusion_model
+
+
+@functools.cache
+def visit(tiny: zoo.Tiny) -> Visit:
+    model = tiny.build()
+    conds = tiny.conds(model)
+    network = model.model.diffusion_model
+    family = families.family_of(network)
+    onlooker = Onlooker(network, family) if isinstance(family, Family) else None
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        out = zoo.sample(tiny, model, *conds)
+    return Visit(tiny, model, conds, family, onlooker, out)
+
+
+def recorded(tiny: zoo.Tiny) -> tuple[Visit, Family, list[ModelCall]]:
+    seen = visit(tiny)
+    if not isinstance(seen.family, Family):
+        pytest.skip("not done at block level")
+    if seen.family.unet:
+        pytest.skip("a UNet: no stacks")
+    assert seen.onlooker is not None
+    return seen, seen.family, seen.onlooker.calls
+
+
+def parts(latent: Any) -> list[torch.Tensor]:
+    return list(latent.unbind()) if latent.is_nested else [latent]
+
+
+each = pytest.mark.parametrize("tiny", MODELS, ids=str)
+
+
+@each
+def test_it_samples(tiny):
+    seen = visit(tiny)
+    assert type(seen.model.model) is BASES[tiny.base]
+    positive, negative = seen.conds
+    with torch.inference_mode():
+        other = zoo.sample(tiny, seen.model, negative, positive)
+    for latent, out, changed in zip(parts(tiny.latent()), parts(seen.out), parts(other), strict=True):
+        assert out.shape[-2:] == latent.shape[-2:]
+        assert torch.isfinite(out).all()
+        assert out.std() > 0
+        assert not torch.allclose(out, changed, rtol=1e-3, atol=1e-4)
+
+
+@each
+def test_its_weights_are_all_there(tiny):
+    for name, p in (*visit(tiny).network.named_parameters(), *visit(tiny).network.named_buffers()):
+        assert torch.isfinite(p).all(), name
+    for name, p in visit(tiny).network.named_parameters():
+        assert p.any(), name
+
+
+@each
+def test_its_class_has_a_record(tiny):
+    assert visit(tiny).family is not None
+
+
+@each
+def test_blocks_are_visited_in_order_once_a_call(tiny):
+    seen, family, calls = recorded(tiny)
+    order = [(s, b) for s, stack in enumerate(family.stacks) for b in range(len(blocks_of(seen.network, stack)))]
+    assert len(order) >= 4
+    assert len(calls) >= 4
+    for call in calls:
+        assert [block.place for block in call.blocks] == order
+
+
+@each
+def test_streams_are_where_the_record_says(tiny):
+    _, family, calls = recorded(tiny)
+    for call in calls:
+        batch = {t.shape[0] for t in tensors(call.blocks[0].took[family.stacks[0].takes[0][0]])}
+        for block in call.blocks:
+            stack = family.stacks[block.place[0]]
+            last = block is call.blocks[-1]
+            assert {name for name, _ in stack.takes} == set(block.gave)
+            for name, out in block.gave.items():
+                if last and name in family.dead:
+                    continue
+                assert [t.shape for t in tensors(out)] == [t.shape for t in block.took_copy[name]]
+                assert {t.shape[0] for t in tensors(out)} == batch
+
+
+@each
+def test_a_block_takes_what_the_one_before_gave(tiny):
+    _, family, calls = recorded(tiny)
+    for call in calls:
+        for before, after in pairwise(call.blocks):
+            stack = family.stacks[after.place[0]]
+            same_stack = before.place[0] == after.place[0]
+            passed: dict[str, list[torch.Tensor]]
+            if same_stack or not stack.joins:
+                passed = {name: tensors(value) for name, value in before.gave.items()}
+            else:
+                joined = torch.cat([before.gave[name] for name in stack.joins], 1)
+                passed = {stack.takes[0][0]: [joined]}
+            for name, _ in stack.takes:
+                assert [t.shape for t in passed[name]] == [t.shape for t in after.took_copy[name]]
+                if not family.inplace:
+                    assert all(map(torch.equal, passed[name], after.took_copy[name])), name
+
+
+@each
+def test_who_writes_to_streams_is_known(tiny):
+    _, family, calls = recorded(tiny)
+    for call in calls:
+        assert call.ended
+        assert family.inplace or not call.written
+
+
+@each
+def test_the_pictures_tokens_are_those_that_the_latent_changes(tiny):
+    seen, family, calls = recorded(tiny)
+    if not family.image.patch:
+        pytest.skip("all tokens count")
+    assert seen.onlooker is not None
+    call = calls[0]
+    x = call.args[0]
+    with torch.inference_mode():
+        seen.network(other(x), *call.args[1:], **call.kwargs)
+    again = calls.pop()
+    name = family.stacks[0].takes[0][0]
+    (before,), (after,) = call.blocks[0].took_copy[name], again.blocks[0].took_copy[name]
+    size = first(x).shape[-len(family.image.patch) :]
+    count = math.prod(-(-n // p) for n, p in zip(size, family.image.patch, strict=True))
+    tokens = before.shape[1]
+    where = {"all": range(tokens), "head": range(count), "tail": range(tokens - count, tokens)}[family.image.where]
+    assert len(where) == count
+    changed = (before != after).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == list(where)
+
+
+def first(x: Any) -> torch.Tensor:
+    return x if torch.is_tensor(x) else x[0]
+
+
+def other(x: Any) -> Any:
+    """Another latent of the same kind, every element changed."""
+    return x + 1 if torch.is_tensor(x) else type(x)(v + 1 for v in x)
+
+
+@each
+def test_the_modulated_input_is_there_before_tokens_meet(tiny):
+    """What TeaCache looks at must be known before anything else of the block is: token for token, no attention yet."""
+    seen, family, calls = recorded(tiny)
+    if not family.modulated:
+        pytest.skip("nothing there that TeaCache could look at")
+    by_sigma = sorted(calls, key=lambda c: float(first(c.args[1]).flatten()[0]))
+    if family.modulated.startswith("arg:"):
+        where = family.modulated.removeprefix("arg:")
+        low, high = (
+            argument(c.blocks[0], int(where) if where.isdigit() else where) for c in (by_sigma[0], by_sigma[-1])
+        )
+        assert not all(map(torch.equal, tensors(low), tensors(high)))
+        return
+    call = calls[0]
+    assert len(call.modulated) == 1
+    name, where = family.stacks[0].takes[0]
+    (stream,) = call.blocks[0].took_copy[name]
+    assert call.modulated[0].shape[:2] == stream.shape[:2]
+    # the first block once more, one token changed
+    nudged = stream.clone()
+    nudged[:, 0] += 1
+    args, kwargs = list(call.blocks[0].args), dict(call.blocks[0].kwargs)
+    if isinstance(where, str):
+        kwargs[where] = nudged
+    else:
+        args[where] = nudged
+    calls.append(ModelCall((), {}))
+    with torch.inference_mode():
+        blocks_of(seen.network, family.stacks[0])[0](*args, **kwargs)
+    (again,) = calls.pop().modulated
+    changed = (again != call.modulated[0]).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
+    assert changed == [0]
+
+
+class _Found(Exception):
+    pass
+
+
+def network_of(base: type) -> type | None:
+    """The diffusion model's class of a BaseModel, without making one: what its __init__ hands to BaseModel's."""
+
+    def tell(self, model_config, model_type=None, device=None, unet_model=None):
+        raise _Found(unet_model)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(comfy.model_base.BaseModel, "__init__", tell)
+        try:
+            base(None)
+        except _Found as found:
+            return found.args[0]
+    return None
+
+
+@pytest.mark.parametrize("base", sorted(BASES))
+def test_every_model_class_is_here_or_it_is_said_why_not(base):
+    here = [m for m in zoo.MODELS if m.base == base]
+    if base in zoo.NO_DIFFUSION:
+        assert not here
+        return
+    if here:
+        return
+    network = network_of(BASES[base])
+    record = families.family_of(object.__new__(network)) if network is not None else None
+    assert isinstance(record, LeftOut) or (record is not None and base in zoo.CANNOT), (
+        f"{base} (its network: {network}) is neither in tests/comfy/zoo nor left out in patch/families"
+    )
+
+
+def test_names_are_unique():
+    names = [m.name for m in zoo.MODELS]
+    assert len(names) == len(set(names))
+    assert not set(zoo.CANNOT) & {m.base for m in zoo.MODELS}
