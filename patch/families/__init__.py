@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import image, unet
+from . import image, unet, video
 from .base import Family, Image, LeftOut, Stack
 
-FAMILIES: tuple[Family, ...] = (*image.FAMILIES, *unet.FAMILIES)
+FAMILIES: tuple[Family, ...] = (*image.FAMILIES, *video.FAMILIES, *unet.FAMILIES)
 LEFT_OUT: tuple[LeftOut, ...] = ()
 
 __all__ = ["FAMILIES", "LEFT_OUT", "Family", "Image", "LeftOut", "Stack", "family_of"]

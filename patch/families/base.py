@@ -30,11 +30,13 @@ class Image:
     """Which of the tokens along dimension 1 of the first stack's first stream are the picture's own, the latent that is sampled.
 
     where: "all"; "head" or "tail" of them. patch: how many latent elements along each of the latent's last len(patch) dimensions a
-    token stands for: there are prod(ceil(size / patch)) of them. Reference pictures, padding and text are the rest.
+    token stands for: there are prod(ceil(size / patch)) of them; or the name of the network's attribute that says so. Reference
+    pictures, padding and text are the rest. dim: where the tokens are along another dimension than 1.
     """
 
     where: Literal["all", "head", "tail"] = "all"
-    patch: tuple[int, ...] = ()
+    patch: tuple[int, ...] | str = ()
+    dim: int = 1
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,9 @@ class Family:
     modulated: what TeaCache looks at: the path, within the first block, of the module whose input is the modulated first stream
     ("img_attn.qkv"), or "arg:NAME" or "arg:POSITION" for an argument of the first block's call that depends on time ("arg:e"); "" where
     there is none.
+    batch: the dimension of the streams along which the conditionings of one call are batched; None where they cannot be told apart:
+    a call's streams are then one thing, kept for just these conditionings in this order.
+    state: a key of transformer_options; while it is there the blocks keep state of their own from call to call, and all must run.
     """
 
     name: str
@@ -62,6 +67,8 @@ class Family:
     u_skips: bool = False
     image: Image = Image()
     modulated: str = ""
+    batch: int | None = 0
+    state: str = ""
 
 
 @dataclass(frozen=True)
