@@ -14,6 +14,7 @@ FAMILIES = (
             Stack("double_blocks", JOINT, ("img", "txt")),
             Stack("single_blocks", (("x", 0),), "x", joins=("txt", "img")),
         ),
+        inplace=True,
         image=Image("head", (2, 2)),
         modulated="img_attn.qkv",
     ),

@@ -12,6 +12,7 @@ from typing import Any
 import comfy.model_base
 import pytest
 import torch
+
 from skipstone.patch import families
 from skipstone.patch.families import Family, LeftOut, Stack
 from skipstone.tests.comfy import zoo
@@ -33,9 +34,8 @@ class BlockCall:
     kwargs: dict[str, Any]
     took: dict[str, list[torch.Tensor]] = field(default_factory=dict)
     took_copy: dict[str, list[torch.Tensor]] = field(default_factory=dict)
-    gave: Any = None
-    gave_copy: list[torch.Tensor] = field(default_factory=list)
-    gave_shapes: Any = None
+    gave: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+    gave_copy: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
 
 @dataclass
@@ -75,6 +75,10 @@ def given(stack: Stack, out: Any) -> dict[str, Any]:
     return {name: value for name, value in zip(stack.gives, out, strict=True) if name}
 
 
+def changed(streams: dict[str, list[torch.Tensor]], copies: dict[str, list[torch.Tensor]]) -> list[str]:
+    return [name for name in streams if not all(map(torch.equal, streams[name], copies[name]))]
+
+
 class Onlooker:
     """PyTorch hooks on a network and its record's blocks."""
 
@@ -102,8 +106,9 @@ class Onlooker:
 
     def after(self, module, args, out):
         call = self.calls[-1].blocks[-1]
-        call.gave = given(self.family.stacks[call.place[0]], out)
-        call.gave_copy = [t.clone() for v in call.gave.values() if v is not None for t in tensors(v)]
+        streams = given(self.family.stacks[call.place[0]], out)
+        call.gave = {name: tensors(value) for name, value in streams.items() if value is not None}
+        call.gave_copy = {name: [t.clone() for t in value] for name, value in call.gave.items()}
 
     def look(self, module, args):
         self.calls[-1].modulated.append(args[0].clone())
@@ -112,13 +117,11 @@ class Onlooker:
         call = self.calls[-1]
         call.ended = True
         for block in call.blocks:
-            for name in block.took:
-                if not all(map(torch.equal, block.took[name], block.took_copy[name])):
-                    call.written.append(f"{name} given to {block.place}")
+            for name in changed(block.took, block.took_copy):
+                call.written.append(f"{name} given to {block.place}")
         for block in call.blocks[:-1]:  # what the last one returns is for us to make
-            now = [t for v in block.gave.values() if v is not None for t in tensors(v)]
-            if not all(map(torch.equal, now, block.gave_copy)):
-                call.written.append(f"returned by {block.place}")
+            for name in changed(block.gave, block.gave_copy):
+                call.written.append(f"{name} returned by {block.place}")
 
 
 @dataclass
@@ -173,11 +176,11 @@ def test_it_samples(tiny):
     positive, negative = seen.conds
     with torch.inference_mode():
         other = zoo.sample(tiny, seen.model, negative, positive)
-    for latent, out, changed in zip(parts(tiny.latent()), parts(seen.out), parts(other), strict=True):
+    for latent, out, prompted in zip(parts(tiny.latent()), parts(seen.out), parts(other), strict=True):
         assert out.shape[-2:] == latent.shape[-2:]
         assert torch.isfinite(out).all()
         assert out.std() > 0
-        assert not torch.allclose(out, changed, rtol=1e-3, atol=1e-4)
+        assert not torch.allclose(out, prompted, rtol=1e-3, atol=1e-4)
 
 
 @each
@@ -207,35 +210,32 @@ def test_blocks_are_visited_in_order_once_a_call(tiny):
 def test_streams_are_where_the_record_says(tiny):
     _, family, calls = recorded(tiny)
     for call in calls:
-        batch = {t.shape[0] for t in tensors(call.blocks[0].took[family.stacks[0].takes[0][0]])}
         for block in call.blocks:
-            stack = family.stacks[block.place[0]]
-            last = block is call.blocks[-1]
-            assert {name for name, _ in stack.takes} == set(block.gave)
-            for name, out in block.gave.items():
-                if last and name in family.dead:
-                    continue
-                assert [t.shape for t in tensors(out)] == [t.shape for t in block.took_copy[name]]
-                assert {t.shape[0] for t in tensors(out)} == batch
+            names = {name for name, _ in family.stacks[block.place[0]].takes}
+            if block is call.blocks[-1]:
+                names -= set(family.dead)
+            assert names <= set(block.gave)
+            for name in names:
+                assert shapes(block.gave_copy[name]) == shapes(block.took_copy[name])
+                if family.batch is not None:
+                    assert {t.shape[family.batch] for t in block.gave[name]} == {len(first(call.args[0]))}
+
+
+def shapes(streams: list[torch.Tensor]) -> list[torch.Size]:
+    return [t.shape for t in streams]
 
 
 @each
 def test_a_block_takes_what_the_one_before_gave(tiny):
     _, family, calls = recorded(tiny)
-    for call in calls:
-        for before, after in pairwise(call.blocks):
-            stack = family.stacks[after.place[0]]
-            same_stack = before.place[0] == after.place[0]
-            passed: dict[str, list[torch.Tensor]]
-            if same_stack or not stack.joins:
-                passed = {name: tensors(value) for name, value in before.gave.items()}
-            else:
-                joined = torch.cat([before.gave[name] for name in stack.joins], 1)
-                passed = {stack.takes[0][0]: [joined]}
+    for before, after in (pair for call in calls for pair in pairwise(call.blocks)):
+        stack = family.stacks[after.place[0]]
+        if before.place[0] == after.place[0] or not stack.joins:
             for name, _ in stack.takes:
-                assert [t.shape for t in passed[name]] == [t.shape for t in after.took_copy[name]]
-                if not family.inplace:
-                    assert all(map(torch.equal, passed[name], after.took_copy[name])), name
+                assert shapes(before.gave_copy[name]) == shapes(after.took_copy[name])
+        else:
+            joined = torch.cat([t for name in stack.joins for t in before.gave_copy[name]], 1)
+            assert torch.equal(joined, after.took_copy[stack.takes[0][0]][0])
 
 
 @each
@@ -249,26 +249,30 @@ def test_who_writes_to_streams_is_known(tiny):
 @each
 def test_the_pictures_tokens_are_those_that_the_latent_changes(tiny):
     seen, family, calls = recorded(tiny)
-    if not family.image.patch:
+    where, patch = family.image.where, family.image.patch
+    if not patch:
         pytest.skip("all tokens count")
-    assert seen.onlooker is not None
     call = calls[0]
     x = call.args[0]
     with torch.inference_mode():
         seen.network(other(x), *call.args[1:], **call.kwargs)
-    again = calls.pop()
     name = family.stacks[0].takes[0][0]
-    (before,), (after,) = call.blocks[0].took_copy[name], again.blocks[0].took_copy[name]
-    size = first(x).shape[-len(family.image.patch) :]
-    count = math.prod(-(-n // p) for n, p in zip(size, family.image.patch, strict=True))
-    tokens = before.shape[1]
-    where = {"all": range(tokens), "head": range(count), "tail": range(tokens - count, tokens)}[family.image.where]
-    assert len(where) == count
-    changed = (before != after).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
-    assert changed == list(where)
+    again, before = calls.pop().blocks[0].took_copy[name][0], call.blocks[0].took_copy[name][0]
+    sizes = getattr(seen.network, patch) if isinstance(patch, str) else patch
+    count = math.prod(math.ceil(n / p) for n, p in zip(first(x).shape[-len(sizes) :], sizes, strict=True))
+    tokens = before.shape[family.image.dim]
+    picture = {"all": range(tokens), "head": range(count), "tail": range(tokens - count, tokens)}[where]
+    assert len(picture) == count
+    assert differ(before, again, family.image.dim) == list(picture)
+
+
+def differ(a: torch.Tensor, b: torch.Tensor, dim: int = 1) -> list[int]:
+    """Which tokens are not the same."""
+    return (a != b).movedim(dim, 0).flatten(1).any(1).nonzero().flatten().tolist()
 
 
 def first(x: Any) -> torch.Tensor:
+    """The latent, or of several the picture's."""
     return x if torch.is_tensor(x) else x[0]
 
 
@@ -293,42 +297,39 @@ def test_the_modulated_input_is_there_before_tokens_meet(tiny):
         return
     call = calls[0]
     assert len(call.modulated) == 1
-    name, where = family.stacks[0].takes[0]
+    dim = family.image.dim
+    name, at = family.stacks[0].takes[0]
     (stream,) = call.blocks[0].took_copy[name]
-    assert call.modulated[0].shape[:2] == stream.shape[:2]
+    assert call.modulated[0].shape[: dim + 1] == stream.shape[: dim + 1]
     # the first block once more, one token changed
     nudged = stream.clone()
-    nudged[:, 0] += 1
+    nudged.select(dim, 0).add_(1)
     args, kwargs = list(call.blocks[0].args), dict(call.blocks[0].kwargs)
-    if isinstance(where, str):
-        kwargs[where] = nudged
+    if isinstance(at, str):
+        kwargs[at] = nudged
     else:
-        args[where] = nudged
+        args[at] = nudged
     calls.append(ModelCall((), {}))
     with torch.inference_mode():
         blocks_of(seen.network, family.stacks[0])[0](*args, **kwargs)
     (again,) = calls.pop().modulated
-    changed = (again != call.modulated[0]).flatten(2).any(-1).any(0).nonzero().flatten().tolist()
-    assert changed == [0]
+    assert differ(call.modulated[0], again, dim) == [0]
 
 
 class _Found(Exception):
     pass
 
 
-def network_of(base: type) -> type | None:
+def network_of(base: Any) -> Any:
     """The diffusion model's class of a BaseModel, without making one: what its __init__ hands to BaseModel's."""
 
     def tell(self, model_config, model_type=None, device=None, unet_model=None):
         raise _Found(unet_model)
 
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Found) as found:
         patch.setattr(comfy.model_base.BaseModel, "__init__", tell)
-        try:
-            base(None)
-        except _Found as found:
-            return found.args[0]
-    return None
+        base(None)
+    return found.value.args[0]
 
 
 @pytest.mark.parametrize("base", sorted(BASES))

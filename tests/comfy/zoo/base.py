@@ -46,12 +46,12 @@ def supported(kind: str, **unet_config: Any) -> Any:
     return patcher(getattr(comfy.supported_models, kind)(unet_config))
 
 
-def patcher(config: Any) -> Any:
-    """A MODEL with random weights of a configuration from comfy.supported_models."""
+def patcher(config: Any, weights: dict[str, Any] | None = None) -> Any:
+    """A MODEL with random weights of a configuration from comfy.supported_models; `weights`: what its get_model reads of a file."""
     import comfy.model_patcher
 
     config.set_inference_dtype(torch.float32, None)
-    model = config.get_model({}, "", device="cpu")
+    model = config.get_model(weights or {}, "", device="cpu")
     fill(model.diffusion_model)
     device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
