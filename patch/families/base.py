@@ -29,13 +29,17 @@ class Stack:
 class Image:
     """Which of the tokens along dimension 1 of the first stack's first stream are the picture's own, the latent that is sampled.
 
-    where: "all"; "head" or "tail" of them. patch: how many latent elements along each of the latent's last len(patch) dimensions a
-    token stands for: there are prod(ceil(size / patch)) of them; or the name of the network's attribute that says so. Reference
-    pictures, padding and text are the rest. dim: where the tokens are along another dimension than 1.
+    where: "all"; "head" or "tail" of them; "img_slice": they begin where the key of that name in the block's transformer_options
+    says, [begin, end]. patch: how many latent elements along each of the latent's last len(patch) dimensions a token stands for:
+    there are prod(ceil(size / patch)) of them; or the name of the network's attribute that says so (an int there: along each of the
+    last two). Reference pictures, padding and text are the rest. pads: the name of the network's attribute that says to a multiple
+    of what the picture's tokens are filled up with tokens of no meaning (None there: they are not); those are counted as the
+    picture's. dim: where the tokens are along another dimension than 1.
     """
 
-    where: Literal["all", "head", "tail"] = "all"
+    where: Literal["all", "head", "tail", "img_slice"] = "all"
     patch: tuple[int, ...] | str = ()
+    pads: str = ""
     dim: int = 1
 
 
@@ -56,6 +60,8 @@ class Family:
     batch: the dimension of the streams along which the conditionings of one call are batched; None where they cannot be told apart:
     a call's streams are then one thing, kept for just these conditionings in this order.
     state: a key of transformer_options; while it is there the blocks keep state of their own from call to call, and all must run.
+    Or "arg:NAME", an argument of the first block's call; while it is an empty tuple the model collects what the blocks give besides
+    the streams, and all must run.
     """
 
     name: str
