@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from . import image, unet, video
+from . import image, other, unet, video
 from .base import Family, Image, LeftOut, Stack
 
-FAMILIES: tuple[Family, ...] = (*image.FAMILIES, *video.FAMILIES, *unet.FAMILIES)
-LEFT_OUT: tuple[LeftOut, ...] = ()
+FAMILIES: tuple[Family, ...] = (*image.FAMILIES, *video.FAMILIES, *other.FAMILIES, *unet.FAMILIES)
+LEFT_OUT: tuple[LeftOut, ...] = other.LEFT_OUT
 
 __all__ = ["FAMILIES", "LEFT_OUT", "Family", "Image", "LeftOut", "Stack", "family_of"]
 
