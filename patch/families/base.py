@@ -34,13 +34,15 @@ class Image:
     there are prod(ceil(size / patch)) of them; or the name of the network's attribute that says so (an int there: along each of the
     last two). Reference pictures, padding and text are the rest. pads: the name of the network's attribute that says to a multiple
     of what the picture's tokens are filled up with tokens of no meaning (None there: they are not); those are counted as the
-    picture's. dim: where the tokens are along another dimension than 1.
+    picture's. dim: where the tokens are along another dimension than 1. after: a keyword of the network's call; if a latent (batch,
+    channels, ...) is given under it, its tokens come first (where there are so many more than the picture's), and the picture's right behind them.
     """
 
     where: Literal["all", "head", "tail", "img_slice"] = "all"
     patch: tuple[int, ...] | str = ()
     pads: str = ""
     dim: int = 1
+    after: str = ""
 
 
 @dataclass(frozen=True)

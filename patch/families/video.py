@@ -6,8 +6,7 @@ from .base import Family, Image, Stack
 
 _X = (("x", 0),)
 _WAN = (Stack("blocks", _X, "x"),)
-# references and poses come after the video's own tokens; only a reference of the Fun models comes before
-_WAN_VIDEO = Image("head", (1, 2, 2))
+_WAN_VIDEO = Image("head", (1, 2, 2), after="reference_latent")
 
 FAMILIES = (
     Family(
@@ -15,7 +14,6 @@ FAMILIES = (
         (
             "comfy.ldm.wan.model:WanModel",
             "comfy.ldm.wan.model:CameraWanModel",
-            "comfy.ldm.wan.model:HumoWanModel",
             "comfy.ldm.wan.model:SCAILWanModel",
             "comfy.ldm.wan.model_animate:AnimateWanModel",
         ),
@@ -24,15 +22,26 @@ FAMILIES = (
         modulated="self_attn",
     ),
     Family(
-        "Wan 2.1 VACE, Wan 2.2 S2V, WanDancer",  # hints, speech and music are added to what a block gave, in place
-        (
-            "comfy.ldm.wan.model:VaceWanModel",
-            "comfy.ldm.wan.model:WanModel_S2V",
-            "comfy.ldm.wan.model_wandancer:WanDancerModel",
-        ),
+        "Wan 2.1 VACE, WanDancer",  # hints and music are added to what a block gave, in place
+        ("comfy.ldm.wan.model:VaceWanModel", "comfy.ldm.wan.model_wandancer:WanDancerModel"),
         _WAN,
         inplace=True,
         image=_WAN_VIDEO,
+        modulated="self_attn",
+    ),
+    Family(
+        "HuMo",
+        ("comfy.ldm.wan.model:HumoWanModel",),
+        _WAN,
+        image=Image("head", (1, 2, 2)),
+        modulated="self_attn",
+    ),
+    Family(
+        "Wan 2.2 S2V",  # speech is added to what a block gave, in place
+        ("comfy.ldm.wan.model:WanModel_S2V",),
+        _WAN,
+        inplace=True,
+        image=Image("head", (1, 2, 2)),
         modulated="self_attn",
     ),
     Family(

@@ -280,6 +280,8 @@ def picture_tokens(network: Any, family: Family, call: ModelCall) -> range:
     begin = {"all": 0, "head": 0, "tail": tokens - count}.get(image.where)
     if begin is None:
         begin = first_block.kwargs["transformer_options"][image.where][0]
+    if (ahead := call.kwargs.get(image.after)) is not None:
+        begin = math.prod(math.ceil(n / p) for n, p in zip(ahead.shape[:1:-1], sizes[::-1], strict=False))
     assert 0 <= begin < begin + count <= tokens
     assert image.where != "all" or count == tokens
     return range(begin, begin + count)
@@ -296,8 +298,8 @@ def first(x: Any) -> torch.Tensor:
 
 
 def other(x: Any) -> Any:
-    """Another latent of the same kind, every element changed."""
-    return x + 1 if torch.is_tensor(x) else type(x)(v + 1 for v in x)
+    """Another latent of the same kind, every element of the picture changed."""
+    return x + 1 if torch.is_tensor(x) else type(x)((x[0] + 1, *x[1:]))
 
 
 @each
@@ -316,23 +318,28 @@ def test_the_modulated_input_is_there_before_tokens_meet(tiny):
         return
     call = calls[0]
     assert len(call.modulated) == 1
-    dim = family.image.dim
     name, at = family.stacks[0].takes[0]
-    (stream,) = call.blocks[0].took_copy[name]
-    assert call.modulated[0].shape[: dim + 1] == stream.shape[: dim + 1]
+    stream = call.blocks[0].took_copy[name]
+    assert rows(call.modulated[0]).shape == rows(stream[0]).shape
     # the first block once more, one token changed
-    nudged = stream.clone()
-    nudged.select(dim, 0).add_(1)
+    nudged = stream[0].contiguous().clone()
+    rows(nudged)[0] += 1
+    value = (nudged, *stream[1:]) if len(stream) > 1 else nudged
     args, kwargs = list(call.blocks[0].args), dict(call.blocks[0].kwargs)
     if isinstance(at, str):
-        kwargs[at] = nudged
+        kwargs[at] = value
     else:
-        args[at] = nudged
+        args[at] = value
     calls.append(ModelCall((), {}))
     with torch.inference_mode():
         blocks_of(seen.network, family.stacks[0])[0](*args, **kwargs)
     (again,) = calls.pop().modulated
-    assert differ(call.modulated[0], again, dim) == [0]
+    assert differ(rows(call.modulated[0]), rows(again), 0) == [0]
+
+
+def rows(stream: torch.Tensor) -> torch.Tensor:
+    """All tokens one after the other, whatever dimensions they are in: (tokens, width)."""
+    return stream.flatten(0, -2)
 
 
 class _Found(Exception):
