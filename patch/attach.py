@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import comfy.model_management
 import comfy.model_patcher
 import comfy.model_sampling
 import comfy.patcher_extension
@@ -17,9 +18,13 @@ from ..core.step.method import Method
 from ..core.step.recorder import Recorder
 from ..core.step.report import Report
 from ..core.step.run import Run
+from .blocks import BlockHook
 from .calibration import Recipe, can_keep, keep, nearest, recipe_of, stored
+from .errors import StepCacheError
+from .evaluation import EvaluationHook
 from .events import changes
 from .output import OutputHook
+from .reach import reach_of
 from .samplers import integrator_of, stepped, steps_alone
 from .sigma import SigmaReader
 
@@ -33,14 +38,10 @@ Listener = Callable[[Report], None]
 log = logging.getLogger(__name__)
 
 
-class StepCacheError(ValueError):
-    """A step cache cannot be put on this MODEL; the message says why and what to do."""
-
-
 def attach(model: Any, method: Method, listeners: tuple[Listener, ...] = ()) -> Any:
     """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`; `listeners` get the report of every run.
 
-    Raises StepCacheError when the MODEL cannot be sampled or has a step cache already.
+    Raises StepCacheError when the MODEL cannot be sampled, has a step cache already, or has blocks that the method cannot work on.
     """
     if not hasattr(model, "add_wrapper_with_key") or getattr(model.model, "model_sampling", None) is None:
         raise StepCacheError(
@@ -48,6 +49,8 @@ def attach(model: Any, method: Method, listeners: tuple[Listener, ...] = ()) -> 
             "Connect the MODEL output of a checkpoint or diffusion model loader."
         )
     _refuse_second(method, model.model_options, model.wrappers)
+    if method.blocks is not None:
+        reach_of(method, model.model.diffusion_model)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners))
     return patched
@@ -83,12 +86,8 @@ class StepCache:
         run = course.run
         # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
         given = guider.model_options
-        hook = OutputHook(run, SigmaReader(sampler, run.clock.grid.sigmas), course.recorder)
         guider.model_options = comfy.model_patcher.create_model_options_clone(given)
-        for kind, wrapper in (
-            (WrappersMP.PREDICT_NOISE, hook.predict_noise),
-            (WrappersMP.CALC_COND_BATCH, hook.calc_cond_batch),
-        ):
+        for kind, wrapper in course.hook.wrappers.items():
             comfy.patcher_extension.add_wrapper_with_key(
                 kind, KEY, wrapper, guider.model_options, is_model_options=True
             )
@@ -117,6 +116,7 @@ class Course:
     """A run, and what is to be learned from it."""
 
     run: Run
+    hook: EvaluationHook
     recipe: Recipe | None = None
     recorder: Recorder | None = None
     always: bool = False  # every run of this node is recorded
@@ -165,4 +165,13 @@ def _born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -
         difference = nearest(recipe)
         if difference:
             run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
-    return Course(run, recipe, recorder, method.calibration == "record")
+    reader = SigmaReader(sampler, grid.sigmas)
+    hook: EvaluationHook
+    if method.blocks is None:
+        hook = OutputHook(run, reader, recorder)
+    else:
+        reach = reach_of(method, patcher.model.diffusion_model)
+        run.report.share = reach.share
+        offload = patcher.offload_device if method.history_device == "auto" and device is None else None
+        hook = BlockHook(run, reader, reach, offload, recorder)
+    return Course(run, hook, recipe, recorder, method.calibration == "record")

@@ -18,12 +18,14 @@ class Blocks:
 
     prefix, suffix: the first and the last blocks, which always run (Fn and Bn of cache-dit). probe: "residual" is what the prefix
     adds to the image's stream, "modulated" the first block's modulated input (or what of its call depends on time), "none" nothing.
+    fit: take fewer where the model has not so many, as a preset does.
     Raises ValueError for negative counts, and for a residual of no blocks.
     """
 
     prefix: int = 1
     suffix: int = 0
     probe: Literal["none", "residual", "modulated"] = "residual"
+    fit: bool = False
 
     def __post_init__(self) -> None:
         if self.prefix < 0 or self.suffix < 0:

@@ -27,7 +27,7 @@ class Report:
 
     threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
     expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from. seconds:
-    of the whole run; deciding: of that, in policies and predictors, on the host.
+    of the whole run; deciding: of that, in policies and predictors, on the host. share: what of the model's blocks runs on a skip.
     """
 
     method: str
@@ -42,6 +42,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     deciding: float = 0.0
+    share: float = 0.0
     finished: bool = False
 
     @property
@@ -55,7 +56,8 @@ class Report:
     @property
     def saved(self) -> float:
         """Seconds that the skipped evaluations would have taken, at the price of those computed: an estimate."""
-        return self.skipped * max(self.seconds - self.deciding, 0.0) / max(self.computed, 1)
+        full = max(self.seconds - self.deciding, 0.0) / max(self.computed + self.share * self.skipped, 1)
+        return self.skipped * (1 - self.share) * full
 
     @property
     def speedup(self) -> float:

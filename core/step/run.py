@@ -110,6 +110,11 @@ class Run:
         if self.indicator:
             self.indicator.clear()
 
+    def drop(self) -> None:
+        """Memory is short: nothing that was kept is held any longer, and nothing of the evaluation under way will be."""
+        self.forget()
+        self.histories.clear()
+
     def decide(self, slots: Iterable[Slot], seen: Tensor | None = None) -> Decision:
         """Compute or skip the current evaluation. `slots` are those of the call at hand, `seen` is what the indicator looks at."""
         slots = list(slots)

@@ -11,7 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.attach import StepCacheError, attach
+from skipstone.patch.attach import attach
+from skipstone.patch.errors import StepCacheError
 
 NAN = math.nan
 

@@ -19,7 +19,8 @@ from skipstone.core.step.history import History
 from skipstone.core.step.indicators import Moving
 from skipstone.core.step.run import Run
 from skipstone.nodes import easycache, forecast, meancache
-from skipstone.patch.attach import StepCacheError, attach
+from skipstone.patch.attach import attach
+from skipstone.patch.errors import StepCacheError
 
 OF: dict[str, Any] = {
     "MeanCache": meancache.method_of,

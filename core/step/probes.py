@@ -1,0 +1,196 @@
+"""Indicators of block-level methods: what the first blocks say of how far the others will have moved.
+
+All are relative L1 changes, mean|a - b| / mean|b| with b the older, of a subsample. Everything stays on the device until it is
+read, and all that is read of an evaluation comes in one transfer.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from .indicators import subsample
+from .policies import Setting
+from .tables import AUTO, FITTED, Polynomial, check_choice, polynomials, suited
+
+LIMIT = 65_536  # elements that are looked at, however large the hidden state
+
+
+def change(new: Tensor, old: Tensor) -> Tensor:
+    """mean|new - old| / mean|old|, a scalar on their device."""
+    return (new - old).abs().mean() / old.abs().mean()
+
+
+class Seen:
+    """What was seen at the evaluation at hand and at the one before; a change of its size begins anew."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self.now: Tensor | None = None
+        self.before: Tensor | None = None
+
+    def look(self, seen: Tensor) -> None:
+        sample = self.sample(seen)
+        if self.now is not None and self.now.shape != sample.shape:
+            self.clear()
+        self.before, self.now = self.now, sample
+
+    def sample(self, seen: Tensor) -> Tensor:
+        return subsample(seen, LIMIT)
+
+    def computed(self, output: Tensor) -> None:
+        """What the blocks said is of no account here."""
+
+
+@dataclass(frozen=True)
+class FromAnchor:
+    """First Block Cache's and DBCache's indicator: how far what the first blocks add has moved since the last computed evaluation.
+
+    With it comes `typical`, the run's own measure of it: the median of the changes from each evaluation to the next so far,
+    computed or not, and never less than the latest of them. So the evaluation right after a computed one is never more than typical, in
+    whatever model, while a few large changes at the start do not make typical large.
+    """
+
+    def start(self, setting: Setting) -> FromAnchorAtWork:
+        return FromAnchorAtWork()
+
+
+class FromAnchorAtWork(Seen):
+    """A FromAnchor at work on one slot. typical: at the last read; 0 before."""
+
+    typical = 0.0
+
+    def clear(self) -> None:
+        super().clear()
+        self.anchor: Tensor | None = None
+        self.changes: list[Tensor] = []
+
+    def look(self, seen: Tensor) -> None:
+        super().look(seen)
+        if self.now is not None and self.before is not None:
+            self.changes.append(change(self.now, self.before))
+
+    def computed(self, output: Tensor) -> None:
+        self.anchor = self.now
+
+    def read(self) -> float | None:
+        if self.now is None or self.anchor is None or not self.changes:
+            return None
+        changes = torch.stack(self.changes)
+        typical = torch.maximum(changes.nanmedian(), changes[-1])
+        value, self.typical = torch.stack([change(self.now, self.anchor), typical]).tolist()
+        return value
+
+
+@dataclass(frozen=True)
+class Modulated:
+    """TeaCache's indicator (arXiv 2411.19108): P(x), the change of the output that the modulated input's change x since the evaluation
+    before foretells.
+
+    polynomial: AUTO takes the published one for the model at hand, and one fitted to a run of it where none is published;
+    FITTED the fitted one; otherwise a name in teacache.json. Raises ValueError for another.
+    """
+
+    polynomial: str = AUTO
+
+    def __post_init__(self) -> None:
+        check_choice("polynomial", self.polynomial, polynomials())
+
+    def lacks(self, setting: Setting) -> bool:
+        """Does it need a run of the user's own model, and there was none?"""
+        return self._chosen(setting)[1] is None
+
+    def _chosen(self, setting: Setting) -> tuple[str, Polynomial | None]:
+        name = self.polynomial
+        if name == AUTO:
+            name = suited("polynomials", setting.network) or FITTED
+        if name == FITTED:
+            return name, setting.lessons.polynomial if setting.lessons else None
+        return name, polynomials()[name]
+
+    def start(self, setting: Setting) -> ModulatedAtWork:
+        name, polynomial = self._chosen(setting)
+        if polynomial is None:
+            note = "no polynomial is published for this model, and none was fitted to a run of it: everything is computed"
+            return ModulatedAtWork(None, note)
+        if name == FITTED:
+            assert setting.lessons is not None
+            return ModulatedAtWork(polynomial, f"the polynomial was fitted to {setting.lessons.recipe or 'a full run'}")
+        return ModulatedAtWork(polynomial, f"the polynomial is that of {name}" if self.polynomial == AUTO else "")
+
+
+class ModulatedAtWork(Seen):
+    """A Modulated at work on one slot. note: a sentence for the report."""
+
+    def __init__(self, polynomial: Polynomial | None, note: str) -> None:
+        super().__init__()
+        self.polynomial, self.note = polynomial, note
+
+    def read(self) -> float | None:
+        if self.polynomial is None or self.now is None or self.before is None:
+            return None
+        x = float(change(self.now, self.before))
+        return self.polynomial(x) if math.isfinite(x) else x
+
+
+@dataclass(frozen=True)
+class Probed:
+    """DiCache's indicator (ICLR 2026): how the hidden state after the first blocks has changed since the evaluation before, dy, or by
+    how much more or less than the one that entered them, |dy - dx|.
+
+    It looks at both side by side (`Blocks.probe` "states"). With it comes `ratio`: with p what the first blocks add, a and b the last
+    and second-last computed evaluations, mean|p - p_b| / mean|p_a - p_b|, held within 1 and `most`.
+    """
+
+    error: Literal["dy", "dy-dx"] = "dy"
+    most: float = 1.5
+
+    def start(self, setting: Setting) -> ProbedAtWork:
+        return ProbedAtWork(self)
+
+
+class ProbedAtWork(Seen):
+    """A Probed at work on one slot. What is kept is (2, n): the state that enters the first blocks, and the one that leaves them."""
+
+    def __init__(self, rule: Probed) -> None:
+        super().__init__()
+        self.rule = rule
+
+    def clear(self) -> None:
+        super().clear()
+        self.anchors: list[Tensor] = []  # what the first blocks added, at the last two computed evaluations
+        self.ratio = 1.0
+
+    def sample(self, seen: Tensor) -> Tensor:
+        return torch.stack([subsample(half, LIMIT) for half in seen.chunk(2, -1)])
+
+    @property
+    def added(self) -> Tensor:
+        assert self.now is not None
+        return self.now[1] - self.now[0]
+
+    def computed(self, output: Tensor) -> None:
+        if self.now is not None:
+            self.anchors = [*self.anchors[-1:], self.added]
+
+    def read(self) -> float | None:
+        self.ratio = 1.0
+        if self.now is None or self.before is None:
+            return None
+        error = change(self.now[1], self.before[1])
+        if self.rule.error == "dy-dx":
+            error = (error - change(self.now[0], self.before[0])).abs()
+        if len(self.anchors) < 2:
+            return float(error)
+        b, a = self.anchors
+        ratio = (self.added - b).abs().mean() / (a - b).abs().mean()
+        value, ratio = torch.stack([error, ratio]).tolist()
+        if math.isfinite(ratio):
+            self.ratio = min(max(ratio, 1.0), self.rule.most)
+        return value

@@ -1,0 +1,110 @@
+"""Whether and how a method reaches into a model's blocks: its family's record, fitted to the model at hand."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..core.step.method import Blocks, Method
+from .blocks import Seam
+from .errors import StepCacheError
+from .families import Family, LeftOut, family_of
+from .stacks import StackSeam, blocks_of
+from .unet import UNetSeam
+
+ANY_MODEL = "MeanCache, Skipstone EasyCache, UCache, Spectrum and TaylorSeer work with every model"
+
+
+@dataclass(frozen=True)
+class Reach:
+    """family: the model's. seam: how its blocks are seen. total: how many there are. share: what runs of them on a skip, by their
+    parameters. width: elements of a token."""
+
+    family: Family
+    seam: Seam
+    total: int
+    share: float
+    width: int
+
+    def residual(self, shape: Sequence[int]) -> int:
+        """About how many elements the residual of one conditioning has for a latent of this shape; told from the record, not seen."""
+        spatial = math.prod(shape[2:])
+        patch = self.family.image.patch
+        size = (
+            1
+            if self.family.unet
+            else math.prod(patch)
+            if patch and not isinstance(patch, str)
+            else 4
+            if len(shape) > 3
+            else 1
+        )
+        return shape[0] * max(spatial // size, 1) * self.width
+
+
+def reach_of(method: Method, network: Any) -> Reach:
+    """How `method`, one of block level, reaches into a diffusion model (torch.nn.Module). Raises StepCacheError where it cannot."""
+    assert method.blocks is not None
+    family = family_of(network)
+    if not isinstance(family, Family):
+        why = family.why if isinstance(family, LeftOut) else "its kind is not known to Skipstone"
+        raise StepCacheError(
+            f"{method.name} works on a model's blocks, and cannot on this one ({type(network).__name__}): {why}. {ANY_MODEL}."
+        )
+    return _unet(method, family, network) if family.unet else _stacks(method, family, network)
+
+
+def _stacks(method: Method, family: Family, network: Any) -> Reach:
+    blocks = [b for stack in family.stacks for b in blocks_of(network, stack)]
+    wanted = _fitted(method, family, len(blocks), 0 if family.u_skips else len(blocks))
+    runs = [*blocks[: wanted.prefix], *blocks[len(blocks) - wanted.suffix :]]
+    widths = Counter(p.shape[-1] for b in blocks[:1] for p in b.parameters() if p.ndim == 2)
+    width = widths.most_common(1)[0][0] if widths else 0
+    return Reach(family, StackSeam(family, wanted), len(blocks), _weight(runs) / max(_weight(blocks), 1), width)
+
+
+def _unet(method: Method, family: Family, network: Any) -> Reach:
+    downs, ups = list(network.input_blocks), list(network.output_blocks)
+    middle = [network.middle_block] if network.middle_block is not None else []
+    blocks = [*downs, *middle, *ups]
+    assert method.blocks is not None
+    if method.blocks.probe == "modulated":
+        raise StepCacheError(
+            f"{method.name} looks at the modulated input of the first block, and a UNet has none. First Block Cache and DBCache "
+            f"work on its blocks; {ANY_MODEL}."
+        )
+    wanted = _fitted(method, family, len(downs) - 1, 1)
+    seam = UNetSeam(wanted)
+    runs = [*downs[: seam.prefix], *ups[len(ups) - seam.suffix :]]
+    return Reach(family, seam, len(blocks), _weight(runs) / max(_weight(blocks), 1), int(network.model_channels))
+
+
+def _fitted(method: Method, family: Family, total: int, beyond: int) -> Blocks:
+    """The method's Fn and Bn, where the model has so many blocks. A preset's are made to fit. beyond: where skip connections lead from
+    the first blocks to the last, how many more of the last than of the first may run."""
+    wanted = method.blocks
+    assert wanted is not None
+    least = 1 if wanted.probe == "residual" else 0
+    if wanted.fit:
+        prefix = max(min(wanted.prefix, total // 3), least)
+        wanted = replace(wanted, prefix=prefix, suffix=min(wanted.suffix, total // 3))
+    if wanted.prefix + wanted.suffix >= total or wanted.prefix < least:
+        raise StepCacheError(
+            f"{method.name} would always run Fn + Bn = {wanted.prefix} + {wanted.suffix} blocks, and this model ({family.name}) has "
+            f"{total}: nothing would be left to skip. Take smaller numbers, together less than {total}."
+        )
+    if wanted.suffix > wanted.prefix + beyond:
+        if not wanted.fit:
+            raise StepCacheError(
+                f"in this model ({family.name}) the last blocks need what the first ones gave, so Bn is at most Fn, and "
+                f"{wanted.suffix} is more than {wanted.prefix}. Take a smaller Bn, or a larger Fn."
+            )
+        wanted = replace(wanted, suffix=wanted.prefix)
+    return wanted
+
+
+def _weight(blocks: Sequence[Any]) -> int:
+    return sum(p.numel() for b in blocks for p in b.parameters())

@@ -1,0 +1,285 @@
+"""Seeing what enters and leaves blocks that stand in lists: their `forward` is watched for the duration of one call of the network."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from ..core.step.method import Blocks
+from .blocks import Call, Streams
+from .families import Family, Image, Stack
+
+Forward = Callable[..., Any]
+Visit = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
+
+ORDER = "the model does not run its blocks one after the other as its kind does, and nothing is skipped: has another node changed it?"
+UNSEEN = "what TeaCache looks at was not to be seen in this model: it goes by the whole stream that enters the blocks instead"
+
+
+def resolved(root: Any, path: str) -> Any:
+    """The attribute of an attribute ... that a path with dots names."""
+    for name in path.split("."):
+        root = getattr(root, name)
+    return root
+
+
+def blocks_of(network: Any, stack: Stack) -> list[Module]:
+    """The blocks of a stack as they stand in the network now."""
+    found = resolved(network, stack.at)
+    return list(found.values() if hasattr(found, "values") else found)
+
+
+class _Gate:
+    """Stands in for a block's `forward`. There is one for each block for as long as the block lives, so that compiled code around it
+    finds the same object in every run."""
+
+    def __init__(self) -> None:
+        self.visit: Visit | None = None
+        self.own: Forward | None = None
+
+    @torch.compiler.disable(recursive=False)
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.visit is not None and self.own is not None
+        return self.visit(self.own, args, kwargs)
+
+
+_GATES: weakref.WeakKeyDictionary[Module, _Gate] = weakref.WeakKeyDictionary()
+
+
+@contextmanager
+def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
+    """While it lasts, to call one of the blocks is to call its visit with the block's own forward."""
+    before: list[tuple[Module, _Gate, Any]] = []
+    try:
+        for block, visit in blocks:
+            mine = vars(block)
+            gate = _GATES.setdefault(block, _Gate())
+            before.append((block, gate, mine.get("forward")))
+            gate.visit, gate.own = visit, block.forward
+            mine["forward"] = gate
+        yield
+    finally:
+        for block, gate, forward in reversed(before):
+            if forward is None:
+                vars(block).pop("forward", None)
+            else:
+                vars(block)["forward"] = forward
+            gate.visit = gate.own = None
+
+
+class StackSeam:
+    """For families whose records have stacks; see blocks.Seam."""
+
+    def __init__(self, family: Family, blocks: Blocks) -> None:
+        self.family = family
+        self.blocks = blocks
+        self.batch = family.batch
+
+    @contextmanager
+    def around(self, network: Any, call: Call, latent: Tensor, options: dict[str, Any], control: Any) -> Iterator[None]:
+        if self.family.state and self.family.state in options:
+            yield
+            return
+        stacks = [(k, block) for k, stack in enumerate(self.family.stacks) for block in blocks_of(network, stack)]
+        passage = _Passage(self, network, call, [k for k, _ in stacks], latent)
+        with watched([(block, passage.visitor(i)) for i, (_, block) in enumerate(stacks)]):
+            yield
+
+
+class _Passage:
+    """One call of the network on its way through its blocks, which have positions 0 .. N-1 over all stacks.
+
+    A skip leaves out those from `first` to `last`: they give what they are given, and the last of them what was predicted.
+    """
+
+    def __init__(self, seam: StackSeam, network: Any, call: Call, stack_of: list[int], latent: Tensor) -> None:
+        self.family, self.probe, self.network = seam.family, seam.blocks.probe, network
+        self.call = call
+        self.stack_of = stack_of
+        self.first, self.last = seam.blocks.prefix, len(stack_of) - seam.blocks.suffix - 1
+        self.latent = latent
+        self.next = 0
+        self.lost = False
+        self.start: Streams | None = None  # what entered block 0, where the indicator needs it
+        self.windows: list[tuple[int, int]] = []  # by stack: where in its first stream the picture's tokens are
+        self.given: Streams | None = None  # on a skip: what block `last` gives
+
+    def visitor(self, position: int) -> Visit:
+        return lambda own, args, kwargs: self.visit(position, own, args, kwargs)
+
+    def visit(self, position: int, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        stack = self.family.stacks[self.stack_of[position]]
+        if position < self.next:
+            self._lose()
+        self.next = position + 1
+        if self.lost:
+            return own(*args, **kwargs)
+        taken = _taken(stack, args, kwargs)
+        if position == 0:
+            self._begin(taken)
+        if position == self.first:
+            self._enter(taken, own, args, kwargs)
+        if self.given is not None and self.first <= position <= self.last:
+            given = self.given if position == self.last else {}
+            return _given(stack, taken | given)
+        result = own(*args, **kwargs)
+        if position == self.last:
+            self.call.leave(_returned(stack, result), lambda v: self._image(v, self.stack_of[position]))
+        return result
+
+    def _lose(self) -> None:
+        self.lost = True
+        self.call.base = None
+        self.call.hook.run.report.note(ORDER)
+
+    def _begin(self, taken: Streams) -> None:
+        if self.family.image.where != "all" and next(iter(taken.values())).ndim > self.family.image.dim:
+            self.windows = list(_windows(self.family, self.network, taken, self.latent))
+        if self.probe == "residual" and self.call.hook.run.indicator is not None:
+            self.start = {n: v.clone() if self.family.inplace else v for n, v in taken.items()}
+
+    def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        here, end = self.stack_of[self.first], self.stack_of[self.last]
+        base = self._joined(taken, here, end)
+        if end == len(self.family.stacks) - 1:
+            base = {n: v for n, v in base.items() if n.partition(".")[0] not in self.family.dead}
+
+        def seen() -> Tensor:
+            name = next(iter(taken))
+            if self.probe == "modulated":
+                value = _modulated(self.family.modulated, own, args, kwargs)
+                if value is None:
+                    self.call.hook.run.report.note(UNSEEN)
+                    return self._image(taken[name], here)
+                return self._image(value, here) if value.shape[:2] == taken[name].shape[:2] else value
+            if (
+                self.start is None
+            ):  # the first block was left out by another node: its part of the residual is not known
+                return self._image(taken[name], here)
+            before = self._joined(self.start, self.stack_of[0], here)[name]
+            return self._image(taken[name] - before, here)
+
+        copy = self.family.inplace and here == end
+        self.given = self.call.enter(base, None if self.probe == "none" else seen, copy)
+
+    def _joined(self, streams: Streams, here: int, end: int) -> Streams:
+        """Streams of stack `here` as those of stack `end`."""
+        for stack in self.family.stacks[here + 1 : end + 1]:
+            if stack.joins:
+                streams = {stack.takes[0][0]: torch.cat([streams[n] for n in stack.joins], 1)}
+        return streams
+
+    def _image(self, value: Tensor, stack: int) -> Tensor:
+        if not self.windows:
+            return value
+        start, end = self.windows[stack]
+        return value.narrow(self.family.image.dim, start, end - start)
+
+
+def _windows(family: Family, network: Any, taken: Streams, latent: Tensor) -> Iterator[tuple[int, int]]:
+    """For each stack, where in its first stream the picture's tokens begin and end."""
+    dim = family.image.dim
+    lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
+    name = next(iter(taken))
+    start, end = _picture(family.image, network, lengths[name], latent)
+    for stack in family.stacks:
+        if stack.joins:
+            before = stack.joins[: stack.joins.index(name)]
+            offset = sum([lengths[n] for n in before])
+            start, end = start + offset, end + offset
+            lengths = {stack.takes[0][0]: sum([lengths[n] for n in stack.joins])}
+        name = stack.takes[0][0]
+        yield start, end
+
+
+def _picture(image: Image, network: Any, length: int, latent: Tensor) -> tuple[int, int]:
+    """Where in the first stream they are."""
+    patch = image.patch
+    if isinstance(patch, str):
+        said = resolved(network, patch)
+        patch = (said, said) if isinstance(said, int) else tuple(said)
+    if image.where == "all" or not patch:
+        return 0, length
+    count = math.prod([-(-int(n) // p) for n, p in zip(latent.shape[-len(patch) :], patch, strict=True)])
+    if not 0 < count < length:
+        return 0, length
+    return (0, count) if image.where == "head" else (length - count, length)
+
+
+def _flat(name: str, value: Any) -> Streams:
+    """A stream as tensors: one that is a tuple has several."""
+    if isinstance(value, tuple | list):
+        return {f"{name}.{i}": v for i, v in enumerate(value)}
+    return {name: value}
+
+
+def _taken(stack: Stack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Streams:
+    """The streams in a block's call."""
+    streams: Streams = {}
+    for name, place in stack.takes:
+        streams |= _flat(name, args[place] if isinstance(place, int) else kwargs[place])
+    return streams
+
+
+def _returned(stack: Stack, result: Any) -> Streams:
+    """The streams in what a block returned."""
+    if isinstance(stack.gives, str):
+        return _flat(stack.gives, result)
+    streams: Streams = {}
+    for name, value in zip(stack.gives, result, strict=False):
+        if name and value is not None:
+            streams |= _flat(name, value)
+    return streams
+
+
+def _given(stack: Stack, streams: Streams) -> Any:
+    """What a block would return with these streams in it."""
+
+    def value(name: str) -> Any:
+        if f"{name}.0" in streams:
+            return tuple(streams[f"{name}.{i}"] for i in range(sum(n.startswith(f"{name}.") for n in streams)))
+        return streams.get(name)
+
+    return value(stack.gives) if isinstance(stack.gives, str) else tuple(value(n) for n in stack.gives)
+
+
+class _Caught(Exception):
+    """Carries a module's input out of a block that need not go on."""
+
+    def __init__(self, value: Tensor) -> None:
+        self.value = value
+
+
+def _modulated(what: str, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+    """The modulated input of a block (see Family.modulated), without more of the block than it takes to know it."""
+    if not what:
+        return None
+    if what.startswith("arg:"):
+        name = what[4:]
+        value = args[int(name)] if name.isdigit() else kwargs.get(name)
+        return value if torch.is_tensor(value) else None
+    block = getattr(own, "__self__", None)
+    if block is None:
+        return None
+
+    def stop(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+        raise _Caught(given[0] if given else next(iter(named.values())))
+
+    try:
+        handle = resolved(block, what).register_forward_pre_hook(stop, with_kwargs=True)
+    except AttributeError:
+        return None
+    try:
+        own(*args, **kwargs)
+    except _Caught as caught:
+        return caught.value
+    finally:
+        handle.remove()
+    return None

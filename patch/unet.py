@@ -1,0 +1,96 @@
+"""Seeing what the inner levels of a UNet give: the deep feature of DeepCache (arXiv 2312.00858).
+
+ComfyUI's UNet runs the layers in each of its blocks itself. So the blocks are given other layers for the duration of one call of
+the network: one that looks on, and on a skip none that computes. The outer blocks on both sides run always, and with them the skip
+connections between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.nn import Module
+
+from ..core.step.method import Blocks
+from .blocks import Call
+
+
+class _Layer(Module):
+    """A layer that asks somebody."""
+
+    def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.answer(x)
+
+
+class UNetSeam:
+    """For UNets; see blocks.Seam. The first convolution always runs, and `prefix` input blocks after it."""
+
+    batch: int | None = 0
+
+    def __init__(self, blocks: Blocks) -> None:
+        self.prefix = blocks.prefix + 1
+        self.suffix = blocks.suffix
+
+    @contextmanager
+    def around(self, network: Any, call: Call, latent: Tensor, options: dict[str, Any], control: Any) -> Iterator[None]:
+        downs, ups = list(network.input_blocks), list(network.output_blocks)
+        middle = [network.middle_block] if network.middle_block is not None else []
+        # those that a skip leaves out; the decision falls when the block before them is done
+        inner = [*downs[self.prefix :], *middle, *ups[: len(ups) - self.suffix]]
+        last = inner[-1]
+        touched = [downs[0], downs[self.prefix - 1], *inner]
+        before = {id(b): b._modules for b in touched}
+        start: list[Tensor] = []
+
+        def look(h: Tensor) -> Tensor:
+            def seen() -> Tensor:
+                return h - start[0] if self.prefix > 1 and start[0].shape == h.shape else h
+
+            # the deep feature is kept as it is: it is added to nothing
+            given = call.enter({"h": h.new_zeros(())}, seen)
+            if given is None:
+                put(last, [*last, _Layer(leave)])
+            else:
+                _silence(control, len(ups) - self.suffix)
+                for block in inner:
+                    # what an upper block is given has a skip connection's channels beside the deep ones
+                    put(block, [_Layer(lambda x: x[:, : h.shape[1]])])
+                put(last, [_Layer(lambda _: given["h"])])
+            return h
+
+        def leave(h: Tensor) -> Tensor:
+            call.leave({"h": h}, lambda v: v)
+            return h
+
+        def begin(h: Tensor) -> Tensor:
+            start.append(h)
+            return h
+
+        def put(block: Any, layers: list[Any]) -> None:
+            vars(block)["_modules"] = {str(i): layer for i, layer in enumerate(layers)}
+
+        try:
+            put(downs[0], [*downs[0], _Layer(begin)])
+            put(downs[self.prefix - 1], [*downs[self.prefix - 1], _Layer(look)])
+            yield
+        finally:
+            for block in touched:
+                vars(block)["_modules"] = before[id(block)]
+
+
+def _silence(control: Any, ups: int) -> None:
+    """What a ControlNet has for blocks that are left out does not fit what stands there instead. The lists are the call's own, and are
+    popped from as the UNet goes: what is left of `input` and `middle` is for them, and of `output` the first `ups` to be popped."""
+    if not isinstance(control, dict):
+        return
+    for name in ("input", "middle"):
+        control[name] = [None] * len(control.get(name) or ())
+    outs = control.get("output") or []
+    control["output"] = outs[: max(len(outs) - ups, 0)] + [None] * min(ups, len(outs))
