@@ -43,7 +43,9 @@ def supported(kind: str, **unet_config: Any) -> Any:
     """A MODEL of the class `kind` of comfy.supported_models."""
     import comfy.supported_models
 
-    return patcher(getattr(comfy.supported_models, kind)(unet_config))
+    config = getattr(comfy.supported_models, kind)(dict(unet_config))
+    config.unet_config.update(unet_config)  # also what it sets itself, for the real size
+    return patcher(config)
 
 
 def patcher(config: Any, weights: dict[str, Any] | None = None) -> Any:
@@ -72,7 +74,7 @@ def fill(network: torch.nn.Module, seed: int = 0) -> None:
                 p.copy_(0.1 * noise)
 
 
-def words(tokens: int, width: int, seed: int = 0, **more: Any) -> Any:
+def words(tokens: int, width: int, /, seed: int = 0, **more: Any) -> Any:
     """CONDITIONING of `tokens` random text tokens, and what else a text encoder or a node says (pooled_output, guidance ...)."""
     return [[normal(1, tokens, width, seed=seed), more]]
 
@@ -100,7 +102,7 @@ def sample(
     """As the KSampler node does it."""
     import comfy.sample
 
-    latent = tiny.latent()
+    latent = comfy.sample.fix_empty_latent_channels(model, tiny.latent())
     return comfy.sample.sample(
         model,
         comfy.sample.prepare_noise(latent, seed),
@@ -110,7 +112,7 @@ def sample(
         scheduler,
         positive,
         negative,
-        comfy.sample.fix_empty_latent_channels(model, latent),
+        latent,
         seed=seed,
         disable_pbar=True,
     )
