@@ -113,16 +113,17 @@ FAMILIES = (
         modulated="self_attention",
     ),
     Family(
-        "SeedVR2",  # all videos of a call in one row of tokens, and their sizes, which no block changes
+        "SeedVR2",  # all videos of a call in one row of tokens, and all texts in another
         ("comfy.ldm.seedvr.model:NaDiT",),
         (
             Stack(
                 "blocks",
-                (("vid", "vid"), ("txt", "txt"), ("vid_shape", "vid_shape"), ("txt_shape", "txt_shape")),
-                ("vid", "txt", "vid_shape", "txt_shape"),
+                (("img", "vid"), ("txt", "txt"), ("sizes", "vid_shape"), ("lengths", "txt_shape")),
+                ("img", "txt", "sizes", "lengths"),
             ),
         ),
-        dead=("txt", "vid_shape", "txt_shape"),
+        dead=("txt",),
+        same=("sizes", "lengths"),
         image=Image(dim=0),
         modulated="attn",
         batch=None,

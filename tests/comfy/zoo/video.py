@@ -366,7 +366,7 @@ NVIDIA = (
         "CosmosVideo (i2v)",
         "CosmosVideo",
         lambda: supported("CosmosI2V", **{**COSMOS, "in_channels": 17}, **COSMOS1),
-        prompts(),
+        prompts(lengths=(6, 6)),  # both in one call
         zeros(*VIDEO),
     ),
     Tiny(
@@ -467,6 +467,13 @@ OTHERS = (
         "SeedVR2",
         seedvr,
         prompts(condition=normal(1, 17, 2, 6, 4, seed=7)),
+        zeros(1, 16, 2, 6, 4),
+    ),
+    Tiny(
+        "SeedVR2 (two in a call)",
+        "SeedVR2",
+        seedvr,
+        prompts(lengths=(6, 6), condition=normal(1, 17, 2, 6, 4, seed=7)),
         zeros(1, 16, 2, 6, 4),
     ),
     Tiny("MiniMaxH3", "MiniMaxH3", minimax, prompts(), pair((1, 24, 2, 5, 4), (1, 32, 2, 5))),
