@@ -9,7 +9,6 @@ _JOINT = (("img", "img"), ("txt", "txt"))
 _HIDDEN = (("img", "hidden_states"), ("txt", "encoder_hidden_states"))
 _FLUX = (Stack("double_blocks", _JOINT, ("img", "txt")), Stack("single_blocks", _X, "x", joins=("txt", "img")))
 
-# inplace is also where the loop adds a ControlNet's answer to what a block gave, or a patch of Model Patch Loader's writes to it
 FAMILIES = (
     Family(
         "Flux, Flux 2, LongCat-Image",  # reference latents (Kontext) follow the picture's own tokens
@@ -32,7 +31,6 @@ FAMILIES = (
         ("comfy.ldm.qwen_image.model:QwenImageTransformer2DModel",),
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
         dead=("txt",),
-        inplace=True,
         image=Image("head", "patch_size"),
         modulated="attn.to_q",
     ),
@@ -41,7 +39,6 @@ FAMILIES = (
         ("comfy.ldm.mage_flow.model:MageFlowTransformer2DModel",),
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
         dead=("txt",),
-        inplace=True,
         image=Image("head", (1, 1)),
         modulated="attn.to_q",
     ),
@@ -50,7 +47,6 @@ FAMILIES = (
         ("comfy.ldm.lens.model:LensTransformer2DModel",),
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
         dead=("txt",),
-        inplace=True,
         image=Image("all", (1, 1)),
         modulated="attn.img_qkv",
     ),
@@ -67,7 +63,6 @@ FAMILIES = (
         ("comfy.ldm.modules.diffusionmodules.mmdit:OpenAISignatureMMDITWrapper",),
         (Stack("joint_blocks", (("img", 1), ("txt", 0)), ("txt", "img")),),
         dead=("txt",),
-        inplace=True,
         image=Image("all", "patch_size"),
         modulated="x_block.attn.qkv",
     ),
@@ -85,7 +80,6 @@ FAMILIES = (
         "Lumina 2, Z-Image",  # text, then reference pictures, then the picture
         ("comfy.ldm.lumina.model:NextDiT", "comfy.ldm.lumina.model:NextDiTPixelSpace"),
         (Stack("layers", _X, "x"),),
-        inplace=True,
         image=Image("tail", "patch_size", pads="pad_tokens_multiple"),
         modulated="arg:3",
     ),
