@@ -100,20 +100,24 @@ class Clock:
         self.before = -1  # the step of the evaluation before
         self.rose = False
         self.skips = 0  # skipped evaluations since the anchor
+        self.skipped = 0  # in the whole run
         self.ratio = (
-            1.0  # how far the probe has moved, in moves from the anchor before the last to the last: see ProbeAligned
+            1.0  # how far the probe has moved, in moves from the last anchor but one to the last: see ProbeAligned
         )
+        self.typical = 0.0  # change of the indicator from one evaluation to the next: see Threshold
 
     def tick(self, sigma: float) -> None:
         """A new evaluation by the sampler at this sigma. Nothing is counted: the step comes from sigma."""
         self.rose = sigma > self.sigma * (1 + 1e-6)  # false for the first, whose predecessor is nan
         self.evaluation += 1
+        self.ratio = 1.0  # until the indicator is asked
         self.sigma = sigma
         self.before = self.step
         self.step = self.grid.step_of(sigma)
 
     def passed(self, computed: bool) -> None:
         self.skips = 0 if computed else self.skips + 1
+        self.skipped += not computed
 
     def arrived(self, steps: Container[int]) -> bool:
         """Is one of `steps` the step at hand, or one that the sampler, with larger steps of its own, stepped over on its way here?"""

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from .policies import Setting
 
 
 class Watching(Protocol):
@@ -31,7 +34,7 @@ class Watching(Protocol):
 class Watch(Protocol):
     """An indicator's configuration: frozen data."""
 
-    def start(self) -> Watching: ...
+    def start(self, setting: Setting) -> Watching: ...
 
 
 SAMPLE = 4096  # elements that are looked at, however large the latent
@@ -62,7 +65,7 @@ class Moved:
     reference: Literal["previous", "anchor"] = "previous"
     relative: bool = False
 
-    def start(self) -> Moving:
+    def start(self, setting: Setting) -> Moving:
         return Moving(self)
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .fitted import Lessons
 from .indicators import Watch
-from .policies import Policy
+from .policies import ByModel, Policy, Ratios
 from .predictors import Auto, Integrator, Predictor
+from .probes import Modulated
+from .tables import Network
 
 Kept = Literal["auto", "velocity", "denoised", "residual"]
 
@@ -17,20 +20,21 @@ class Blocks:
     """What of the block stack runs on a skip, and what the indicator looks at there.
 
     prefix, suffix: the first and the last blocks, which always run (Fn and Bn of cache-dit). probe: "residual" is what the prefix
-    adds to the image's stream, "modulated" the first block's modulated input (or what of its call depends on time), "none" nothing.
+    adds to the image's stream, "modulated" the first block's modulated input (or what of its call depends on time), "states" the image's
+    stream before and after the prefix, side by side along the last dimension, "none" nothing.
     fit: take fewer where the model has not so many, as a preset does.
     Raises ValueError for negative counts, and for a residual of no blocks.
     """
 
     prefix: int = 1
     suffix: int = 0
-    probe: Literal["none", "residual", "modulated"] = "residual"
+    probe: Literal["none", "residual", "modulated", "states"] = "residual"
     fit: bool = False
 
     def __post_init__(self) -> None:
         if self.prefix < 0 or self.suffix < 0:
             raise ValueError(f"Fn and Bn are numbers of blocks, 0 or more, not {self.prefix} and {self.suffix}")
-        if self.probe == "residual" and self.prefix < 1:
+        if self.probe in ("residual", "states") and self.prefix < 1:
             raise ValueError("the indicator is what the first Fn blocks add, so Fn is at least 1")
 
 
@@ -63,6 +67,11 @@ class Method:
         # a velocity says which noise is in x: what is added later would stay in the picture
         denoised = integrator == "sde" or (automatic and integrator == "ode")
         return predictor, "denoised" if denoised else "velocity"
+
+    def lacks(self, network: Network, lessons: Lessons | None) -> bool:
+        """Does any part of it need what a full run of the user's own model would teach of its blocks?"""
+        parts = (p.of(network) if isinstance(p, ByModel) else p for p in (*self.policies, self.indicator))
+        return any(p.lacks(network, lessons) for p in parts if isinstance(p, Modulated | Ratios))
 
     @property
     def level(self) -> Literal["output", "blocks"]:

@@ -13,9 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from .fitted import Lessons
 from .indicators import subsample
 from .policies import Setting
-from .tables import AUTO, FITTED, Polynomial, check_choice, polynomials, suited
+from .tables import AUTO, MEASURED, TEACACHE, Network, Polynomial, check_name, names, polynomial, row_of
 
 LIMIT = 65_536  # elements that are looked at, however large the hidden state
 
@@ -94,35 +95,35 @@ class Modulated:
     before foretells.
 
     polynomial: AUTO takes the published one for the model at hand, and one fitted to a run of it where none is published;
-    FITTED the fitted one; otherwise a name in teacache.json. Raises ValueError for another.
+    MEASURED the fitted one; otherwise a name in teacache.json. Raises ValueError for another.
     """
 
     polynomial: str = AUTO
 
     def __post_init__(self) -> None:
-        check_choice("polynomial", self.polynomial, polynomials())
+        check_name("polynomial", self.polynomial, names(TEACACHE))
 
-    def lacks(self, setting: Setting) -> bool:
-        """Does it need a run of the user's own model, and there was none?"""
-        return self._chosen(setting)[1] is None
+    def lacks(self, network: Network, lessons: Lessons | None) -> bool:
+        """Does it need a full run of the user's own model, and there was none?"""
+        return self._chosen(network, lessons)[1] is None
 
-    def _chosen(self, setting: Setting) -> tuple[str, Polynomial | None]:
-        name = self.polynomial
-        if name == AUTO:
-            name = suited("polynomials", setting.network) or FITTED
-        if name == FITTED:
-            return name, setting.lessons.polynomial if setting.lessons else None
-        return name, polynomials()[name]
+    def _chosen(self, network: Network, lessons: Lessons | None) -> tuple[str, Polynomial | None]:
+        row = None if self.polynomial == MEASURED else row_of(TEACACHE, self.polynomial, network)
+        if row is not None:
+            return row.name, polynomial(row.name)
+        return MEASURED, lessons.polynomial if lessons else None
 
     def start(self, setting: Setting) -> ModulatedAtWork:
-        name, polynomial = self._chosen(setting)
-        if polynomial is None:
-            note = "no polynomial is published for this model, and none was fitted to a run of it: everything is computed"
-            return ModulatedAtWork(None, note)
-        if name == FITTED:
-            assert setting.lessons is not None
-            return ModulatedAtWork(polynomial, f"the polynomial was fitted to {setting.lessons.recipe or 'a full run'}")
-        return ModulatedAtWork(polynomial, f"the polynomial is that of {name}" if self.polynomial == AUTO else "")
+        name, chosen = self._chosen(setting.network, setting.lessons)
+        if chosen is None:
+            note = (
+                "no polynomial is published for this model, and none was fitted to a run of it: everything is computed"
+            )
+        elif self.polynomial == AUTO:
+            note = f"the polynomial is {'fitted to a run of this model' if name == MEASURED else f'that of {name}'}"
+        else:
+            note = ""
+        return ModulatedAtWork(chosen, note)
 
 
 class ModulatedAtWork(Seen):

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .clock import Clock, Grid
+from .fitted import Lessons
 from .gram import Gram
 from .history import History
 from .method import Method
@@ -24,12 +25,15 @@ from .policies import (
     Events,
     LastStep,
     Policy,
+    Ratios,
     Schedule,
     Setting,
+    Thresholding,
     Warmup,
 )
 from .predictors import Integrator
 from .report import Evaluation, Report
+from .tables import Network
 from .track import Track, Weights
 
 Slot = Hashable
@@ -44,8 +48,8 @@ class Run:
     What is kept and predicted at output level is the velocity (x - D) / sigma, D, or what the network adds to its input:
     Method.suited. At block level it is residuals, which `keep` takes as they are and `recall` predicts.
 
-    events: steps at which a conditioning changes. costs: what full runs of the model taught. learning: this run is computed in
-    full, because the model's costs are being recorded.
+    events: steps at which a conditioning changes. network: what is known of the model. costs, lessons: what full runs of it taught.
+    learning: this run is computed in full, because that is being recorded.
     """
 
     def __init__(
@@ -56,7 +60,9 @@ class Run:
         device: torch.device | None = None,
         *,
         events: Collection[int] = (),
+        network: Network | None = None,
         costs: Gram | None = None,
+        lessons: Lessons | None = None,
         learning: bool = False,
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
@@ -64,7 +70,7 @@ class Run:
         self.device = device
         self.learning = learning
         self.clock = Clock(grid)
-        setting = Setting(grid, predictor, costs)
+        setting = Setting(grid, predictor, costs, network=network or {}, lessons=lessons)
         rules: list[Policy] = [LastStep(), Events(frozenset(events))]
         if learning:
             rules.append(Warmup(grid.steps))
@@ -74,7 +80,7 @@ class Run:
         self.prediction = predictor.start(plan)
         self.track = Track(max(predictor.depth, 1))
         self.histories: dict[Slot, History] = {}
-        self.indicator = method.indicator.start() if method.indicator else None
+        self.indicator = method.indicator.start(setting) if method.indicator else None
         self.watched: Slot | None = None  # the slot that the indicator looks at
         self.read: list[float | None] = []  # what it said in this evaluation, if it was asked
         self.report = Report(
@@ -83,11 +89,14 @@ class Run:
             grid.steps,
             predictor=predictor.name,
             planned=list(plan.anchors),
-            threshold=next((p.threshold for p in self.policies if isinstance(p, Accumulating)), None),
+            threshold=self._threshold(),
         )
         for p in self.policies:
             if isinstance(p, Schedule) and p.plan is plan:
                 self.report.error, self.report.costs = p.error, p.costs
+        for part in (*self.policies, self.indicator):
+            if getattr(part, "note", "") and not learning:
+                self.report.note(part.note)  # type: ignore[union-attr]
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed
@@ -157,6 +166,7 @@ class Run:
             self.read.append(self.indicator.read() if self.indicator else None)
             value = self.read[0]
             self.clock.ratio = getattr(self.indicator, "ratio", 1.0)
+            self.clock.typical = getattr(self.indicator, "typical", 0.0)
             if value is not None and not math.isfinite(value):
                 self.report.note("the indicator was not a finite number: those evaluations were computed")
         return self.read[0]
@@ -236,16 +246,23 @@ class Run:
             and self.clock.grid.falling
         ):
             self.report.note(self._why_nothing())
+        self.report.threshold = self._threshold()
         self.report.finished = finished
         self.report.seconds = time.perf_counter() - self.started
         for listener in listeners:
             listener(self.report)
         return self.report
 
+    def _threshold(self) -> float | None:
+        """What an adaptive policy's indicator is, or was last, held against."""
+        return next((p.threshold for p in self.policies if isinstance(p, Accumulating | Thresholding)), None)
+
     def _why_nothing(self) -> str:
         reasons = Counter(e.reason for e in self.report.evaluations)
         why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-        advice = next((p.advice() for p in self.policies if isinstance(p, Accumulating)), ADVICE)
+        advice = next(
+            (p.advice() for p in self.policies if isinstance(p, Accumulating | Thresholding | Ratios)), ADVICE
+        )
         return f"nothing was skipped: every evaluation was computed for {why}; {advice}"
 
 

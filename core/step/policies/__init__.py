@@ -2,10 +2,13 @@
 
 from .accumulate import Accumulating, Accumulator
 from .base import COMPUTE, SKIP, Deciding, Decision, Indicator, Policy, Setting
-from .guards import Cap, Events, LastStep, Warmup, Window
+from .bymodel import ByModel
+from .guards import Cap, Events, LastStep, Total, Warmup, Window
 from .interval import Interval
 from .mask import Mask, StepMask
+from .ratios import Ratios
 from .schedule import Budget, Schedule
+from .threshold import Threshold, Thresholding
 
 __all__ = [
     "COMPUTE",
@@ -13,6 +16,7 @@ __all__ = [
     "Accumulating",
     "Accumulator",
     "Budget",
+    "ByModel",
     "Cap",
     "Deciding",
     "Decision",
@@ -22,9 +26,13 @@ __all__ = [
     "LastStep",
     "Mask",
     "Policy",
+    "Ratios",
     "Schedule",
     "Setting",
     "StepMask",
+    "Threshold",
+    "Thresholding",
+    "Total",
     "Warmup",
     "Window",
 ]

@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from ..clock import Clock, Grid
+from ..fitted import Lessons
 from ..gram import Gram
 from ..predictors import Predictor
+from ..tables import Network
 
 Indicator = Callable[[], float | None]
 """Reads the method's indicator for the evaluation at hand, at the price of one host sync; None while too little is known."""
@@ -37,7 +39,8 @@ class Setting:
     ones spends its budget knowing it.
 
     forced: for each step, whether it will be computed whatever later policies say. longest: how many evaluations in a row
-    may be skipped at most. costs: what full runs of the model taught; None where there were none.
+    may be skipped at most. costs: what full runs of the model taught; lessons: what they taught of its blocks; None where there were
+    none. network: what is known of the model (tables.py).
     """
 
     grid: Grid
@@ -45,6 +48,8 @@ class Setting:
     costs: Gram | None = None
     forced: list[bool] = field(init=False)
     longest: float = math.inf
+    network: Network = field(default_factory=dict)
+    lessons: Lessons | None = None
 
     def __post_init__(self) -> None:
         self.forced = [False] * self.grid.steps

@@ -76,6 +76,19 @@ class Window:
 
 
 @dataclass(frozen=True)
+class Total:
+    """At most `skips` evaluations of the whole run are skipped; 0 means no limit."""
+
+    skips: int
+
+    def start(self, setting: Setting) -> Total:
+        return self
+
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
+        return COMPUTE("total") if self.skips and clock.skipped >= self.skips else None
+
+
+@dataclass(frozen=True)
 class Cap:
     """At most `skips` evaluations in a row are skipped; 0 means no limit."""
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..clock import Clock
 from .base import COMPUTE, SKIP, Decision, Indicator, Setting
@@ -15,23 +14,19 @@ class Threshold:
     """Skip while the indicator is below the threshold, as First Block Cache and DBCache do.
 
     typical: above 0, the threshold is so many times the run's own typical change from one evaluation to the next
-    (`Clock.typical`): it needs no knowledge of the model. known: thresholds for families, which go before both.
+    (`Clock.typical`): it needs no knowledge of the model, and `threshold` is of no account.
     Raises ValueError for a threshold below 0.
     """
 
     threshold: float = 0.0
     typical: float = 0.0
-    known: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for value in (self.threshold, self.typical, *self.known.values()):
+        for value in (self.threshold, self.typical):
             if not value >= 0:
                 raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
 
     def start(self, setting: Setting) -> Thresholding:
-        known = next((v for name, v in self.known.items() if setting.network.named(name)), None)
-        if known is not None:
-            return Thresholding(known)
         return Thresholding(self.threshold, self.typical)
 
 

@@ -1,5 +1,6 @@
 """What a skipped evaluation returns: each predictor is one file, plain data, and speaks in weights over anchors."""
 
+from .aligned import ProbeAligned
 from .auto import Auto, Integrator
 from .base import Prediction, Predictor
 from .jvp import JVP, RecursiveJVP
@@ -15,6 +16,7 @@ __all__ = [
     "Linear",
     "Prediction",
     "Predictor",
+    "ProbeAligned",
     "RecursiveJVP",
     "Reuse",
     "Spectrum",
