@@ -42,15 +42,15 @@ def unet(kind: str, weights: dict[str, Any] | None = None, model_type: str = "",
     return made
 
 
-SD1 = {
+SD1: dict[str, Any] = {
     "use_linear_in_transformer": False, "transformer_depth": [1, 1, 1], "transformer_depth_output": [1, 1, 1, 1, 1]
 }  # fmt: skip
-VIDEO = {
+VIDEO: dict[str, Any] = {
     "in_channels": 8, "use_temporal_attention": True, "use_temporal_resblock": True, "extra_ff_mix_layer": True,
     "use_spatial_context": True, "merge_strategy": "learned_with_images", "merge_factor": 0.0, "video_kernel_size": [3, 1, 1],
     "disable_temporal_crossattention": False,
 }  # fmt: skip
-FOUR_LEVELS = {
+FOUR_LEVELS: dict[str, Any] = {
     "in_channels": 7, "num_res_blocks": [1, 1, 1, 1], "channel_mult": [1, 2, 2, 4], "transformer_depth": [0, 1, 1, 1],
     "transformer_depth_output": [0, 0, 1, 1, 1, 1, 1, 1],
 }  # fmt: skip
