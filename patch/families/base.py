@@ -30,12 +30,13 @@ class Image:
     """Which of the tokens along dimension 1 of the first stack's first stream are the picture's own, the latent that is sampled.
 
     where: "all"; "head" or "tail" of them; "img_slice": they begin where the key of that name in the block's transformer_options
-    says, [begin, end]. patch: how many latent elements along each of the latent's last len(patch) dimensions a token stands for:
-    there are prod(ceil(size / patch)) of them; or the name of the network's attribute that says so (an int there: along each of the
-    last two). Reference pictures, padding and text are the rest. pads: the name of the network's attribute that says to a multiple
-    of what the picture's tokens are filled up with tokens of no meaning (None there: they are not); those are counted as the
-    picture's. dim: where the tokens are along another dimension than 1. after: a keyword of the network's call; if a latent (batch,
-    channels, ...) is given under it, its tokens come first, where there are so many more than the picture's, and then those.
+    says, [begin, end], and are the "tail" where it says nothing. patch: how many latent elements along each of the latent's last
+    len(patch) dimensions a token stands for: there are prod(ceil(size / patch)) of them; or the name of the network's attribute
+    that says so (an int there: along each of the last two). Reference pictures, padding and text are the rest. pads: the name of
+    the network's attribute that says to a multiple of what the picture's tokens are filled up with tokens of no meaning (None
+    there: they are not); those are counted as the picture's. dim: where the tokens are along another dimension than 1. after: a
+    keyword of the network's call; if a latent (batch, channels, ...) is given under it, its tokens come first, where there are so
+    many more than the picture's, and then those.
     """
 
     where: Literal["all", "head", "tail", "img_slice"] = "all"
@@ -65,6 +66,7 @@ class Family:
     state: a key of transformer_options; while it is there the blocks keep state of their own from call to call, and all must run.
     Or "arg:NAME", an argument of the first block's call; while it is an empty tuple the model collects what the blocks give besides
     the streams, and all must run.
+    least: so many of the first blocks must run in every call.
     """
 
     name: str
@@ -79,6 +81,7 @@ class Family:
     modulated: str = ""
     batch: int | None = 0
     state: str = ""
+    least: int = 0
 
 
 @dataclass(frozen=True)

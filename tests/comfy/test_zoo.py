@@ -277,9 +277,9 @@ def picture_tokens(network: Any, family: Family, call: ModelCall) -> range:
     count = math.prod(math.ceil(n / p) for n, p in zip(first(call.args[0]).shape[-len(sizes) :], sizes, strict=True))
     multiple = (getattr(network, image.pads) if image.pads else None) or 1
     count = math.ceil(count / multiple) * multiple
-    begin = {"all": 0, "head": 0, "tail": tokens - count}.get(image.where)
-    if begin is None:
-        begin = first_block.kwargs["transformer_options"][image.where][0]
+    begin = {"all": 0, "head": 0}.get(image.where, tokens - count)
+    if image.where == "img_slice":
+        begin, _ = first_block.kwargs["transformer_options"].get("img_slice", (begin, tokens))
     if (ahead := call.kwargs.get(image.after)) is not None:
         begin = math.prod(math.ceil(n / p) for n, p in zip(ahead.shape[:1:-1], sizes[::-1], strict=False))
     assert 0 <= begin < begin + count <= tokens

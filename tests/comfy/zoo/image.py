@@ -15,10 +15,11 @@ WIDTH = 32  # of text embeddings
 
 def texts(**both: Any) -> Conds:
     """Seven words and five, and what both conditionings have besides; a function there makes it of the number of words."""
+    said = {"pooled_output": None} | both  # a text encoder always says it
 
     def conds(_: Any) -> tuple[Any, Any]:
         positive, negative = (
-            words(n, WIDTH, seed=n, **{key: value(n) if callable(value) else value for key, value in both.items()})
+            words(n, WIDTH, n, **{key: value(n) if callable(value) else value for key, value in said.items()})
             for n in (7, 5)
         )
         return positive, negative
@@ -200,6 +201,14 @@ def hunyuan_dit(_: Any) -> tuple[Any, Any]:
     return text(7), text(5)
 
 
+def radiance() -> Any:
+    """Its parameters have none that may be left out, and older versions know fewer."""
+    from comfy.ldm.chroma_radiance.model import ChromaRadianceParams
+
+    known = ("image_model", *ChromaRadianceParams.__dataclass_fields__)
+    return supported("ChromaRadiance", **{key: value for key, value in RADIANCE.items() if key in known})
+
+
 def tiny(name: str, kind: str, config: dict[str, Any], conds: Conds, latent: Callable[[], Any]) -> Tiny:
     """name: "Base" or "Base (variant)"; kind: the class in comfy.supported_models."""
     return Tiny(name, name.partition(" ")[0], lambda: supported(kind, **config), conds, latent)
@@ -226,7 +235,7 @@ MODELS: tuple[Tiny, ...] = (
         FLUX2_LATENT,
     ),
     tiny("Chroma", "Chroma", CHROMA, texts(), LATENT),
-    tiny("ChromaRadiance", "ChromaRadiance", RADIANCE, texts(), PIXELS),
+    Tiny("ChromaRadiance", "ChromaRadiance", radiance, texts(), PIXELS),
     tiny("QwenImage", "QwenImage", QWEN, texts(), LATENT),
     tiny("QwenImage (Edit)", "QwenImage", QWEN, texts(reference_latents=qwen_latents(*REFERENCES)), LATENT),
     tiny(
