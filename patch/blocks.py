@@ -22,6 +22,7 @@ from torch import Tensor
 from ..core.step.recorder import Recorder
 from ..core.step.run import Run, Slot
 from .evaluation import EvaluationHook
+from .families.tokens import Given
 from .sigma import SigmaReader
 
 if TYPE_CHECKING:
@@ -42,9 +43,7 @@ class Seam(Protocol):
         int | None
     )  # the streams' dimension along which a call's conditionings lie; None where they cannot be told apart
 
-    def around(
-        self, network: Any, call: Call, latent: Tensor, options: dict[str, Any], control: Any
-    ) -> AbstractContextManager[None]:
+    def around(self, network: Any, call: Call, given: Given, control: Any) -> AbstractContextManager[None]:
         """For the duration of one call of the network (the diffusion model) on latent: tell `call`, and do what it answers."""
         ...
 
@@ -159,6 +158,8 @@ class BlockHook(EvaluationHook):
             return executor(model, conds, x, timestep, options)
         finally:
             self.named = []
+            if self.run.decision is None:
+                self.run.decide(["no blocks ran"])
 
     def apply_model(
         self,
@@ -182,7 +183,9 @@ class BlockHook(EvaluationHook):
         # popped from by UNets: whoever runs a second time needs them again
         again = {k: list(v) for k, v in control.items()} if isinstance(control, dict) else control
         try:
-            with self.seam.around(executor.class_obj.diffusion_model, call, x, transformer_options, control):
+            shapes = kwargs.get("latent_shapes")  # several latents, packed into one
+            given = Given(tuple(shapes[0]) if shapes else tuple(x.shape), kwargs, transformer_options)
+            with self.seam.around(executor.class_obj.diffusion_model, call, given, control):
                 return executor(x, t, *rest, **kwargs)
         except Exception as error:
             if not (self.run.histories and comfy.model_management.is_oom(error)):

@@ -87,7 +87,9 @@ def _fitted(method: Method, family: Family, total: int, beyond: int) -> Blocks:
     the first blocks to the last, how many more of the last than of the first may run."""
     wanted = method.blocks
     assert wanted is not None
-    least = 1 if wanted.probe == "residual" else 0
+    if wanted.prefix < family.least:
+        wanted = replace(wanted, prefix=family.least)
+    least = max(1 if wanted.probe == "residual" else 0, family.least)
     if wanted.fit:
         prefix = max(min(wanted.prefix, total // 3), least)
         wanted = replace(wanted, prefix=prefix, suffix=min(wanted.suffix, total // 3))

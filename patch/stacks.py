@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,8 @@ from torch.nn import Module
 
 from ..core.step.method import Blocks
 from .blocks import Call, Streams
-from .families import Family, Image, Stack
+from .families import Family, Stack
+from .families.tokens import Given, Span, spans
 
 Forward = Callable[..., Any]
 Visit = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
@@ -83,12 +83,12 @@ class StackSeam:
         self.batch = family.batch
 
     @contextmanager
-    def around(self, network: Any, call: Call, latent: Tensor, options: dict[str, Any], control: Any) -> Iterator[None]:
-        if self.family.state and self.family.state in options:
+    def around(self, network: Any, call: Call, given: Given, control: Any) -> Iterator[None]:
+        if self.family.state in given.options:
             yield
             return
         stacks = [(k, block) for k, stack in enumerate(self.family.stacks) for block in blocks_of(network, stack)]
-        passage = _Passage(self, network, call, [k for k, _ in stacks], latent)
+        passage = _Passage(self, network, call, [k for k, _ in stacks], given)
         with watched([(block, passage.visitor(i)) for i, (_, block) in enumerate(stacks)]):
             yield
 
@@ -99,16 +99,17 @@ class _Passage:
     A skip leaves out those from `first` to `last`: they give what they are given, and the last of them what was predicted.
     """
 
-    def __init__(self, seam: StackSeam, network: Any, call: Call, stack_of: list[int], latent: Tensor) -> None:
+    def __init__(self, seam: StackSeam, network: Any, call: Call, stack_of: list[int], given: Given) -> None:
         self.family, self.probe, self.network = seam.family, seam.blocks.probe, network
         self.call = call
         self.stack_of = stack_of
         self.first, self.last = seam.blocks.prefix, len(stack_of) - seam.blocks.suffix - 1
-        self.latent = latent
+        self.asked = given
         self.next = 0
         self.lost = False
+        self.idle = False  # the model wants all of its blocks in this call: Family.state
         self.start: Streams | None = None  # what entered block 0, where the indicator needs it
-        self.windows: list[tuple[int, int]] = []  # by stack: where in its first stream the picture's tokens are
+        self.spans: list[Span] = []  # by stack: where in its first stream the picture's tokens are
         self.given: Streams | None = None  # on a skip: what block `last` gives
 
     def visitor(self, position: int) -> Visit:
@@ -120,6 +121,10 @@ class _Passage:
             self._lose()
         self.next = position + 1
         if self.lost:
+            return own(*args, **kwargs)
+        if position == 0 and kwargs.get(self.family.state.removeprefix("arg:"), ...) == ():
+            self.idle = True
+        if self.idle:
             return own(*args, **kwargs)
         taken = _taken(stack, args, kwargs)
         if position == 0:
@@ -140,16 +145,19 @@ class _Passage:
         self.call.hook.run.report.note(ORDER)
 
     def _begin(self, taken: Streams) -> None:
-        if self.family.image.where != "all" and next(iter(taken.values())).ndim > self.family.image.dim:
-            self.windows = list(_windows(self.family, self.network, taken, self.latent))
+        dim = self.family.image.dim
+        lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
+        if self.family.image.where != "all" and next(iter(taken)) in lengths:
+            self.spans = list(spans(self.family, self.network, lengths, self.asked))
         if self.probe == "residual" and self.call.hook.run.indicator is not None:
             self.start = {n: v.clone() if self.family.inplace else v for n, v in taken.items()}
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         here, end = self.stack_of[self.first], self.stack_of[self.last]
         base = self._joined(taken, here, end)
-        if end == len(self.family.stacks) - 1:
-            base = {n: v for n, v in base.items() if n.partition(".")[0] not in self.family.dead}
+        # blocks after it would read the dead ones too
+        left = self.family.same + (self.family.dead if self.last == len(self.stack_of) - 1 else ())
+        base = {n: v for n, v in base.items() if n.partition(".")[0] not in left}
 
         def seen() -> Tensor:
             name = next(iter(taken))
@@ -177,40 +185,10 @@ class _Passage:
         return streams
 
     def _image(self, value: Tensor, stack: int) -> Tensor:
-        if not self.windows:
+        if not self.spans:
             return value
-        start, end = self.windows[stack]
+        start, end = self.spans[stack]
         return value.narrow(self.family.image.dim, start, end - start)
-
-
-def _windows(family: Family, network: Any, taken: Streams, latent: Tensor) -> Iterator[tuple[int, int]]:
-    """For each stack, where in its first stream the picture's tokens begin and end."""
-    dim = family.image.dim
-    lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
-    name = next(iter(taken))
-    start, end = _picture(family.image, network, lengths[name], latent)
-    for stack in family.stacks:
-        if stack.joins:
-            before = stack.joins[: stack.joins.index(name)]
-            offset = sum([lengths[n] for n in before])
-            start, end = start + offset, end + offset
-            lengths = {stack.takes[0][0]: sum([lengths[n] for n in stack.joins])}
-        name = stack.takes[0][0]
-        yield start, end
-
-
-def _picture(image: Image, network: Any, length: int, latent: Tensor) -> tuple[int, int]:
-    """Where in the first stream they are."""
-    patch = image.patch
-    if isinstance(patch, str):
-        said = resolved(network, patch)
-        patch = (said, said) if isinstance(said, int) else tuple(said)
-    if image.where == "all" or not patch:
-        return 0, length
-    count = math.prod([-(-int(n) // p) for n, p in zip(latent.shape[-len(patch) :], patch, strict=True)])
-    if not 0 < count < length:
-        return 0, length
-    return (0, count) if image.where == "head" else (length - count, length)
 
 
 def _flat(name: str, value: Any) -> Streams:

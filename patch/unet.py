@@ -16,6 +16,7 @@ from torch.nn import Module
 
 from ..core.step.method import Blocks
 from .blocks import Call
+from .families.tokens import Given
 
 
 class _Layer(Module):
@@ -39,7 +40,7 @@ class UNetSeam:
         self.suffix = blocks.suffix
 
     @contextmanager
-    def around(self, network: Any, call: Call, latent: Tensor, options: dict[str, Any], control: Any) -> Iterator[None]:
+    def around(self, network: Any, call: Call, given: Given, control: Any) -> Iterator[None]:
         downs, ups = list(network.input_blocks), list(network.output_blocks)
         middle = [network.middle_block] if network.middle_block is not None else []
         # those that a skip leaves out; the decision falls when the block before them is done
@@ -54,15 +55,15 @@ class UNetSeam:
                 return h - start[0] if self.prefix > 1 and start[0].shape == h.shape else h
 
             # the deep feature is kept as it is: it is added to nothing
-            given = call.enter({"h": h.new_zeros(())}, seen)
-            if given is None:
+            feature = call.enter({"h": h.new_zeros(())}, seen)
+            if feature is None:
                 put(last, [*last, _Layer(leave)])
             else:
                 _silence(control, len(ups) - self.suffix)
                 for block in inner:
                     # what an upper block is given has a skip connection's channels beside the deep ones
                     put(block, [_Layer(lambda x: x[:, : h.shape[1]])])
-                put(last, [_Layer(lambda _: given["h"])])
+                put(last, [_Layer(lambda _: feature["h"])])
             return h
 
         def leave(h: Tensor) -> Tensor:

@@ -124,6 +124,7 @@ FAMILIES = (
         ),
         dead=("txt",),
         same=("sizes", "lengths"),
+        least=1,  # the first block lays out in a cache what all after it read
         image=Image(dim=0),
         modulated="attn",
         batch=None,

@@ -1,0 +1,230 @@
+"""The block hook on every family: it fires, a skip is prefix + residual, nothing is left behind, and never skipping changes nothing."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import comfy.model_base
+import pytest
+import torch
+
+from skipstone.core.step.method import Blocks, Method
+from skipstone.core.step.policies import Interval
+from skipstone.core.step.predictors import Reuse
+from skipstone.core.step.report import Report
+from skipstone.patch.attach import attach
+from skipstone.patch.errors import StepCacheError
+from skipstone.patch.families import Family, family_of
+from skipstone.tests.comfy import zoo
+
+STEPS = 4  # with `every_second`: computed, skipped, computed, computed (the last)
+MODELS = [m for m in zoo.MODELS if hasattr(comfy.model_base, m.base)]
+each = pytest.mark.parametrize("tiny", MODELS, ids=str)
+
+
+def every(nth: int, prefix: int = 1, suffix: int = 0, probe: Any = "none") -> Method:
+    return Method("Every", str(nth), (Interval(1, nth),), Reuse(), blocks=Blocks(prefix, suffix, probe, fit=True))
+
+
+@functools.cache
+def built(tiny: zoo.Tiny) -> tuple[Any, Any]:
+    model = tiny.build()
+    return model, tiny.conds(model)
+
+
+@functools.cache
+def plain(tiny: zoo.Tiny) -> Any:
+    model, conds = built(tiny)
+    return sampled(tiny, model, conds)
+
+
+def sampled(tiny: zoo.Tiny, model: Any, conds: Any) -> list[torch.Tensor]:
+    with torch.inference_mode():  # as ComfyUI runs nodes
+        out = zoo.sample(tiny, model, *conds, steps=STEPS)
+    return list(out.unbind()) if out.is_nested else [out]
+
+
+def record_of(tiny: zoo.Tiny) -> Family:
+    family = family_of(built(tiny)[0].model.diffusion_model)
+    if not isinstance(family, Family):
+        pytest.skip("not done at block level")
+    return family
+
+
+def patched(tiny: zoo.Tiny, method: Method) -> tuple[list[torch.Tensor], Report]:
+    model, conds = built(tiny)
+    reports: list[Report] = []
+    out = sampled(tiny, attach(model, method, (reports.append,)), conds)
+    return out, reports[0]
+
+
+def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
+    return all(map(torch.equal, a, b))
+
+
+@each
+def test_never_skipping_changes_nothing(tiny):
+    record_of(tiny)
+    out, report = patched(tiny, every(1))
+    assert report.computed == len(report.evaluations) == STEPS
+    assert same(out, plain(tiny))
+
+
+@each
+def test_it_fires_and_leaves_nothing_behind(tiny):
+    family = record_of(tiny)
+    network = built(tiny)[0].model.diffusion_model
+    before = {name: (dict(vars(m)), dict(m._modules)) for name, m in network.named_modules()}
+    out, report = patched(tiny, every(2))
+    assert (report.computed, report.skipped) == (3, 1)
+    assert not report.notes
+    assert not same(out, plain(tiny))
+    assert all(torch.isfinite(o).all() for o in out)
+    after = {name: (dict(vars(m)), dict(m._modules)) for name, m in network.named_modules()}
+    assert after.keys() == before.keys()
+    for name, (own, children) in after.items():
+        assert "forward" not in own or own["forward"] is before[name][0]["forward"]
+        assert list(children.items()) == list(before[name][1].items())
+    assert same(sampled(tiny, *built(tiny)), plain(tiny))
+    assert 0 <= report.share < 1 or family.unet
+
+
+@dataclass
+class Seen:
+    """One call of the network: what it was given, and what it said."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    said: Any = None
+
+
+@dataclass
+class Diary:
+    calls: list[Seen] = field(default_factory=list)
+
+    @contextmanager
+    def of(self, network: torch.nn.Module) -> Iterator[None]:
+        """Copies, because networks pop from their controls and write to their options."""
+
+        def before(_: Any, args: Any, kwargs: Any) -> None:
+            options = {k: v for k, v in kwargs["transformer_options"].items() if k not in ("wrappers", "callbacks")}
+            kwargs = {**kwargs, "transformer_options": options}
+            self.calls.append(Seen(*copy.deepcopy((args, kwargs))))
+
+        handles = [
+            network.register_forward_pre_hook(before, with_kwargs=True),
+            network.register_forward_hook(lambda _, args, said: setattr(self.calls[-1], "said", said)),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+
+def streams_in(stack: Any, args: Any, kwargs: Any) -> dict[str, Any]:
+    return {name: args[at] if isinstance(at, int) else kwargs[at] for name, at in stack.takes}
+
+
+def streams_out(stack: Any, out: Any) -> dict[str, Any]:
+    return {stack.gives: out} if isinstance(stack.gives, str) else dict(zip(stack.gives, out, strict=True))
+
+
+def mapped(function: Any, *values: Any) -> Any:
+    if isinstance(values[0], tuple):
+        return tuple(mapped(function, *several) for several in zip(*values, strict=True))
+    return function(*values)
+
+
+class Replay:
+    """A network called anew with all its blocks running; PyTorch hooks read what enters block `first` and what leaves block `last`."""
+
+    def __init__(self, network: Any, family: Family, prefix: int, suffix: int) -> None:
+        self.network, self.family = network, family
+        blocks = []
+        for k, stack in enumerate(family.stacks):
+            found = network.get_submodule(stack.at)
+            blocks += [(k, b) for b in (found.values() if isinstance(found, torch.nn.ModuleDict) else found)]
+        self.ends = suffix == 0
+        self.first, self.last = blocks[prefix], blocks[len(blocks) - suffix - 1]
+
+    def __call__(self, seen: Seen, residual: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
+        """What the network says, and the residual. With a `residual` given, block `last` gives prefix + that."""
+        stacks, entered, left = self.family.stacks, {}, {}
+
+        def enter(_: Any, args: Any, kwargs: Any) -> None:
+            streams = mapped_dict(torch.clone, streams_in(stacks[self.first[0]], args, kwargs))
+            for stack in stacks[self.first[0] + 1 : self.last[0] + 1]:
+                if stack.joins:
+                    streams = {stack.takes[0][0]: torch.cat([streams[n] for n in stack.joins], 1)}
+            entered.update(streams)
+
+        def leave(_: Any, args: Any, out: Any) -> Any:
+            stack = stacks[self.last[0]]
+            out = streams_out(stack, out)
+            dead = self.family.dead if self.ends else ()
+            kept = entered.keys() - {*dead, *self.family.same}
+            left.update({n: mapped(torch.clone, v) for n, v in out.items() if n in kept})
+            if residual is None:
+                return None
+            out |= {n: mapped(torch.add, entered[n], r) for n, r in residual.items()}
+            return out[stack.gives] if isinstance(stack.gives, str) else tuple(out[n] for n in stack.gives)
+
+        handles = [
+            self.first[1].register_forward_pre_hook(enter, with_kwargs=True),
+            self.last[1].register_forward_hook(leave),
+        ]
+        try:
+            with torch.inference_mode():
+                said = self.network(*copy.deepcopy(seen.args), **copy.deepcopy(seen.kwargs))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return said, {n: mapped(torch.sub, v, entered[n]) for n, v in left.items()}
+
+
+def mapped_dict(function: Any, values: dict[str, Any]) -> dict[str, Any]:
+    return {name: mapped(function, value) for name, value in values.items()}
+
+
+@pytest.mark.parametrize(("prefix", "suffix"), [(1, 0), (0, 0), (1, 1)], ids=["Fn 1", "all", "Fn 1, Bn 1"])
+@each
+def test_a_skip_is_prefix_and_residual(tiny, prefix, suffix):
+    """Held against the network itself, run in full with only one block's output replaced."""
+    family = record_of(tiny)
+    if family.unet:
+        pytest.skip("the deep feature of UNets has its own test")
+    network = built(tiny)[0].model.diffusion_model
+    diary = Diary()
+    with diary.of(network):
+        _, report = patched(tiny, every(2, prefix, suffix))
+    assert [e.computed for e in report.evaluations] == [True, False, True, True]
+    calls = len(diary.calls) // STEPS
+    replay = Replay(network, family, max(prefix, family.least), suffix)
+    for computed, skipped in zip(diary.calls[:calls], diary.calls[calls : 2 * calls], strict=True):
+        assert (
+            computed.kwargs["transformer_options"]["cond_or_uncond"]
+            == skipped.kwargs["transformer_options"]["cond_or_uncond"]
+        )
+        said, residual = replay(computed)
+        mapped(functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5), flat(said), flat(computed.said))
+        expected, _ = replay(skipped, residual)
+        mapped(functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5), flat(skipped.said), flat(expected))
+
+
+def flat(said: Any) -> Any:
+    return tuple(said) if isinstance(said, list) else said
+
+
+@each
+def test_what_cannot_be_done_is_refused_with_what_can(tiny):
+    model, _ = built(tiny)
+    if isinstance(family_of(model.model.diffusion_model), Family):
+        pytest.skip("is done at block level")
+    with pytest.raises(StepCacheError, match=r"MeanCache.* work with every model"):
+        attach(model, every(2))
