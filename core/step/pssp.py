@@ -18,10 +18,13 @@ class Paths:
 
     cost: (N, N, N), cost[a, b, c] for a < b < c, and cost[b, b, c] where b has no predecessor; inf where an edge may not be.
     forced: (N,), steps that must be computed; step 0 and the last one always are. Where the forced steps alone are more
-    than `budget`, they are the answer. Adjacent steps (c = b + 1) skip nothing and cost nothing.
+    than `budget`, they are the answer. Adjacent steps (c = b + 1) skip nothing and cost nothing. weight: (N,), by how much more an
+    edge that starts at b matters than its cost says.
     """
 
-    def __init__(self, cost: Array, budget: int, gamma: float, forced: NDArray[np.bool_]) -> None:
+    def __init__(
+        self, cost: Array, budget: int, gamma: float, forced: NDArray[np.bool_], weight: Array | float = 1.0
+    ) -> None:
         n = self.n = len(cost)
         self.cost = cost
         forced = forced.copy()
@@ -33,7 +36,8 @@ class Paths:
         before = np.cumsum(np.r_[0, forced])  # forced steps below an index
         free = before[c] - before[np.minimum(b + 1, n)] == 0  # no forced step strictly between b and c
         allowed = ((a < b) | ((a == b) & (b == 0))) & (b < c) & free
-        np.power(cost, gamma, out=price, where=allowed & (cost > 0))
+        weight = np.broadcast_to(weight, n)[None, :, None]
+        np.power(cost * weight, gamma, out=price, where=allowed & (cost > 0))
         price[allowed & (cost <= 0)] = 0.0
         price[np.broadcast_to(allowed & (c == b + 1), price.shape)] = 0.0
 
@@ -68,6 +72,8 @@ class Paths:
         return float(sum(self.cost[a, b, c] ** 2 for a, b, c in edges if c > b + 1) ** 0.5)
 
 
-def solve(cost: Array, budget: int, gamma: float, forced: NDArray[np.bool_]) -> tuple[int, ...]:
+def solve(
+    cost: Array, budget: int, gamma: float, forced: NDArray[np.bool_], weight: Array | float = 1.0
+) -> tuple[int, ...]:
     """The steps to compute, ascending, `budget` of them at most; see Paths."""
-    return Paths(cost, budget, gamma, forced).best()
+    return Paths(cost, budget, gamma, forced, weight).best()

@@ -10,7 +10,7 @@ from skipstone.core.step.costs import edge_costs
 from skipstone.core.step.gram import Gram
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.predictors import JVP, Corrected, Linear, RecursiveJVP, Reuse
-from skipstone.core.step.pssp import solve
+from skipstone.core.step.pssp import Paths, solve
 from skipstone.core.step.track import Track
 
 
@@ -39,10 +39,20 @@ def test_the_path_is_as_cheap_as_the_best_of_all_paths(seed):
     forced[[0, -1]] = True
     budget = max(int(rng.integers(2, n + 1)), int(forced.sum()))
     gamma = float(rng.choice([1.0, 2.0, 4.0]))
-    path = solve(cost, budget, gamma, forced)
+    weight = rng.choice([1.0, 3.0], n)
+    path = solve(cost, budget, gamma, forced, weight)
     assert len(path) <= budget
     assert set(np.flatnonzero(forced)) <= set(path)
-    assert price(cost, path, gamma) == pytest.approx(cheapest(cost, budget, gamma, forced))
+    weighed = cost * weight[None, :, None]
+    assert price(weighed, path, gamma) == pytest.approx(cheapest(weighed, budget, gamma, forced))
+
+
+def test_a_weight_moves_anchors_and_not_the_error_that_is_foretold():
+    cost = np.ones((12, 12, 12)) * np.clip(np.diff(np.indices((12, 12)), axis=0), 0, None) ** 2
+    weight = np.where(np.arange(12) < 6, 1.0, 10.0)
+    even, late = (Paths(cost, 5, 2.0, np.zeros(12, bool), w) for w in (1.0, weight))
+    assert sum(i >= 6 for i in late.best()) > sum(i >= 6 for i in even.best())
+    assert late.error(even.best()) == even.error(even.best()) < late.error(late.best())
 
 
 def test_edges_that_may_not_be_are_not_taken():

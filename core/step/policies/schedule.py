@@ -10,7 +10,7 @@ from itertools import pairwise
 import numpy as np
 
 from ..clock import Clock, Grid
-from ..costs import edge_costs, size
+from ..costs import edge_costs, size, weights
 from ..gram import Gram, default
 from ..named import NAMED
 from ..plan import Plan
@@ -121,7 +121,7 @@ def _solved(
         cost = np.where(c - b - 1 > longest, np.inf, cost)
         ends = [i for i, f in enumerate(forced) if f or i in (0, grid.steps - 1)]
         budget = max(budget, 1 + sum(math.ceil((end - start) / (longest + 1)) for start, end in pairwise(ends)))
-    paths, whole = Paths(cost, budget, gamma, np.array(forced)), size(grid, costs)
+    paths, whole = Paths(cost, budget, gamma, np.array(forced), weights(grid)), size(grid, costs)
     if max_error:
         for count in range(paths.least, grid.steps):
             path = paths.best(count)
