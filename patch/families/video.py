@@ -69,6 +69,7 @@ FAMILIES = (
         ("comfy.ldm.lightricks.model:LTXVModel",),
         (Stack("transformer_blocks", _X, "x"),),
         inplace=True,
+        image=Image("all", (1, 1, 1)),
         modulated="attn1",
     ),
     Family(
@@ -76,6 +77,7 @@ FAMILIES = (
         ("comfy.ldm.lightricks.av_model:LTXAVModel",),
         (Stack("transformer_blocks", _X, "x"),),
         inplace=True,
+        image=Image("all", (1, 1, 1)),
         modulated="attn1",
     ),
     Family(
