@@ -48,10 +48,10 @@ def test_the_path_is_as_cheap_as_the_best_of_all_paths(seed):
 
 
 def test_a_weight_moves_anchors_and_not_the_error_that_is_foretold():
-    cost = np.ones((12, 12, 12)) * np.clip(np.diff(np.indices((12, 12)), axis=0), 0, None) ** 2
-    weight = np.where(np.arange(12) < 6, 1.0, 10.0)
-    even, late = (Paths(cost, 5, 2.0, np.zeros(12, bool), w) for w in (1.0, weight))
-    assert sum(i >= 6 for i in late.best()) > sum(i >= 6 for i in even.best())
+    cost = np.ones((24, 24, 24)) * np.abs(np.subtract.outer(range(24), range(24))) ** 2.0
+    weight = np.where(np.arange(24) < 6, 1.0, 10.0)
+    even, late = (Paths(cost, 8, 2.0, np.zeros(24, bool), w) for w in (1.0, weight))
+    assert sum(i >= 12 for i in late.best()) > sum(i >= 12 for i in even.best())
     assert late.error(even.best()) == even.error(even.best()) < late.error(late.best())
 
 
