@@ -164,8 +164,9 @@ class Pupil:
         at = self.grid.sigmas[step]
         if self.spoilt or sigma <= 0 or step in self.steps[-1:] or abs(sigma - at) > SAME_STEP * at:
             return
-        # the norm in float32: squares of halves overflow
-        sizes = torch.linalg.vector_norm(residual.detach(), dim=channels, dtype=torch.float32).flatten()
+        # squares of halves overflow
+        wide = torch.promote_types(residual.dtype, torch.float32)
+        sizes = torch.linalg.vector_norm(residual.detach(), dim=channels, dtype=wide).flatten()
         sizes = sizes[:: max(-(-sizes.numel() // LIMIT), 1)].clone()
         now = [sizes, subsample(residual, LIMIT), None if modulated is None else subsample(modulated, LIMIT)]
         if self.steps:
