@@ -343,6 +343,22 @@ def rows(stream: torch.Tensor) -> torch.Tensor:
     return stream.flatten(0, -2)
 
 
+def test_hidream_o1_collects_keys_and_values_before_it_has_them():
+    """What Family.state says of it: its blocks are told so by an empty tuple, and what they give besides the stream is needed."""
+    tiny = next((m for m in MODELS if m.base == "HiDreamO1"), None)
+    if tiny is None:
+        pytest.skip("this ComfyUI has no HiDream O1")
+    seen, family, calls = recorded(tiny)
+    kind, _, name = family.state.partition(":")
+    assert kind == "arg"
+    seen.network.clear_kv_cache()
+    before = len(calls)
+    with torch.inference_mode():
+        zoo.sample(tiny, seen.model, *seen.conds)
+    collecting = [call.blocks[0].kwargs[name] == () for call in calls[before:]]
+    assert collecting == [True] * 2 + [False] * 6
+
+
 class _Found(Exception):
     pass
 
