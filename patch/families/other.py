@@ -20,12 +20,14 @@ FAMILIES = (
         "ACE-Step",
         ("comfy.ldm.ace.model:ACEStepTransformer2DModel",),
         (Stack("transformer_blocks", (("x", "hidden_states"),), "x"),),
+        image=Image("all", (16, 1)),
         modulated="attn.to_q",
     ),
     Family(
         "ACE-Step 1.5",
         ("comfy.ldm.ace.ace_step15:AceStepConditionGenerationModel",),
         (Stack("decoder.layers", (("x", "hidden_states"),), "x"),),
+        image=Image("all", (2,)),
         modulated="self_attn",
     ),
     Family(
@@ -36,6 +38,7 @@ FAMILIES = (
             Stack("single_blocks", X, "x", joins=("txt", "img")),
         ),
         inplace=True,
+        image=Image("all", (1,)),
         modulated="img_attn.qkv",
     ),
     Family(
@@ -52,7 +55,8 @@ FAMILIES = (
         "TripoSplat",
         ("comfy.ldm.triposplat.model:LatentSeqMMFlowModel",),
         (Stack("blocks", X, "x"),),
-        image=Image("head", (1, 16)),  # the latent is (batch, tokens, 16)
+        # all tokens count, though only the first 8192 are the picture's: its latent is (batch, tokens, channels), which Image has no
+        # way to say
         modulated="attn",
     ),
     Family(
