@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import Any
 from unittest import mock
@@ -29,21 +30,26 @@ DIT = {
 }  # fmt: skip
 
 
-def conditioner(name: str, largest: int, kind: str) -> dict[str, Any]:
+def conditioner(name: str, largest: int, **more: Any) -> dict[str, Any]:
     from comfy.ldm.audio.embedders import NumberConditioner
 
-    made = NumberConditioner(SECONDS, min_val=0, max_val=largest, fourier_features_type=kind)
+    made = NumberConditioner(SECONDS, min_val=0, max_val=largest, **more)
     fill(made)
     return {f"conditioner.conditioners.{name}.{key}": value for key, value in made.state_dict().items()}
+
+
+def tuned(model: Any) -> Any:
+    """The frequencies of the rotary positions, which are in the file, too."""
+    freqs = model.model.diffusion_model.transformer.rotary_pos_emb.inv_freq
+    freqs.copy_(10000.0 ** -(torch.arange(len(freqs)) / len(freqs)))
+    return model
 
 
 def stable_audio() -> Any:
     import comfy.supported_models
 
-    config = comfy.supported_models.StableAudio(
-        DIT | {"io_channels": 64, "global_cond_dim": 2 * SECONDS, "timestep_features_type": "learned"}
-    )
-    return patcher(config, conditioner("seconds_start", 512, "learned") | conditioner("seconds_total", 512, "learned"))
+    config = comfy.supported_models.StableAudio(DIT | {"io_channels": 64, "global_cond_dim": 2 * SECONDS})
+    return tuned(patcher(config, conditioner("seconds_start", 512) | conditioner("seconds_total", 512)))
 
 
 def stable_audio_3() -> Any:
@@ -57,7 +63,7 @@ def stable_audio_3() -> Any:
             "attn_kwargs": {"qk_norm": "rms", "differential": True},
         }
     )  # fmt: skip
-    return patcher(config, conditioner("seconds_total", 384, "expo"))
+    return tuned(patcher(config, conditioner("seconds_total", 384, fourier_features_type="expo")))
 
 
 # ACE-Step
@@ -91,10 +97,15 @@ def sung(_: Any) -> tuple[Any, Any]:
 
 
 def ace_step_15() -> Any:
+    from comfy.ldm.ace.ace_step15 import AceStepConditionGenerationModel
+
+    # before the larger models came, the encoders had the width of the rest
+    encoders = {"encoder_hidden_size": 32, "encoder_intermediate_size": 48, "encoder_num_heads": 4}
+    known = inspect.signature(AceStepConditionGenerationModel).parameters
     return supported(
         "ACEStep15",
         audio_model="ace1.5",
-        hidden_size=48,
+        hidden_size=32,
         intermediate_size=64,
         text_hidden_dim=TEXT,
         num_dit_layers=5,
@@ -104,10 +115,8 @@ def ace_step_15() -> Any:
         num_heads=4,
         num_kv_heads=2,
         head_dim=16,
-        encoder_hidden_size=32,
-        encoder_intermediate_size=48,
-        encoder_num_heads=4,
         fsq_dim=32,
+        **{name: value for name, value in encoders.items() if name in known},
     )
 
 

@@ -37,7 +37,8 @@ def unet(kind: str, weights: dict[str, Any] | None = None, model_type: str = "",
         if model_type:
             kept = getattr(comfy.model_base.ModelType, model_type)
             made.model_type = lambda *_: kept
-        return patcher(made, weights)
+        with torch.no_grad():  # as nodes run: some classes write to their parameters when they are made
+            return patcher(made, weights)
 
     return made
 
