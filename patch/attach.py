@@ -4,35 +4,21 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_management
 import comfy.model_patcher
-import comfy.model_sampling
 import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
 
-from ..core.step.clock import Grid
 from ..core.step.method import Method
-from ..core.step.recorder import Recorder
 from ..core.step.report import Report
-from ..core.step.run import Run
-from .blocks import BlockHook
-from .calibration import Recipe, can_keep, keep, nearest, recipe_of, stored
+from .course import born
 from .errors import StepCacheError
-from .evaluation import EvaluationHook
-from .events import changes
-from .output import OutputHook
 from .reach import reach_of
-from .samplers import integrator_of, stepped, steps_alone
-from .sigma import SigmaReader
 
 KEY = "skipstone"
 # step caches of ComfyUI itself, by the key of their wrapper
 RIVALS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
-
-STEPS_OF_ITS_OWN = "this sampler chooses its own steps, so that costs cannot be recorded"
 
 Listener = Callable[[Report], None]
 log = logging.getLogger(__name__)
@@ -82,7 +68,7 @@ class StepCache:
     ) -> Any:
         guider = executor.class_obj
         _refuse_second(self.method, guider.model_options, {}, own=self)
-        course = _born(self.method, guider, sampler, sigmas, latent)
+        course = born(self.method, guider, sampler, sigmas, latent)
         run = course.run
         # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
         given = guider.model_options
@@ -109,69 +95,3 @@ class StepCache:
                     listener(report)
                 except Exception:  # nobody who only listens ends the run, or hides the error that did
                     log.exception("[Skipstone] the report of %s was not taken", report.method)
-
-
-@dataclass
-class Course:
-    """A run, and what is to be learned from it."""
-
-    run: Run
-    hook: EvaluationHook
-    recipe: Recipe | None = None
-    recorder: Recorder | None = None
-    always: bool = False  # every run of this node is recorded
-
-    def learn(self) -> None:
-        """Keep the costs that were recorded. Whatever goes wrong is said and changes nothing else."""
-        if self.recorder is None or self.recipe is None:
-            return
-        try:
-            gram = keep(self.recipe, self.run.clock.grid, self.recorder.gram(self.recipe.text))
-        except (ValueError, OSError) as error:
-            self.run.report.note(f"the costs of your model could not be recorded: {error}")
-            return
-        then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
-        self.run.report.note(
-            f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {gram.runs} run(s) kept): {then}"
-        )
-
-
-def _born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> Course:
-    # asked of the patcher: object patches (shift nodes) are not on the model yet
-    patcher = guider.model_patcher
-    sampling = patcher.get_model_object("model_sampling")
-    flow = isinstance(sampling, comfy.model_sampling.CONST)
-    grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
-    integrator = integrator_of(sampler)
-    device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
-    events = changes(getattr(guider, "conds", None) or {}, grid)
-
-    recipe, costs, recorder, problem = None, None, None, ""
-    if method.calibration in ("auto", "record") and grid.falling and grid.steps > 1:
-        try:
-            recipe = recipe_of(guider, sampler, grid, latent)
-            costs, problem = stored(recipe, grid)
-        except Exception as error:  # a model that cannot be looked at is sampled with the default costs
-            log.debug("[Skipstone] no recipe", exc_info=True)
-            problem = f"your model could not be told from others ({error})"
-        if not problem and (method.calibration == "record" or costs is None):
-            problem = STEPS_OF_ITS_OWN if steps_alone(sampler) else can_keep()
-            if not problem:
-                recorder = Recorder(grid, method.suited(integrator)[1])
-    run = Run(method, grid, integrator, device, events=events, costs=costs, learning=recorder is not None)
-    if problem:
-        run.report.note(f"{problem}; default costs are used")
-    elif recorder is not None and recipe is not None and costs is None:
-        difference = nearest(recipe)
-        if difference:
-            run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
-    reader = SigmaReader(sampler, grid.sigmas)
-    hook: EvaluationHook
-    if method.blocks is None:
-        hook = OutputHook(run, reader, recorder)
-    else:
-        reach = reach_of(method, patcher.model.diffusion_model)
-        run.report.share = reach.share
-        offload = patcher.offload_device if method.history_device == "auto" and device is None else None
-        hook = BlockHook(run, reader, reach, offload, recorder)
-    return Course(run, hook, recipe, recorder, method.calibration == "record")

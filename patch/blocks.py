@@ -19,7 +19,7 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..core.step.recorder import Recorder
+from ..core.step.fitted import Pupil
 from ..core.step.run import Run, Slot
 from .evaluation import EvaluationHook
 from .families.tokens import Given
@@ -34,6 +34,10 @@ MULTI_GPU = "this run is spread over several GPUs: nothing is skipped at block l
 
 Streams = dict[str, Tensor]
 """What flows through the blocks, by name, the picture's own first; conditionings that are run together share a tensor."""
+
+
+Look = Callable[[str], Tensor | None]
+"""What there is to see before the blocks that a skip leaves out, by Blocks.probe; None where there is no such thing."""
 
 
 class Seam(Protocol):
@@ -56,6 +60,8 @@ class Call:
         self.keys: list[Hashable] = keys if batch is not None else [tuple(keys)]
         self.batch = batch or 0
         self.base: Streams | None = None
+        self.taught = False  # the first of an evaluation that is recorded
+        self.modulated: Tensor | None = None
         # the indicator looks at the same one whatever it is batched with, and in whatever order
         self.first = min(range(len(self.keys)), key=lambda i: hook.place(self.keys[i]))
 
@@ -66,19 +72,23 @@ class Call:
     def _whole(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, self.batch) if len(parts) > 1 else parts[0]
 
-    def enter(self, base: Streams, seen: Callable[[], Tensor] | None, copy: bool = False) -> Streams | None:
+    def enter(self, base: Streams, look: Look, copy: bool = False) -> Streams | None:
         """The first of the blocks that a skip leaves out is about to run. base: to what their residual is added; copy: others
-        may write to it. seen: what the indicator looks at.
+        may write to it. look: what there is to see.
 
         Returns None where they are to run; otherwise what the last of them is to give.
         """
-        run = self.hook.run
+        hook, run = self.hook, self.hook.run
         order = [self.first, *(i for i in range(len(self.keys)) if i != self.first)]
         slots = [(self.keys[i], name) for i in order for name in base]
-        look = None
-        if seen is not None and run.indicator is not None and run.decision is None:
-            look = self._part(seen(), self.first)
-        if run.decide([*slots, *self.hook.missing], look).compute:
+        seen = None
+        if run.decision is None:
+            if run.indicator is not None and hook.probe != "none":
+                seen = self._seen(look, hook.probe)
+            if hook.pupil is not None:
+                self.taught = True
+                self.modulated = self._seen(look, "modulated")
+        if run.decide([*slots, *hook.missing], seen).compute:
             self.base = {n: v.clone() if copy else v for n, v in base.items()}
             return None
         return {
@@ -86,39 +96,44 @@ class Call:
             for n, v in base.items()
         }
 
-    def leave(self, streams: Mapping[str, Tensor], image: Callable[[Tensor], Tensor]) -> None:
-        """The last of those blocks has run and gave `streams`. image: the picture's own part of the first stream."""
+    def _seen(self, look: Look, probe: str) -> Tensor | None:
+        value = look(probe)
+        return None if value is None else self._part(value, self.first)
+
+    def leave(self, streams: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], channels: int = -1) -> None:
+        """The last of those blocks has run and gave `streams`. image: the picture's own part of the first stream, whose dimension
+        `channels` is no place in the picture."""
         base, self.base = self.base, None
         if base is None:
             return
-        run = self.hook.run
+        hook, run = self.hook, self.hook.run
         residuals = {name: streams[name] - value for name, value in base.items()}
-        self.hook.settle(residuals)
+        hook.settle(residuals)
         for i, key in enumerate(self.keys):
             for name, residual in residuals.items():
                 part = self._part(residual, i)
                 # a view would hold on to the whole batch, and the residual of a lone conditioning is nobody else's
                 run.keep((key, name), part.clone() if len(self.keys) > 1 else part)
-        self.hook.met(self.keys)
+        hook.met(self.keys)
         name = next(iter(residuals))
+        own = self._part(image(residuals[name]), self.first)
         if run.indicator is not None and run.watched == (self.keys[self.first], name):
-            run.indicator.computed(self._part(image(residuals[name]), self.first))
+            run.indicator.computed(own)
+        if hook.pupil is not None and self.taught:
+            hook.pupil.observe(run.clock.sigma, own, self.modulated, channels)
 
 
 class BlockHook(EvaluationHook):
     """One run's wrappers. A call of the model that is not one of the sampler's evaluations passes through untouched."""
 
     def __init__(
-        self,
-        run: Run,
-        sigmas: SigmaReader,
-        reach: Reach,
-        offload: torch.device | None,
-        recorder: Recorder | None = None,
+        self, run: Run, sigmas: SigmaReader, reach: Reach, offload: torch.device | None, pupil: Pupil | None = None
     ) -> None:
-        super().__init__(run, sigmas, recorder)
+        super().__init__(run, sigmas, pupil)
+        self.pupil = pupil
         self.reach = reach
         self.seam = reach.seam
+        self.probe = reach.blocks.probe
         self.offload = offload  # where residuals go that have no room where the model computes; None: they stay
         self.named: list[Slot | None] = []  # the slots of the call of CALC_COND_BATCH under way
         self.counted: Counter[Hashable] = Counter()

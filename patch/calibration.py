@@ -1,6 +1,7 @@
-"""Costs of the user's own model: recorded while it samples in full, kept as JSON under ComfyUI's user directory.
+"""What the user's own model taught: recorded while it samples in full, kept as JSON under ComfyUI's user directory.
 
-One file a recipe: model and LoRAs, sampler, sigmas, CFG, size. Its name is a hash; nothing that a workflow says becomes a path.
+Costs of output-level methods (Gram), lessons of block-level ones (Lessons): one file a recipe, which is model and LoRAs, sampler, sigmas,
+CFG, size. Its name is a hash; nothing that a workflow says becomes a path.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import logging
 import math
 import os
 import tempfile
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 from ..core.step.clock import Grid
+from ..core.step.fitted import Lessons
 from ..core.step.gram import Gram
 from .samplers import function_of
 
@@ -41,10 +44,12 @@ class Recipe:
     size: str
     steps: int
     sigmas: tuple[float, ...]
+    blocks: str = ""  # which of them always run, where something is learned of the others
 
     @property
     def key(self) -> str:
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:32]
+        parts = {name: value for name, value in asdict(self).items() if value != ""}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
     @property
     def text(self) -> str:
@@ -53,8 +58,8 @@ class Recipe:
         )
 
 
-def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor) -> Recipe:
-    """What this run is of. latent: the latents to be sampled, (B, C, ...)."""
+def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor, blocks: str = "") -> Recipe:
+    """What this run is of. latent: the latents to be sampled, (B, C, ...). blocks: see Recipe."""
     patcher = guider.model_patcher
     cfg = getattr(guider, "cfg", None)
     return Recipe(
@@ -65,6 +70,7 @@ def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor) -> Recipe:
         size="x".join(str(2 ** round(math.log2(n))) for n in latent.shape[2:]),
         steps=grid.steps,
         sigmas=tuple(float(f"{s:.5g}") for s in grid.sigmas),
+        blocks=blocks,
     )
 
 
@@ -109,8 +115,8 @@ def folder() -> Path:
     return Path(folder_paths.get_user_directory(), *FOLDER)
 
 
-def stored(recipe: Recipe, grid: Grid) -> tuple[Gram | None, str]:
-    """The costs kept for this recipe, or None and a sentence that says why they cannot be used; "" where there are none yet."""
+def stored(recipe: Recipe, grid: Grid, kind: type[Gram] | type[Lessons]) -> tuple[Any, str]:
+    """What is kept for this recipe, or None and a sentence that says why it cannot be used; "" where there is nothing yet."""
     path = folder() / f"{recipe.key}.json"
     try:
         if not path.is_file():
@@ -118,18 +124,18 @@ def stored(recipe: Recipe, grid: Grid) -> tuple[Gram | None, str]:
         stat = path.stat()
         if stat.st_size > LARGEST:
             raise ValueError("it is too large")
-        gram = _read(path, stat.st_mtime_ns, stat.st_size)
-        if gram.times.shape != (grid.steps,) or not np.allclose(gram.times, grid.times[:-1], atol=1e-4):
+        taught = _read(path, stat.st_mtime_ns, stat.st_size, kind.from_json)
+        if taught.times.shape != (grid.steps,) or not np.allclose(taught.times, grid.times[:-1], atol=1e-4):
             raise ValueError("it is for other steps")
-        return gram, ""
+        return taught, ""
     except (OSError, ValueError) as error:
         return None, f"the calibration {path.name} cannot be used ({error}); delete it to record a new one"
 
 
 @lru_cache(maxsize=16)
-def _read(path: Path, changed: int, size: int) -> Gram:
+def _read(path: Path, changed: int, size: int, from_json: Callable[[str], Any]) -> Any:
     """The same object for the same file, so that schedules solved with it are found again."""
-    return Gram.from_json(path.read_text("utf-8"))
+    return from_json(path.read_text("utf-8"))
 
 
 def can_keep() -> str:
@@ -139,7 +145,7 @@ def can_keep() -> str:
         with tempfile.TemporaryFile(dir=folder()):
             return ""
     except OSError as error:
-        return f"the costs of your model cannot be recorded in ComfyUI's user directory ({error})"
+        return f"what your model teaches cannot be recorded in ComfyUI's user directory ({error})"
 
 
 def nearest(recipe: Recipe) -> str:
@@ -170,21 +176,21 @@ def _short(value: Any) -> str:
     return "".join(c for c in str(value)[:40] if c.isprintable())
 
 
-def keep(recipe: Recipe, grid: Grid, gram: Gram) -> Gram:
+def keep(recipe: Recipe, grid: Grid, taught: Gram | Lessons) -> Gram | Lessons:
     """Average with what is kept for this recipe, and keep it. Written aside and renamed: a reader never sees half a file."""
-    earlier, _ = stored(recipe, grid)
+    earlier, _ = stored(recipe, grid, type(taught))
     if earlier is not None:
         try:
-            gram = earlier.averaged(gram)
+            taught = earlier.averaged(taught)
         except ValueError:
             log.warning("[Skipstone] the calibration %s was of another kind and is replaced", recipe.key)
     place = folder()
     place.mkdir(parents=True, exist_ok=True)
     for name, text in (
-        (f"{recipe.key}.json", gram.to_json()),
+        (f"{recipe.key}.json", taught.to_json()),
         (f"{recipe.key}.recipe.json", json.dumps(asdict(recipe))),
     ):
         part = place / f"{name}.{os.getpid()}.part"
         part.write_text(text + "\n", "utf-8")
         part.replace(place / name)
-    return gram
+    return taught

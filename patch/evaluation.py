@@ -8,19 +8,23 @@ from typing import Any
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
+from ..core.step.fitted import Pupil
 from ..core.step.recorder import Recorder
 from ..core.step.run import Run, Slot
+from .families import STATES
 from .sigma import SigmaReader
 from .slots import slots_of
+
+STATEFUL = "this sampler has the model keep state from step to step, so every step is computed"
 
 
 class EvaluationHook:
     """One run's wrappers. What is called otherwise than by the sampler's own evaluation has no slots."""
 
-    def __init__(self, run: Run, sigmas: SigmaReader, recorder: Recorder | None = None) -> None:
+    def __init__(self, run: Run, sigmas: SigmaReader, learner: Recorder | Pupil | None = None) -> None:
         self.run = run
         self.sigmas = sigmas
-        self.recorder = recorder
+        self.learner = learner
         self.at: Tensor | None = None  # sigma of the evaluation under way, as the sampler gave it
         self.calls = 0
 
@@ -44,22 +48,23 @@ class EvaluationHook:
         if self.sigmas.wrong:
             self.sigmas.wrong = False
             self.run.forget()
-            if self.recorder is not None:
-                self.recorder.spoil()
+            if self.learner is not None:
+                self.learner.spoil()
         self.at, self.calls = timestep, 0
         try:
-            denoised = executor(x, timestep, *args, **kwargs)
+            return executor(x, timestep, *args, **kwargs)
         finally:
             self.at = None
-        if self.recorder is not None:
-            self.recorder.observe(self.run.clock.sigma, x, denoised)
-        return denoised
 
     def slots(self, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Slot | None]:
-        """The slots of a call of CALC_COND_BATCH, one for each of `conds`; none at all where it is not the sampler's."""
+        """The slots of a call of CALC_COND_BATCH, one for each of `conds`; none at all where it is not the sampler's, or where the
+        model must run because it keeps state of its own."""
+        options = model_options.get("transformer_options", {})
         if not self._under_way(timestep):
             return []
-        options = model_options.get("transformer_options", {})
+        if STATES & options.keys():
+            self.run.report.note(STATEFUL)
+            return []
         self.calls += 1
         return slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
 

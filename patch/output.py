@@ -10,11 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.step.recorder import Recorder
+from ..core.step.run import Run
 from .evaluation import EvaluationHook
+from .sigma import SigmaReader
 
 
 class OutputHook(EvaluationHook):
     """One run's wrappers. Whatever is called otherwise than by the sampler's own evaluation passes through untouched."""
+
+    def __init__(self, run: Run, sigmas: SigmaReader, recorder: Recorder | None = None) -> None:
+        super().__init__(run, sigmas, recorder)
+        self.recorder = recorder
+
+    def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        denoised = super().predict_noise(executor, x, timestep, *args, **kwargs)
+        if self.recorder is not None:
+            self.recorder.observe(self.run.clock.sigma, x, denoised)
+        return denoised
 
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]

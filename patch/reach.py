@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..core.step.method import Blocks, Method
+from ..core.step.tables import Network
 from .blocks import Seam
 from .errors import StepCacheError
 from .families import Family, LeftOut, family_of
+from .families.tokens import patch_of
 from .stacks import StackSeam, blocks_of
 from .unet import UNetSeam
 
@@ -20,29 +22,31 @@ ANY_MODEL = "MeanCache, Skipstone EasyCache, UCache, Spectrum and TaylorSeer wor
 
 @dataclass(frozen=True)
 class Reach:
-    """family: the model's. seam: how its blocks are seen. total: how many there are. share: what runs of them on a skip, by their
-    parameters. width: elements of a token."""
+    """family: the model's. seam: how its blocks are seen. total: how many. share: what of them runs on a skip, by their parameters.
+    token: latent elements that one stands for; width: elements that it has. blocks: what of them always runs, and what is looked at."""
 
     family: Family
     seam: Seam
+    blocks: Blocks
     total: int
     share: float
+    token: int
     width: int
+
+    @property
+    def text(self) -> str:
+        return f"Fn {self.blocks.prefix}, Bn {self.blocks.suffix}"
 
     def residual(self, shape: Sequence[int]) -> int:
         """About how many elements the residual of one conditioning has for a latent of this shape; told from the record, not seen."""
-        spatial = math.prod(shape[2:])
-        patch = self.family.image.patch
-        size = (
-            1
-            if self.family.unet
-            else math.prod(patch)
-            if patch and not isinstance(patch, str)
-            else 4
-            if len(shape) > 3
-            else 1
-        )
-        return shape[0] * max(spatial // size, 1) * self.width
+        return shape[0] * max(math.prod(shape[2:]) // self.token, 1) * self.width
+
+
+def known(patcher: Any, conds: dict[str, Any]) -> Network:
+    """What tells one model from another of its family (see core/step/tables.py). patcher: the MODEL, a comfy ModelPatcher."""
+    config = getattr(getattr(patcher.model, "model_config", None), "unet_config", None) or {}
+    entries = [c for several in conds.values() for c in several or ()]
+    return {**config, "reference": any(c.get("reference_latents") is not None for c in entries)}
 
 
 def reach_of(method: Method, network: Any) -> Reach:
@@ -63,7 +67,10 @@ def _stacks(method: Method, family: Family, network: Any) -> Reach:
     runs = [*blocks[: wanted.prefix], *blocks[len(blocks) - wanted.suffix :]]
     widths = Counter(p.shape[-1] for b in blocks[:1] for p in b.parameters() if p.ndim == 2)
     width = widths.most_common(1)[0][0] if widths else 0
-    return Reach(family, StackSeam(family, wanted), len(blocks), _weight(runs) / max(_weight(blocks), 1), width)
+    share = _weight(runs) / max(_weight(blocks), 1)
+    return Reach(
+        family, StackSeam(family, wanted), wanted, len(blocks), share, math.prod(patch_of(family, network)), width
+    )
 
 
 def _unet(method: Method, family: Family, network: Any) -> Reach:
@@ -79,7 +86,8 @@ def _unet(method: Method, family: Family, network: Any) -> Reach:
     wanted = _fitted(method, family, len(downs) - 1, 1)
     seam = UNetSeam(wanted)
     runs = [*downs[: seam.prefix], *ups[len(ups) - seam.suffix :]]
-    return Reach(family, seam, len(blocks), _weight(runs) / max(_weight(blocks), 1), int(network.model_channels))
+    share = _weight(runs) / max(_weight(blocks), 1)
+    return Reach(family, seam, wanted, len(blocks), share, 1, int(network.model_channels))
 
 
 def _fitted(method: Method, family: Family, total: int, beyond: int) -> Blocks:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -122,13 +123,14 @@ class _Passage:
         self.next = position + 1
         if self.lost:
             return own(*args, **kwargs)
-        if position == 0 and kwargs.get(self.family.state.removeprefix("arg:"), ...) == ():
-            self.idle = True
+        if position == 0 and self.family.state.startswith("arg:"):
+            first = self.call.hook.run.clock.evaluation == 0
+            self.idle = first or kwargs.get(self.family.state.removeprefix("arg:")) == ()
         if self.idle:
             return own(*args, **kwargs)
         taken = _taken(stack, args, kwargs)
         if position == 0:
-            self._begin(taken)
+            self._begin(taken, kwargs.get("transformer_options") or self.asked.options)
         if position == self.first:
             self._enter(taken, own, args, kwargs)
         if self.given is not None and self.first <= position <= self.last:
@@ -144,12 +146,12 @@ class _Passage:
         self.call.base = None
         self.call.hook.run.report.note(ORDER)
 
-    def _begin(self, taken: Streams) -> None:
+    def _begin(self, taken: Streams, options: Mapping[str, Any]) -> None:
         dim = self.family.image.dim
         lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
         if self.family.image.where != "all" and next(iter(taken)) in lengths:
-            self.spans = list(spans(self.family, self.network, lengths, self.asked))
-        if self.probe == "residual" and self.call.hook.run.indicator is not None:
+            self.spans = list(spans(self.family, self.network, lengths, replace(self.asked, options=options)))
+        if self.probe in ("residual", "states") and self.call.hook.run.indicator is not None:
             self.start = {n: v.clone() if self.family.inplace else v for n, v in taken.items()}
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -159,23 +161,29 @@ class _Passage:
         left = self.family.same + (self.family.dead if self.last == len(self.stack_of) - 1 else ())
         base = {n: v for n, v in base.items() if n.partition(".")[0] not in left}
 
-        def seen() -> Tensor:
+        def look(probe: str) -> Tensor | None:
             name = next(iter(taken))
-            if self.probe == "modulated":
-                value = _modulated(self.family.modulated, own, args, kwargs)
-                if value is None:
-                    self.call.hook.run.report.note(UNSEEN)
-                    return self._image(taken[name], here)
-                return self._image(value, here) if value.shape[:2] == taken[name].shape[:2] else value
-            if (
-                self.start is None
-            ):  # the first block was left out by another node: its part of the residual is not known
-                return self._image(taken[name], here)
-            before = self._joined(self.start, self.stack_of[0], here)[name]
-            return self._image(taken[name] - before, here)
+            if probe == "modulated":
+                return self._modulated(taken[name], own, args, kwargs)
+            now = self._image(taken[name], here)
+            if self.start is None:  # the first block was left out by another node
+                return now
+            before = self._image(self._joined(self.start, self.stack_of[0], here)[name], here)
+            return now - before if probe == "residual" else torch.cat((before, now), -1)
 
-        copy = self.family.inplace and here == end
-        self.given = self.call.enter(base, None if self.probe == "none" else seen, copy)
+        self.given = self.call.enter(base, look, copy=self.family.inplace and here == end)
+
+    def _modulated(self, stream: Tensor, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
+        """What of it belongs to the picture, where that can be told."""
+        if self.first > 0:
+            return None
+        value = _modulated(self.family.modulated, own, args, kwargs)
+        if value is None:
+            if self.probe == "modulated":
+                self.call.hook.run.report.note(UNSEEN)
+            value = stream
+        dim = self.family.image.dim
+        return self._image(value, 0) if value.ndim > dim and value.shape[dim] == stream.shape[dim] else value
 
     def _joined(self, streams: Streams, here: int, end: int) -> Streams:
         """Streams of stack `here` as those of stack `end`."""

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
 
@@ -51,11 +52,14 @@ class UNetSeam:
         start: list[Tensor] = []
 
         def look(h: Tensor) -> Tensor:
-            def seen() -> Tensor:
-                return h - start[0] if self.prefix > 1 and start[0].shape == h.shape else h
+            def see(probe: str) -> Tensor | None:
+                before = start[0] if start[0].shape == h.shape else torch.zeros_like(h)
+                if probe == "modulated":
+                    return None
+                return h - before if probe == "residual" and self.prefix > 1 else torch.cat((before, h), -1)
 
             # the deep feature is kept as it is: it is added to nothing
-            feature = call.enter({"h": h.new_zeros(())}, seen)
+            feature = call.enter({"h": h.new_zeros(())}, see)
             if feature is None:
                 put(last, [*last, _Layer(leave)])
             else:
@@ -67,7 +71,7 @@ class UNetSeam:
             return h
 
         def leave(h: Tensor) -> Tensor:
-            call.leave({"h": h}, lambda v: v)
+            call.leave({"h": h}, lambda v: v, channels=1)
             return h
 
         def begin(h: Tensor) -> Tensor:

@@ -16,6 +16,12 @@ _RECORDS: tuple[Family | LeftOut, ...] = (*FAMILIES, *LEFT_OUT)
 _KNOWN = {c: record for record in _RECORDS for c in record.classes}
 
 
+# methods of diffusion models that run the blocks, or part of it
+FORWARDS = {"forward", "_forward", "forward_orig", "_process_transformer_blocks"}
+# keys of transformer_options: while one is there, a model of some family keeps state of its own from call to call
+STATES = {r.state for r in FAMILIES if r.state and not r.state.startswith("arg:")}
+
+
 def family_of(network: Any) -> Family | LeftOut | None:
     """The record of a diffusion model (torch.nn.Module), or None for a class that nobody described. A class derived from a known
     one is known by it, as long as it has no forward of its own."""
@@ -23,6 +29,6 @@ def family_of(network: Any) -> Family | LeftOut | None:
         record = _KNOWN.get(f"{cls.__module__}:{cls.__qualname__}")
         if record is not None:
             return record
-        if "forward" in vars(cls) or "_forward" in vars(cls):
+        if FORWARDS & vars(cls).keys():
             return None
     return None

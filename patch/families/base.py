@@ -65,7 +65,7 @@ class Family:
     a call's streams are then one thing, kept for just these conditionings in this order.
     state: a key of transformer_options; while it is there the blocks keep state of their own from call to call, and all must run.
     Or "arg:NAME", an argument of the first block's call; while it is an empty tuple the model collects what the blocks give besides
-    the streams, and all must run.
+    the streams, and all must run. What it collects may outlive a run, so it is not relied on in the first evaluation either.
     least: so many of the first blocks must run in every call.
     """
 

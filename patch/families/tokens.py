@@ -37,21 +37,26 @@ def spans(family: Family, network: Any, lengths: Mapping[str, int], given: Given
 
 def _first(family: Family, network: Any, length: int, given: Given) -> Span:
     """In the first stack. Where the record does not fit what is there, all tokens count."""
-    image = family.image
-    patch: Any = getattr(network, image.patch) if isinstance(image.patch, str) else image.patch
-    sizes = [patch, patch] if isinstance(patch, int) else list(patch)
+    image, sizes = family.image, patch_of(family, network)
     if image.where == "all" or not sizes:
         return 0, length
     count = _tokens(given.shape, sizes)
     multiple = (getattr(network, image.pads) if image.pads else None) or 1
     count = -(-count // multiple) * multiple
-    slices = given.options.get("img_slice") or (0,)
-    start = {"head": 0, "tail": length - count, "img_slice": int(slices[0])}[image.where]
+    start = 0 if image.where == "head" else length - count
+    if image.where == "img_slice" and given.options.get("img_slice"):
+        start = int(given.options["img_slice"][0])
     ahead = given.keywords.get(image.after)
     if ahead is not None:
         before = _tokens(ahead.shape, sizes)
         start = before if before + count <= length else start
     return (start, start + count) if 0 <= start < start + count <= length else (0, length)
+
+
+def patch_of(family: Family, network: Any) -> list[int]:
+    """How many latent elements along each of the latent's last dimensions a token stands for; [] where that is not known."""
+    patch: Any = getattr(network, family.image.patch) if isinstance(family.image.patch, str) else family.image.patch
+    return [patch, patch] if isinstance(patch, int) else [int(n) for n in patch]
 
 
 def _tokens(shape: Sequence[int], sizes: Sequence[int]) -> int:

@@ -1,0 +1,131 @@
+"""A run from its birth: what is known before its first step, what answers in it, and what is learned from it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_sampling
+
+from ..core.step.clock import Grid
+from ..core.step.fitted import Lessons, Pupil
+from ..core.step.gram import Gram
+from ..core.step.method import Method
+from ..core.step.recorder import Recorder
+from ..core.step.run import Run
+from .blocks import BlockHook
+from .calibration import Recipe, can_keep, keep, nearest, recipe_of, stored
+from .evaluation import EvaluationHook
+from .events import changes
+from .output import OutputHook
+from .reach import Reach, known, reach_of
+from .samplers import integrator_of, stepped, steps_alone
+from .sigma import SigmaReader
+
+STEPS_OF_ITS_OWN = "this sampler chooses its own steps, so that nothing can be learned from it"
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Course:
+    """A run, the hook that it works through, and what is to be learned from it."""
+
+    run: Run
+    hook: EvaluationHook
+    recipe: Recipe | None = None
+    taught: Callable[[str], Gram | Lessons] | None = None
+    always: bool = False  # every run of this node is recorded
+
+    def learn(self) -> None:
+        """Keep what was recorded. Whatever goes wrong is said and changes nothing else."""
+        if self.taught is None or self.recipe is None:
+            return
+        note = self.run.report.note
+        try:
+            kept = keep(self.recipe, self.run.clock.grid, self.taught(self.recipe.text))
+        except (ValueError, OSError) as error:
+            note(f"the costs of your model could not be recorded: {error}")
+            return
+        then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
+        note(
+            f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {kept.runs} run(s) kept): {then}"
+        )
+
+
+def born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> Course:
+    """The course of a run of `guider` (a comfy CFGGuider or the like) that is about to sample `latent`. Raises StepCacheError where the
+    method cannot reach into the model's blocks."""
+    # asked of the patcher: object patches (shift nodes) are not on the model yet
+    patcher = guider.model_patcher
+    sampling = patcher.get_model_object("model_sampling")
+    flow = isinstance(sampling, comfy.model_sampling.CONST)
+    grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
+    integrator = integrator_of(sampler)
+    device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
+    conds = getattr(guider, "conds", None) or {}
+    reach = reach_of(method, patcher.model.diffusion_model) if method.blocks else None
+    network = known(patcher, conds)
+
+    lesson = _lesson(method, guider, sampler, grid, latent, reach)
+    costs, lessons = lesson.costs, lesson.lessons
+    learning = lesson.wanted and (reach is None or method.calibration == "record" or method.lacks(network, lessons))
+    run = Run(
+        method,
+        grid,
+        integrator,
+        device,
+        events=changes(conds, grid),
+        network=network,
+        costs=costs,
+        lessons=lessons,
+        learning=learning,
+    )
+    if lesson.problem and (reach is None or method.lacks(network, lessons)):
+        run.report.note(f"{lesson.problem}; default costs are used" if reach is None else lesson.problem)
+    elif learning and lesson.recipe is not None and costs is None and lessons is None:
+        difference = nearest(lesson.recipe)
+        if difference:
+            run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
+
+    reader, always = SigmaReader(sampler, grid.sigmas), method.calibration == "record"
+    if reach is None:
+        recorder = Recorder(grid, method.suited(integrator)[1]) if learning else None
+        hook: EvaluationHook = OutputHook(run, reader, recorder)
+        return Course(run, hook, lesson.recipe, recorder.gram if recorder else None, always)
+    run.report.share = reach.share
+    pupil = Pupil(grid) if learning else None
+    offload = patcher.offload_device if method.history_device == "auto" else None
+    hook = BlockHook(run, reader, reach, offload, pupil)
+    return Course(run, hook, lesson.recipe, pupil.lessons if pupil else None, always)
+
+
+@dataclass
+class _Lesson:
+    """What was learned of the model before. wanted: something new may be. problem: why not, or why what there is cannot be used."""
+
+    recipe: Recipe | None = None
+    costs: Gram | None = None
+    lessons: Lessons | None = None
+    wanted: bool = False
+    problem: str = ""
+
+
+def _lesson(method: Method, guider: Any, sampler: Any, grid: Grid, latent: Any, reach: Reach | None) -> _Lesson:
+    found = _Lesson()
+    if method.calibration not in ("auto", "record") or not grid.falling or grid.steps < 2:
+        return found
+    try:
+        found.recipe = recipe_of(guider, sampler, grid, latent, reach.text if reach else "")
+        if reach is None:
+            found.costs, found.problem = stored(found.recipe, grid, Gram)
+        else:
+            found.lessons, found.problem = stored(found.recipe, grid, Lessons)
+    except Exception as error:  # a model that cannot be looked at is sampled as one that nothing is known of
+        log.debug("[Skipstone] no recipe", exc_info=True)
+        found.problem = f"your model could not be told from others ({error})"
+    if not found.problem and (method.calibration == "record" or (found.costs is None and found.lessons is None)):
+        found.problem = STEPS_OF_ITS_OWN if steps_alone(sampler) else can_keep()
+        found.wanted = not found.problem
+    return found
