@@ -1,0 +1,836 @@
+"""Compile Model+: the same picture, little compiled, nothing left behind. Mostly with backends that compile fast and gain nothing."""
+
+from __future__ import annotations
+
+import logging
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.sd
+import comfy.utils
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_torch_compile import TorchCompileModel
+from torch import nn
+from torch._dynamo.backends import registry
+from torch._dynamo.utils import counters
+
+from skipstone.core import compiled as code
+from skipstone.core.compiling import EACH_BLOCK, WHOLE_MODEL, Settings
+from skipstone.core.step.method import Blocks, Method
+from skipstone.core.step.policies import Interval
+from skipstone.core.step.predictors import Reuse
+from skipstone.nodes.compile import CompileModel
+from skipstone.nodes.easycache import easycache_of
+from skipstone.nodes.meancache import method_of
+from skipstone.patch import compiling, offered, stage
+from skipstone.patch.compiling import compile_model
+from skipstone.patch.stage import Stage, StandIn
+
+STEPS = 3
+BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steady_memory():
+    """On the CPU ComfyUI's attention reads from a file how much memory is free, which no compiler follows; on a GPU it does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        free = 1 << 34
+        patch.setattr(
+            comfy.model_management,
+            "get_free_memory",
+            lambda dev=None, torch_free_too=False: (free, free) if torch_free_too else free,
+        )
+        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # megabytes, for other tools
+        yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_compiled():
+    """Every test starts with nothing compiled."""
+    stage._KINDS.clear()
+    stage._STAGES.clear()
+
+
+@pytest.fixture
+def said(caplog):
+    """What Compile Model+ warned of."""
+    caplog.set_level(logging.WARNING)
+    return lambda: [r.getMessage() for r in caplog.records if "Compile Model+" in r.getMessage()]
+
+
+@pytest.fixture
+def flux(small_flux):
+    """A MODEL of 2 + 3 blocks."""
+    return small_flux(depth=2, depth_single_blocks=3)
+
+
+def compiled(model, what=EACH_BLOCK, backend="eager", **more):
+    return compile_model(model, Settings(what, backend=backend, **more))
+
+
+class Graphs:
+    """How many were compiled since."""
+
+    def __init__(self):
+        self.before = counters["stats"]["unique_graphs"]
+
+    @property
+    def new(self):
+        return counters["stats"]["unique_graphs"] - self.before
+
+
+def close(a, b):
+    return torch.allclose(a, b, atol=1e-4, rtol=1e-4)
+
+
+def inside(model, look):
+    """A clone that calls `look(diffusion_model)` within every call of the model."""
+    watched = model.clone()
+
+    def wrapper(executor, *args, **kwargs):
+        look(executor.class_obj.diffusion_model)
+        return executor(*args, **kwargs)
+
+    watched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "look", wrapper)
+    return watched
+
+
+def blocks_of(model):
+    network = model.model.diffusion_model
+    return [*network.double_blocks, *network.single_blocks]
+
+
+# The same picture
+
+
+@BOTH
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_the_same_picture(studio, flux, what, backend):
+    graphs, plain = Graphs(), studio.sample(flux, steps=STEPS)
+    assert graphs.new == 0
+    assert close(studio.sample(compiled(flux, what, backend), steps=STEPS), plain)
+    assert graphs.new > 0
+
+
+def test_the_same_picture_under_inference_mode_as_comfyui_runs_nodes(studio, flux):
+    plain, graphs = studio.sample(flux, steps=STEPS), Graphs()
+    with torch.inference_mode():
+        assert close(studio.sample(compiled(flux, backend="aot_eager"), steps=STEPS), plain)
+    assert graphs.new > 0
+
+
+@BOTH
+def test_a_unet(tiny_unet, studio, what):
+    latent = torch.zeros(1, 4, 16, 16)
+    plain, graphs = studio.sample(tiny_unet, latent=latent, steps=STEPS), Graphs()
+    looks = []
+    model = inside(compiled(tiny_unet, what), lambda n: looks.append(sum(isinstance(m, StandIn) for m in n.modules())))
+    assert close(studio.sample(model, latent=latent, steps=STEPS), plain)
+    assert graphs.new > 0
+    names = [type(m).__name__ for m in tiny_unet.model.modules()]
+    transformers = names.count("BasicTransformerBlock")
+    assert set(looks) == {transformers if what == EACH_BLOCK else 1}
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(8, 8)
+
+    def forward(self, x, transformer_options=None):
+        return x + self.linear(x)
+
+
+class Network(nn.Module):
+    """As nobody described it."""
+
+    def __init__(self, count):
+        super().__init__()
+        self.stem = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])  # no blocks: they have no parts
+        self.inner = nn.Module()
+        self.inner.blocks = nn.ModuleList([Block() for _ in range(count)])
+
+    def forward(self, x, transformer_options):
+        blocks: Any = self.inner.blocks
+        for part in self.stem:
+            x = part(x)
+        for block in blocks:
+            x = block(x, transformer_options)
+        return x
+
+
+class Base(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.diffusion_model = network
+
+
+def call(wrapper, base, x, options=None):
+    """As BaseModel.apply_model calls a wrapper."""
+
+    def run(x, t, c_concat, c_crossattn, control, transformer_options):
+        return base.diffusion_model(x, transformer_options)
+
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(run, base, [wrapper])
+    with torch.no_grad():
+        return executor.execute(x, None, None, None, None, options or {})
+
+
+@pytest.mark.parametrize(("count", "stand_ins"), [(3, 3), (2, 1)])
+def test_a_network_that_nobody_described(count, stand_ins):
+    """Its blocks are looked for; where there are none the whole is compiled."""
+    base = Base(Network(count))
+    found: list[StandIn] = []
+
+    def look(executor, *args):
+        found.extend(m for m in executor.class_obj.modules() if isinstance(m, StandIn))
+        return executor(*args)
+
+    wrapper = compiling.CompiledModel(Settings(backend="eager"))
+    x, graphs = torch.randn(1, 4, 8), Graphs()
+
+    def run(x, t, c_concat, c_crossattn, control, transformer_options):
+        return base.diffusion_model(x, transformer_options)
+
+    executor = comfy.patcher_extension.WrapperExecutor.new_class_executor(run, base, [wrapper, look])
+    with torch.no_grad():
+        out = executor.execute(x, None, None, None, None, {})
+        assert torch.allclose(out, base.diffusion_model(x, {}), atol=1e-6)
+    assert len(found) == stand_ins
+    assert graphs.new == 1
+
+
+# How much is compiled
+
+
+def test_equal_blocks_share_what_is_compiled(studio, small_flux):
+    graphs = Graphs()
+    studio.sample(compiled(small_flux(depth=1, depth_single_blocks=1)), steps=1)
+    one = graphs.new
+    stage._KINDS.clear()
+    graphs = Graphs()
+    studio.sample(compiled(small_flux(depth=4, depth_single_blocks=6)), steps=1)
+    assert graphs.new == one == 2
+
+
+@BOTH
+def test_nothing_is_compiled_anew_for_steps_prompts_and_seeds(studio, flux, what):
+    model = compiled(flux, what)
+    studio.sample(model, steps=1)
+    graphs = Graphs()
+    studio.sample(model, steps=4)
+    studio.sample(model, studio.prompt("a green square"), steps=2, seed=5)
+    studio.sample(model, steps=2, sampler="dpmpp_2m", scheduler="karras")
+    assert graphs.new == 0
+
+
+@BOTH
+def test_another_length_of_the_prompt_is_compiled_once(studio, flux, what):
+    model, graphs = compiled(flux, what), Graphs()
+    short = studio.prompt("a green square")
+    studio.sample(model, short, short, steps=1)
+    first = graphs.new
+    plain = studio.sample(flux, studio.long_prompt, studio.long_prompt, steps=1)
+    assert close(studio.sample(model, studio.long_prompt, studio.long_prompt, steps=1), plain)
+    assert graphs.new <= 2 * first
+    graphs, longer = Graphs(), studio.prompt("a green square on white, " * 40)
+    studio.sample(model, longer, longer, steps=1)
+    studio.sample(model, short, short, steps=1)
+    assert graphs.new == 0
+
+
+def test_with_dynamic_another_size_is_not_compiled(studio, flux):
+    model = compiled(flux, dynamic=True)
+    studio.sample(model, latent=torch.zeros(1, 16, 16, 20), steps=1)
+    graphs = Graphs()
+    for size in ((24, 16), (32, 24)):
+        latent = torch.zeros(1, 16, *size)
+        assert close(studio.sample(model, latent=latent, steps=1), studio.sample(flux, latent=latent, steps=1))
+    assert graphs.new == 0
+
+
+def test_without_dynamic_each_size_is_compiled(studio, flux):
+    model = compiled(flux, dynamic=False)
+    for size in ((16, 16), (24, 16), (32, 24)):
+        graphs = Graphs()
+        studio.sample(model, latent=torch.zeros(1, 16, *size), steps=1)
+        assert graphs.new == 2
+
+
+def test_a_node_that_runs_anew_finds_what_is_compiled(studio, small_flux, flux):
+    """Another LoRA before it, another model of the same kind, the model loaded again."""
+    studio.sample(compiled(flux), steps=1)
+    graphs = Graphs()
+    studio.sample(compiled(flux.clone()), steps=1)
+    studio.sample(compiled(small_flux(depth=3)), steps=1)
+    assert graphs.new == 0
+    studio.sample(compiled(flux, dynamic=True), steps=1)  # other settings, other code
+    assert graphs.new == 2
+
+
+def test_a_batch_that_is_split_in_the_middle_of_a_run(studio, flux, monkeypatch):
+    """How many conditionings run together depends on the memory that is free at that moment."""
+    calls = []
+
+    def shrinks(dev=None, torch_free_too=False):
+        if torch_free_too:
+            return 1 << 34, 1 << 34
+        calls.append(1)
+        return (1 << 34) if len(calls) % 3 else 1
+
+    model = compiled(flux)
+    monkeypatch.setattr(comfy.model_management, "get_free_memory", shrinks)
+    assert close(studio.sample(model, steps=6), studio.sample(flux, steps=6))
+
+
+# What is left behind
+
+
+@BOTH
+def test_nothing_is_left_behind(studio, flux, what):
+    network, before = flux.model.diffusion_model, blocks_of(flux)
+    names, seen = list(flux.model.state_dict()), []
+    model = inside(compiled(flux, what), lambda _: seen.append(list(flux.model.state_dict())))
+    studio.sample(model, steps=1)
+    assert flux.model.diffusion_model is network
+    assert all(a is b for a, b in zip(blocks_of(flux), before, strict=True))
+    assert list(flux.model.state_dict()) == names
+    assert seen == [names]  # not even during the call
+    # the MODEL without the node is none the wiser
+    graphs = Graphs()
+    studio.sample(flux, steps=1)
+    assert graphs.new == 0
+
+
+@BOTH
+@pytest.mark.parametrize("error", [RuntimeError, comfy.model_management.InterruptProcessingException])
+def test_nothing_is_left_behind_by_an_error(studio, flux, what, error):
+    network, before = flux.model.diffusion_model, blocks_of(flux)
+
+    def fail(_):
+        raise error("stop")
+
+    with pytest.raises(error):
+        studio.sample(inside(compiled(flux, what), fail), steps=1)
+    assert flux.model.diffusion_model is network
+    assert all(a is b for a, b in zip(blocks_of(flux), before, strict=True))
+
+
+def test_an_error_of_the_model_is_its_own(studio, flux, said, monkeypatch):
+    """It is not taken for one of the compiler."""
+
+    def broken(*args, **kwargs):
+        raise ValueError("no such attention")
+
+    monkeypatch.setattr(blocks_of(flux)[0].img_mod, "forward", broken)
+    with pytest.raises(ValueError, match="no such attention"):
+        studio.sample(compiled(flux), steps=1)
+    assert said() == []
+
+
+def test_no_memory_is_not_taken_for_a_fault_of_the_compiler(studio, flux, said, monkeypatch):
+    """Whoever can free some is told, and the block is not run a second time beside what is there."""
+    calls = []
+
+    def full(*args, **kwargs):
+        calls.append(1)
+        raise torch.cuda.OutOfMemoryError("out of memory")
+
+    model = compiled(flux)
+    studio.sample(model, steps=1)
+    monkeypatch.setattr(code.ByTorch, "run", full)
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        studio.sample(model, steps=1)
+    assert len(calls) == 1
+    assert said() == []
+
+
+# What others do to the blocks
+
+
+def test_what_is_set_on_a_stand_in():
+    block = Block()
+    before = dict(vars(block))
+    stand_in = StandIn(block, Stage(Settings()), False)
+    assert stand_in.linear is block.linear
+    assert dict(stand_in.named_parameters()) == dict(block.named_parameters())
+    assert list(stand_in.state_dict()) == list(block.state_dict())
+    stand_in.note = 3
+    assert block.note == 3
+    del stand_in.note
+    x = torch.ones(1, 8)
+    twice: Any = lambda x: x * 2  # noqa: E731
+    stand_in.forward = twice  # type: ignore[method-assign]
+    assert torch.equal(stand_in(x), x * 2)
+    assert torch.equal(block(x), x + block.linear(x))
+    del stand_in.forward
+    assert torch.equal(stand_in(x), block(x))
+    assert vars(block) == before
+    stand_in.linear = nn.Linear(8, 8)
+    assert torch.equal(stand_in(x), x + stand_in.linear(x))
+    assert stand_in.linear is block.linear
+
+
+def test_a_forward_that_is_set_on_an_entry_of_the_list_takes_effect(studio, flux):
+    """As our block hook does it, within."""
+    calls, model = [], compiled(flux).clone()
+
+    def hook(executor, *args, **kwargs):
+        block = executor.class_obj.diffusion_model.single_blocks[1]
+        assert isinstance(block, StandIn)
+        own = block.forward
+
+        def forward(x, **more):
+            calls.append(1)
+            return own(x, **more) * 2
+
+        block.forward = forward  # type: ignore[method-assign]
+        try:
+            return executor(*args, **kwargs)
+        finally:
+            del block.forward
+
+    model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "hook", hook)
+    changed = studio.sample(model, steps=STEPS)
+    assert len(calls) == STEPS
+    assert not close(changed, studio.sample(flux, steps=STEPS))
+    assert close(studio.sample(compiled(flux), steps=STEPS), studio.sample(flux, steps=STEPS))
+
+
+@pytest.mark.parametrize("where", ["block", "part"])
+def test_hooks_on_blocks_and_in_them_are_not_missed(studio, flux, where):
+    model = compiled(flux)
+    plain = studio.sample(model, steps=1)
+    block = blocks_of(flux)[3]
+    handle = (block if where == "block" else block.linear1).register_forward_hook(lambda m, given, out: out * 1.5)
+    try:
+        changed = studio.sample(model, steps=1)
+        assert not close(changed, plain)
+        assert close(changed, studio.sample(flux, steps=1))
+    finally:
+        handle.remove()
+    assert close(studio.sample(model, steps=1), plain)
+
+
+def test_a_block_that_another_node_replaced(studio, flux):
+    """An object patch is on the model only while it is loaded: blocks are looked up when they are called."""
+
+    class Twice(nn.Module):
+        def __init__(self, block):
+            super().__init__()
+            self.block = block
+
+        def forward(self, x, **more):
+            return self.block(x, **more) * 2
+
+    model = compiled(flux)
+    studio.sample(model, steps=1)
+    for patched in (model.clone(), compiled(flux)):
+        patched.add_object_patch("diffusion_model.single_blocks.1", Twice(flux.model.diffusion_model.single_blocks[1]))
+        plain = flux.clone()
+        plain.add_object_patch("diffusion_model.single_blocks.1", Twice(flux.model.diffusion_model.single_blocks[1]))
+        assert close(studio.sample(patched, steps=1), studio.sample(plain, steps=1))
+    assert close(studio.sample(model, steps=1), studio.sample(flux, steps=1))
+
+
+# LoRAs
+
+
+def with_patch(model, strength=1.0, seed=0):
+    """As a LoRA loader does it: something is added to weights of two blocks."""
+    patched, generator = model.clone(), torch.Generator().manual_seed(seed)
+    weights = model.model.state_dict()
+    names = [f"diffusion_model.{n}.weight" for n in ("double_blocks.0.img_attn.qkv", "single_blocks.1.linear1")]
+    patches = {n: (torch.randn(weights[n].shape, generator=generator) * 0.05,) for n in names}
+    assert patched.add_patches(patches, strength) == names
+    return patched
+
+
+@BOTH
+def test_a_lora_after_the_node_or_before_it_and_other_strengths(studio, flux, what):
+    model = compiled(flux, what, "aot_eager")
+    plain = studio.sample(model, steps=STEPS)
+    graphs, pictures = Graphs(), [plain]
+    for strength in (1.0, 0.4, -1.0):
+        after = studio.sample(with_patch(model, strength), steps=STEPS)
+        before = studio.sample(compiled(with_patch(flux, strength), what, "aot_eager"), steps=STEPS)
+        assert torch.equal(after, before)
+        assert close(after, studio.sample(with_patch(flux, strength), steps=STEPS))
+        assert not any(close(after, p) for p in pictures)
+        pictures.append(after)
+    assert torch.equal(studio.sample(model, steps=STEPS), plain)
+    assert graphs.new == 0
+
+
+def test_weights_that_are_patched_as_they_are_used(studio, flux, said, monkeypatch):
+    """As those of a LoRA are where memory is short: compiled code would know the patch of one block, and blocks share it."""
+    model = compiled(flux)
+    plain, graphs = studio.sample(model, steps=1), Graphs()
+    for factor in (1.5, 0.5):
+        with monkeypatch.context() as patch:
+            for block in blocks_of(flux)[2:]:
+                patch.setattr(block.linear1, "weight_function", [lambda w, f=factor: w * f])
+                patch.setattr(block.linear1, "comfy_cast_weights", True)
+            changed = studio.sample(model, steps=1)
+            assert not close(changed, plain)
+            assert close(changed, studio.sample(flux, steps=1))
+    assert close(studio.sample(model, steps=1), plain)
+    assert graphs.new == 0
+    (message,) = said()
+    assert "run uncompiled" in message
+
+
+# Other nodes
+
+
+OTHERS = {
+    "MeanCache": lambda: method_of(preset="Turbo"),
+    "EasyCache": lambda: easycache_of("Turbo"),
+    "of block level": lambda: Method(
+        "Test", "", (Interval(2, 2),), Reuse(), blocks=Blocks(prefix=1, suffix=1, probe="none")
+    ),
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("first", ["compile", "cache"])
+def test_with_a_step_cache(studio, flux, cached, what, name, first):
+    how = {"steps": 8}
+    model, reports = cached(OTHERS[name](), flux)
+    plain = studio.sample(model, **how)
+    assert reports[0].skipped > 0
+    graphs = Graphs()
+    if first == "cache":
+        both, reports = cached(OTHERS[name](), flux)
+        both = compiled(both, what)
+    else:
+        both, reports = cached(OTHERS[name](), compiled(flux, what))
+    assert close(studio.sample(both, **how), plain)
+    skipped, compiled_once = reports[0].skipped, graphs.new
+    assert skipped > 0
+    assert compiled_once > 0
+    assert close(studio.sample(both, **how), plain)
+    assert [r.skipped for r in reports] == [skipped, skipped]
+    assert graphs.new == compiled_once
+
+
+def test_two_of_them_the_last_one_counts(studio, flux):
+    model, graphs = compiled(compiled(flux, WHOLE_MODEL), EACH_BLOCK), Graphs()
+    (wrapper,) = model.get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert wrapper.settings.what == EACH_BLOCK
+    assert close(studio.sample(model, steps=1), studio.sample(flux, steps=1))
+    assert graphs.new == 2
+
+
+def test_with_comfyuis_own_the_last_one_counts(studio, flux):
+    """Nothing is compiled twice."""
+
+    def own(model):
+        return TorchCompileModel.execute(model, "cudagraphs")[0]
+
+    (wrapper,) = own(compiled(flux)).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert not isinstance(wrapper, compiling.CompiledModel)
+    (wrapper,) = compiled(own(flux)).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert isinstance(wrapper, compiling.CompiledModel)
+
+
+def test_a_model_that_another_node_compiled_in_its_own_way(studio, flux, said):
+    """As old compiling nodes do: with an object patch."""
+    model = flux.clone()
+    model.add_object_patch("diffusion_model", torch.compile(flux.model.diffusion_model, backend="eager"))
+    assert close(studio.sample(compiled(model), steps=1), studio.sample(flux, steps=1))
+    (message,) = said()
+    assert "already" in message
+
+
+def scaled(factor):
+    def attention(function, *args, **kwargs):
+        return function(*args, **kwargs) * factor
+
+    return attention
+
+
+@BOTH
+def test_attention_that_another_node_replaced(studio, flux, what):
+    """As SageAttention nodes do: what was compiled without it, or with another, is not taken for it."""
+    pictures = []
+    for factor in (None, 0.5, 0.0, None):
+        pair = [compiled(flux, what), flux.clone()]
+        if factor is not None:
+            override = scaled(factor)
+            for m in pair:
+                m.model_options["transformer_options"]["optimized_attention_override"] = override
+        out, plain = (studio.sample(m, steps=1) for m in pair)
+        assert close(out, plain)
+        pictures.append(out)
+    assert torch.equal(pictures[0], pictures[3])
+    assert not close(pictures[0], pictures[1])
+    assert not close(pictures[1], pictures[2])
+
+
+@BOTH
+def test_patches_in_blocks(tiny_unet, studio, said, what):
+    """As IPAdapter and PAG put them there. Those between blocks stop nobody."""
+    latent, how = torch.zeros(1, 4, 16, 16), {"steps": 1}
+
+    def patched(model, factor):
+        model = model.clone()
+        model.set_model_attn2_output_patch(lambda n, options: n * factor)
+        return model
+
+    def between(model, factor):
+        model = model.clone()
+        model.set_model_input_block_patch(lambda h, options: h * factor)
+        return model
+
+    for node, factors in ((patched, (0.0, 3.0)), (between, (0.5,))):
+        pictures = [studio.sample(compiled(tiny_unet, what), latent=latent, **how)]
+        for factor in factors:
+            out = studio.sample(node(compiled(tiny_unet, what), factor), latent=latent, **how)
+            assert close(out, studio.sample(node(tiny_unet, factor), latent=latent, **how))
+            assert not any(close(out, p) for p in pictures)
+            pictures.append(out)
+        messages = said()
+        assert len(messages) == (2 if what == EACH_BLOCK else 0)
+        assert all("attn2_output_patch" in m and WHOLE_MODEL in m for m in messages)
+
+
+def test_a_wrapper_of_the_network_that_comes_later(studio, flux):
+    """It runs in what is compiled of the whole model."""
+
+    def times(factor):
+        def wrapper(executor, *args, **kwargs):
+            return executor(*args, **kwargs) * factor
+
+        return wrapper
+
+    pictures = []
+    for factor in (1.0, 0.9, 0.5):
+        pair = [compiled(flux, WHOLE_MODEL), flux.clone()]
+        for m in pair:
+            if factor != 1:
+                m.add_wrapper_with_key(WrappersMP.DIFFUSION_MODEL, "test", times(factor))
+        out, plain = (studio.sample(m, steps=1) for m in pair)
+        assert close(out, plain)
+        pictures.append(out)
+    assert not close(pictures[0], pictures[1])
+    assert not close(pictures[1], pictures[2])
+
+
+def test_options_that_change_all_the_time(said):
+    """What is new of them runs uncompiled, rather than have the model compiled at every step; it is said which they are."""
+    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
+    x, graphs = torch.randn(1, 4, 8), Graphs()
+    for count in range(12):
+        out = call(wrapper, base, x, {"strange_count": count})
+        assert torch.allclose(out, base.diffusion_model(x, {}), atol=1e-6)
+    assert graphs.new == compiling.SEEN
+    (message,) = said()
+    assert "strange_count" in message
+
+
+# Where nothing can be compiled
+
+
+@pytest.fixture
+def broken_backend():
+    """The name of a backend that fails as one without a C compiler does."""
+    name = "skipstone_broken"
+
+    def backend(graph, inputs, **options):
+        raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.")
+
+    torch._dynamo.register_backend(backend, name=name)
+    yield name
+    registry._BACKENDS.pop(name)
+    registry._COMPILER_FNS.pop(name, None)
+
+
+@BOTH
+def test_where_there_is_no_compiler_the_model_runs_as_it_is(studio, flux, said, broken_backend, what):
+    model = compiled(flux, what, broken_backend)
+    plain = studio.sample(flux, steps=STEPS)
+    assert torch.equal(studio.sample(model, steps=STEPS), plain)
+    (message,) = said()
+    assert "uncompiled" in message
+    assert "Failed to find C compiler" in message
+    assert "gcc" in message and "Visual Studio" in message
+    # another node says it again, the same one does not
+    assert torch.equal(studio.sample(model, steps=STEPS), plain)
+    assert len(said()) == 1
+    assert torch.equal(studio.sample(compiled(flux, what, broken_backend), steps=STEPS), plain)
+    assert len(said()) == 2
+
+
+def test_what_breaks_a_full_graph_is_named(studio, flux, said, monkeypatch):
+    block = blocks_of(flux)[3]
+    own = block.linear1.forward
+
+    def breaks(x):
+        torch._dynamo.graph_break()
+        return own(x)
+
+    for b in blocks_of(flux)[2:]:
+        monkeypatch.setattr(b.linear1, "forward", breaks)
+    plain = studio.sample(flux, steps=1)
+    assert close(studio.sample(compiled(flux), steps=1), plain)
+    assert said() == []
+    assert torch.equal(studio.sample(compiled(flux, fullgraph=True), steps=1), plain)
+    (message,) = said()
+    assert "fullgraph" in message
+
+
+def test_inductor(studio, tiny_flux):
+    from torch._inductor.cpp_builder import get_cpp_compiler
+
+    try:
+        get_cpp_compiler()
+    except Exception:
+        pytest.skip("there is no C compiler here")
+    options = (("epilogue_fusion", True), ("max_fusion_size", 32))
+    model, graphs = compiled(tiny_flux, backend="inductor", mode="default", options=options), Graphs()
+    assert close(studio.sample(model, steps=2), studio.sample(tiny_flux, steps=2))
+    assert graphs.new == 2
+
+
+def test_inductor_without_a_c_compiler(studio, tiny_flux, said):
+    model = compiled(tiny_flux, backend="inductor")
+    with torch._inductor.config.patch({"cpp.cxx": ("no-such-compiler",)}):
+        assert torch.equal(studio.sample(model, steps=1), studio.sample(tiny_flux, steps=1))
+    (message,) = said()
+    assert "gcc" in message
+
+
+# Dynamic VRAM, other compilers, and the node
+
+
+class Dynamic:
+    """A MODEL under dynamic VRAM, as far as the node asks."""
+
+    def __init__(self, model, error=None):
+        self.inner, self.error, self.asked = model, error, []
+
+    def __getattr__(self, name):
+        return getattr(self.inner, name)
+
+    def is_dynamic(self):
+        return True
+
+    def clone(self, disable_dynamic=False):
+        self.asked.append(disable_dynamic)
+        if disable_dynamic and self.error:
+            raise self.error
+        return self.inner.clone()
+
+
+def test_a_model_under_dynamic_vram_is_compiled_without(flux):
+    model = Dynamic(flux)
+    assert compiled(model).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert model.asked == [True]
+
+
+def test_one_that_cannot_be_had_without_runs_uncompiled(studio, flux, said):
+    model = Dynamic(flux, RuntimeError("cached_patcher_init is not initialized"))
+    patched = compiled(model)
+    assert not patched.get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert model.asked == [True, False]
+    (message,) = said()
+    assert "--disable-dynamic-vram" in message
+
+
+@pytest.fixture
+def packages(monkeypatch):
+    """Installed packages that offer compilers; which were loaded, and what they were asked."""
+    asked, loaded = [], []
+
+    def good(module, **how):
+        asked.append((module, how))
+        return lambda *args, **kwargs: module.forward(*args, **kwargs)
+
+    def bad(module, **how):
+        raise RuntimeError("no licence")
+
+    def point(name, function):
+        def load():
+            loaded.append(name)
+            return function
+
+        return SimpleNamespace(name=name, load=load)
+
+    points = [point("good", good), point("bad", bad)]
+    monkeypatch.setattr(offered, "entry_points", lambda group: points if group == "skipstone.compilers" else [])
+    offered.offered.cache_clear()
+    yield SimpleNamespace(asked=asked, loaded=loaded)
+    offered.offered.cache_clear()
+
+
+def test_a_compiler_of_an_installed_package(studio, flux, packages):
+    model, graphs = compiled(flux, compiler="good", mode="max-autotune", backend="inductor"), Graphs()
+    assert packages.loaded == []  # not before it is needed
+    assert torch.equal(studio.sample(model, steps=STEPS), studio.sample(flux, steps=STEPS))
+    assert [module for module, _ in packages.asked] == blocks_of(flux)
+    assert packages.asked[0][1] == {
+        "mode": "max-autotune",
+        "backend": "inductor",
+        "fullgraph": False,
+        "dynamic": None,
+        "options": {},
+    }
+    assert graphs.new == 0
+    studio.sample(compiled(flux, compiler="good", mode="max-autotune", backend="inductor"), steps=1)
+    assert len(packages.asked) == len(blocks_of(flux))
+
+
+def test_a_compiler_of_an_installed_package_that_fails(studio, flux, packages, said):
+    assert torch.equal(studio.sample(compiled(flux, compiler="bad"), steps=1), studio.sample(flux, steps=1))
+    (message,) = said()
+    assert "no licence" in message
+
+
+@pytest.mark.parametrize("name", ["json.loads", "os:system", "better", ""])
+def test_a_compiler_that_nobody_offers_is_not_looked_for(flux, packages, name):
+    with pytest.raises(ValueError, match=r"compiler is one of torch\.compile, good, bad"):
+        run(flux, compiler=name)
+    assert packages.loaded == []
+
+
+@pytest.mark.parametrize("name", ["os.system", "json:loads", "/tmp/x.so", "TENSORRT"])
+def test_a_backend_that_is_not_installed_is_not_looked_for(flux, name):
+    with pytest.raises(ValueError, match=r"backend is one of inductor, cudagraphs"):
+        run(flux, backend=name)
+
+
+def run(model, **widgets):
+    values = {i.id: i.default for i in CompileModel.define_schema().inputs if i.id != "model"}
+    return CompileModel.execute(model=model, **{**values, "backend": "eager", **widgets})[0]
+
+
+def test_the_node(studio, flux):
+    graphs = Graphs()
+    assert close(studio.sample(run(flux), steps=1), studio.sample(flux, steps=1))
+    assert graphs.new == 2
+    assert run(flux, disable=True) is flux
+
+
+def test_the_node_says_what_is_wrong(flux):
+    for bad, message in (
+        ({"options": '{"cpp.cxx": "rm"}', "backend": "inductor"}, "cpp.cxx"),
+        ({"options": '{"max_autotune": true}'}, "the backend eager takes none"),
+        ({"dynamic": "maybe"}, "dynamic is one of"),
+        ({"compile": "half"}, "compile is one of"),
+        ({"mode": "fast"}, "mode is one of"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            run(flux, **bad)
+    with pytest.raises(ValueError, match="diffusion MODEL"):
+        run(SimpleNamespace())
+
+
+def test_its_widgets_are_explained():
+    for i in CompileModel.define_schema().inputs:
+        assert i.tooltip.endswith("."), i.id
