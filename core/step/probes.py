@@ -26,6 +26,18 @@ def change(new: Tensor, old: Tensor) -> Tensor:
     return (new - old).abs().mean() / old.abs().mean()
 
 
+def typical(changes: list[Tensor]) -> Tensor:
+    """The run's own measure of change: the median of the changes from each evaluation to the next so far, computed or not, and never
+    less than the latest of them.
+
+    So the evaluation right after a computed one is never more than typical, in whatever model, while a few large changes at the
+    start do not make typical large. (Where changes only grow, as in our small UNet, a median alone lags behind and hardly anything is
+    skipped in the last half; the mean does so too.)
+    """
+    all_of_them = torch.stack(changes)
+    return torch.maximum(all_of_them.nanmedian(), all_of_them[-1])
+
+
 class Seen:
     """What was seen at the evaluation at hand and at the one before; a change of its size begins anew."""
 
@@ -53,9 +65,7 @@ class Seen:
 class FromAnchor:
     """First Block Cache's and DBCache's indicator: how far what the first blocks add has moved since the last computed evaluation.
 
-    With it comes `typical`, the run's own measure of it: the median of the changes from each evaluation to the next so far,
-    computed or not, and never less than the latest of them. So the evaluation right after a computed one is never more than typical, in
-    whatever model, while a few large changes at the start do not make typical large.
+    With it comes `typical`: see there.
     """
 
     def start(self, setting: Setting) -> FromAnchorAtWork:
@@ -83,9 +93,7 @@ class FromAnchorAtWork(Seen):
     def read(self) -> float | None:
         if self.now is None or self.anchor is None or not self.changes:
             return None
-        changes = torch.stack(self.changes)
-        typical = torch.maximum(changes.nanmedian(), changes[-1])
-        value, self.typical = torch.stack([change(self.now, self.anchor), typical]).tolist()
+        value, self.typical = torch.stack([change(self.now, self.anchor), typical(self.changes)]).tolist()
         return value
 
 
@@ -145,8 +153,9 @@ class Probed:
     """DiCache's indicator (ICLR 2026): how the hidden state after the first blocks has changed since the evaluation before, dy, or by
     how much more or less than the one that entered them, |dy - dx|.
 
-    It looks at both side by side (`Blocks.probe` "states"). With it comes `ratio`: with p what the first blocks add, a and b the last
-    and second-last computed evaluations, mean|p - p_b| / mean|p_a - p_b|, held within 1 and `most`.
+    It looks at both side by side (`Blocks.probe` "states"). With it come `typical`, of what adds up, and `ratio`: with p what the
+    first blocks add, a and b the last and second-last computed evaluations, mean|p - p_b| / mean|p_a - p_b|, held within 1 and
+    `most`.
     """
 
     error: Literal["dy", "dy-dx"] = "dy"
@@ -166,7 +175,9 @@ class ProbedAtWork(Seen):
     def clear(self) -> None:
         super().clear()
         self.anchors: list[Tensor] = []  # what the first blocks added, at the last two computed evaluations
+        self.changes: list[Tensor] = []
         self.ratio = 1.0
+        self.typical = 0.0
 
     def sample(self, seen: Tensor) -> Tensor:
         return torch.stack([subsample(half, LIMIT) for half in seen.chunk(2, -1)])
@@ -180,18 +191,24 @@ class ProbedAtWork(Seen):
         if self.now is not None:
             self.anchors = [*self.anchors[-1:], self.added]
 
-    def read(self) -> float | None:
-        self.ratio = 1.0
+    def look(self, seen: Tensor) -> None:
+        super().look(seen)
         if self.now is None or self.before is None:
-            return None
+            return
         error = change(self.now[1], self.before[1])
         if self.rule.error == "dy-dx":
             error = (error - change(self.now[0], self.before[0])).abs()
-        if len(self.anchors) < 2:
-            return float(error)
-        b, a = self.anchors
-        ratio = (self.added - b).abs().mean() / (a - b).abs().mean()
-        value, ratio = torch.stack([error, ratio]).tolist()
-        if math.isfinite(ratio):
-            self.ratio = min(max(ratio, 1.0), self.rule.most)
+        self.changes.append(error)
+
+    def read(self) -> float | None:
+        self.ratio = 1.0
+        if not self.changes:
+            return None
+        ratio = torch.ones_like(self.changes[-1])
+        if len(self.anchors) == 2:
+            b, a = self.anchors
+            ratio = (self.added - b).abs().mean() / (a - b).abs().mean()
+        value, self.typical, g = torch.stack([self.changes[-1], typical(self.changes), ratio]).tolist()
+        if math.isfinite(g):
+            self.ratio = min(max(g, 1.0), self.rule.most)
         return value

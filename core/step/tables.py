@@ -105,7 +105,7 @@ class Row:
 
 
 @lru_cache(maxsize=4)
-def _rows(file: str) -> tuple[Row, ...]:
+def rows(file: str) -> tuple[Row, ...]:
     told = json.loads(Path(__file__).with_name(file).read_text("utf-8"))
     return tuple(Row(r["name"], r.get("for", {}), r.get("steps", 0), r) for r in told["models"])
 
@@ -114,15 +114,14 @@ TEACACHE, MAGCACHE = "teacache.json", "magcache.json"
 
 
 def names(file: str) -> list[str]:
-    return [row.name for row in _rows(file)]
+    return [row.name for row in rows(file)]
 
 
 def row_of(file: str, name: str, network: Network, steps: int = 0) -> Row | None:
     """By its name; for AUTO the first one that the model fits, of several such the one measured at the nearest number of steps."""
-    rows = _rows(file)
     if name != AUTO:
-        return next((row for row in rows if row.name == name), None)
-    found = [row for row in rows if row.network and fits(row.network, network)]
+        return next((row for row in rows(file) if row.name == name), None)
+    found = [row for row in rows(file) if row.network and fits(row.network, network)]
     if found and steps:
         alike = [row for row in found if row.network == found[0].network]
         return min(alike, key=lambda row: abs(math.log(row.steps / steps)))

@@ -66,7 +66,7 @@ def method(policy, indicator, *guards, predictor=None, probe="residual"):
 
 def first_block(seen, threshold, warmup):
     """Skip while the distance to what was seen at the last computed step is below the threshold; nothing adds up."""
-    anchor = None
+    anchor: np.ndarray | None = None
     computed: list[bool] = []
     values: list[float | None] = []
     for i, now in enumerate(seen):

@@ -15,19 +15,23 @@ class Accumulator:
 
     EasyCache (arXiv 2507.02860) has the other values as they stand. UCache (stable-diffusion.cpp) weighs an indicator by
     1 + penalty * (evaluations skipped in a row), and holds E against early * threshold in the first fifth of the run's
-    computed evaluations and late * threshold in the last. Raises ValueError for a threshold below 0.
+    computed evaluations and late * threshold in the last. typical: above 0, the threshold is so many times the run's own typical
+    change from one evaluation to the next (`Clock.typical`), and `threshold` is of no account. Raises ValueError for a threshold
+    below 0.
     """
 
-    threshold: float
+    threshold: float = 0.0
     decay: float = 1.0
     reset: bool = True
     penalty: float = 0.0
     early: float = 1.0
     late: float = 1.0
+    typical: float = 0.0
 
     def __post_init__(self) -> None:
-        if not self.threshold >= 0:
-            raise ValueError(f"the threshold is at least 0 (which computes everything), not {self.threshold}")
+        for value in (self.threshold, self.typical):
+            if not value >= 0:
+                raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
 
     def start(self, setting: Setting) -> Accumulating:
         return Accumulating(self, setting.grid.steps)
@@ -41,12 +45,12 @@ class Accumulating:
     steps: int
     error: float = 0.0
     computed: int = 0
+    threshold: float = 0.0
     smallest: float = math.inf  # of what was held against a threshold, and that threshold
     against: float = field(default=math.nan)
 
-    @property
-    def threshold(self) -> float:
-        return self.rule.threshold
+    def __post_init__(self) -> None:
+        self.threshold = self.rule.threshold
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision:
         rule, value = self.rule, indicator()
@@ -60,7 +64,9 @@ class Accumulating:
             self.error = 0.0
         self.error = rule.decay * self.error + value * (1 + rule.penalty * clock.skips)
         progress = self.computed / self.steps
-        limit = rule.threshold * (rule.early if progress < 0.2 else rule.late if progress > 0.8 else 1.0)
+        if rule.typical:
+            self.threshold = rule.typical * clock.typical
+        limit = self.threshold * (rule.early if progress < 0.2 else rule.late if progress > 0.8 else 1.0)
         if self.error < self.smallest:
             self.smallest, self.against = self.error, limit
         if self.error < limit:
