@@ -65,6 +65,7 @@ def teacache_of(
         history_device=widgets.device(cache_device),
         indicator=Modulated(polynomial),
         blocks=Blocks(0, 0, "modulated"),
+        calibration="auto",
     )
 
 
@@ -121,6 +122,7 @@ def magcache_of(
         blocks.predictor_of(predictor),
         history_device=widgets.device(cache_device),
         blocks=Blocks(0, 0, "none"),
+        calibration="auto",
     )
 
 
