@@ -14,14 +14,15 @@ Patch = Callable[[Any], Any]  # MODEL -> MODEL
 # how many of so many steps are computed; between and beyond, in proportion to the nearest
 BUDGETS = {8: (7, 6, 5, 4), 20: (15, 12, 10, 8, 6), 28: (20, 16, 14, 11, 8, 6), 50: (40, 30, 25, 20, 15, 13, 10, 8)}
 FEW_BUDGETS = {8: (7, 6, 5), 20: (12, 10, 8), 28: (14, 11, 8), 50: (25, 15, 10)}
+FEW_PLAIN = {8: (7, 6, 5), 20: (14, 10, 7), 28: (20, 14, 9), 50: (30, 20, 14, 10)}
 # The released schedules nearest in budget; where there is none of that size, the next smaller
 RELEASED = {25: "Z-Image 25", 20: "Z-Image 20", 15: "Z-Image 15", 13: "Z-Image 13", 10: "Qwen-Image 10"}
 
-EASY, FEW_EASY = (0.015, 0.025, 0.05, 0.08, 0.12, 0.2, 0.3), (0.025, 0.05, 0.12)
-RESIDUAL, FEW_RESIDUAL = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5), (0.05, 0.1, 0.2)  # EasyCache as others have it
-UCACHE, FEW_UCACHE = (0.15, 0.3, 0.5, 1.0, 2.0, 4.0), (0.3, 1.0, 2.0)
-FLEX, FEW_FLEX = (0.0, 0.15, 0.3, 0.5, 1.2, 3.0), (0.0, 0.15, 0.5)
-INTERVALS, FEW_INTERVALS = (2, 3, 4, 5, 6), (2, 3, 5)
+EASY, FEW_EASY = (0.015, 0.025, 0.05, 0.08, 0.12, 0.2, 0.3), (0.05, 0.12)
+RESIDUAL, FEW_RESIDUAL = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.5), (0.05, 0.15)  # EasyCache as others have it
+UCACHE, FEW_UCACHE = (0.15, 0.3, 0.5, 1.0, 2.0, 4.0), (0.5, 2.0)
+FLEX, FEW_FLEX = (0.0, 0.15, 0.3, 0.5, 1.2, 3.0), (0.0, 0.5)
+INTERVALS, FEW_INTERVALS = (2, 3, 4, 5, 6), (2, 4)
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,7 @@ DRAWN = {
 }  # fmt: skip
 
 
-def budgets(cell: Cell, every: bool) -> list[int]:
-    table = BUDGETS if every else FEW_BUDGETS
+def budgets(cell: Cell, table: dict[int, tuple[int, ...]]) -> list[int]:
     nearest = min(table, key=lambda n: abs(n - cell.steps))
     return sorted({max(round(b * cell.steps / nearest), 2) for b in table[nearest]}, reverse=True)
 
@@ -72,7 +72,8 @@ def _ours(node: Any, variant: str, level: str, method: Any) -> Entry:
 
 def _plain(cell: Cell, every: bool) -> Iterator[Entry]:
     # more of them than of the methods: the others are held against what lies between
-    for steps in sorted({*budgets(cell, True), *((35, 18, 11, 6) if every else ())}, reverse=True):
+    wanted = {*budgets(cell, BUDGETS), 35, 18, 11, 6} if every else budgets(cell, FEW_PLAIN)
+    for steps in sorted(wanted, reverse=True):
         if steps < cell.steps:
             yield Entry("plain", "", f"{steps} steps", lambda model: model, steps=steps)
 
@@ -90,9 +91,9 @@ def _meancache(cell: Cell, every: bool) -> Iterator[Entry]:
             "evenly spaced": {"calibration": "off"},
         }
     for variant, values in custom.items():
-        for b in budgets(cell, every if variant == "calibrated" else False):
+        for b in budgets(cell, BUDGETS if every and variant == "calibrated" else FEW_BUDGETS):
             yield _ours(MeanCache, variant, f"B={b}", method_of(CUSTOM, budget=b / cell.steps, **values))
-    for preset in PRESETS:
+    for preset in PRESETS if every or cell.steps == 8 else ():
         yield _ours(MeanCache, "preset", preset, method_of(preset, calibration="auto"))
 
 
@@ -173,7 +174,7 @@ def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
     for w in (0.5, 1.0) if every else ():
         for flex in FEW_FLEX:
             yield _ours(Spectrum, f"w {w:g}", f"flex {flex:g}", spectrum_of(CUSTOM, w=w, flex=flex))
-    for preset in SPECTRUM_PRESETS if every else (PAPER, SDCPP):
+    for preset in SPECTRUM_PRESETS if every else (PAPER,):
         yield _ours(Spectrum, "preset", preset, spectrum_of(preset))
 
 

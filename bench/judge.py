@@ -20,6 +20,7 @@ from torch import Tensor
 
 JUDGED, LEARNED = 9000, 100  # the first seed of the pairs that are judged, and of those that costs may be measured on
 TRUTH_STEPS = 400
+TRUE = "euler"
 NOISY = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver")  # these end elsewhere with every number of steps
 
 
@@ -134,13 +135,13 @@ class Bench:
         seconds = time.process_time() - began
         return Shot(self._decoded(latent), seconds)
 
-    def _sampled(self, model: Any, seeds: list[int], words: Any, steps: int) -> Tensor:
+    def _sampled(self, model: Any, seeds: list[int], words: Any, steps: int, sampler: str = "") -> Tensor:
         """The seed goes to the sampler too, so a noisy one draws the same noise with every step cache."""
         import comfy.sample
 
         one = torch.zeros(1, 16, 16, 16)
         noise = torch.cat([comfy.sample.prepare_noise(one, seed) for seed in seeds])
-        cfg, sampler, more = self.cell.cfg, self.cell.sampler, {"seed": seeds[0], "disable_pbar": True}
+        cfg, sampler, more = self.cell.cfg, sampler or self.cell.sampler, {"seed": seeds[0], "disable_pbar": True}
         latent = torch.zeros_like(noise)
         return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", words, self.empty, latent, **more)
 
@@ -158,16 +159,16 @@ class Bench:
 
     @cached_property
     def truth(self) -> list[Tensor]:
-        """What the pairs' pictures would be without any error of the sampler's; kept on disk, as 400 steps take long."""
+        """What the pairs' pictures would be without any error of the sampler's; kept on disk, as 400 steps take long. Samplers that add
+        no noise all come to the same with more and more steps, so one of them stands for all."""
         files = [self._truth_file(pair) for pair in self.pairs]
         lacking = [(p, f) for p, f in zip(self.pairs, files, strict=True) if not f.is_file()]
         if lacking:
-            print(
-                f"{self.studio.name}: {len(lacking)} runs of {TRUTH_STEPS} steps with {self.cell.sampler}", flush=True
-            )
+            print(f"{self.studio.name}: {len(lacking)} runs of {TRUTH_STEPS} steps with {TRUE}", flush=True)
             # at once: nothing is decided there for one picture that another could feel
             words = together([self.studio.words(p.caption) for p, _ in lacking])
-            latents = self._sampled(self.studio.model, [p.seed for p, _ in lacking], words, TRUTH_STEPS)
+            seeds = [p.seed for p, _ in lacking]
+            latents = self._sampled(self.studio.model, seeds, words, TRUTH_STEPS, TRUE)
             for (_, file), latent in zip(lacking, latents, strict=True):
                 file.parent.mkdir(parents=True, exist_ok=True)
                 part = file.with_name(f"{file.stem}.part.npy")
@@ -176,7 +177,7 @@ class Bench:
         return [torch.from_numpy(np.load(file, allow_pickle=False)) for file in files]
 
     def _truth_file(self, pair: Pair) -> Path:
-        name = f"{self.cell.sampler}-cfg{self.cell.cfg:g}-{pair.seed}-{pair.caption.replace(' ', '-')}.npy"
+        name = f"{TRUE}-cfg{self.cell.cfg:g}-{pair.seed}-{pair.caption.replace(' ', '-')}.npy"
         return OUTPUT / "truth" / f"{self.studio.name}-{self.studio.digest}" / name
 
     def score(self, model: Any, steps: int | None = None) -> float:
