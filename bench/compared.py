@@ -12,9 +12,14 @@ from judge import Cell
 Patch = Callable[[Any], Any]  # MODEL -> MODEL
 
 # how many of so many steps are computed; between and beyond, in proportion to the nearest
-BUDGETS = {8: (7, 6, 5, 4), 20: (15, 12, 10, 8, 6), 28: (20, 16, 14, 11, 8, 6), 50: (40, 30, 25, 20, 15, 13, 10, 8)}
-FEW_BUDGETS = {8: (7, 6, 5), 20: (12, 10, 8), 28: (14, 11, 8), 50: (25, 15, 10)}
-FEW_PLAIN = {8: (7, 6, 5), 20: (14, 10, 7), 28: (20, 14, 9), 50: (30, 20, 14, 10)}
+BUDGETS: dict[int, tuple[int, ...]] = {
+    8: (7, 6, 5, 4),
+    20: (15, 12, 10, 8, 6),
+    28: (20, 16, 14, 11, 8, 6),
+    50: (40, 30, 25, 20, 15, 13, 10, 8),
+}
+FEW_BUDGETS: dict[int, tuple[int, ...]] = {8: (7, 6, 5), 20: (12, 10, 8), 28: (14, 11, 8), 50: (25, 15, 10)}
+FEW_PLAIN: dict[int, tuple[int, ...]] = {8: (7, 6, 5), 20: (14, 10, 7), 28: (20, 14, 9), 50: (30, 20, 14, 10)}
 # The released schedules nearest in budget; where there is none of that size, the next smaller
 RELEASED = {25: "Z-Image 25", 20: "Z-Image 20", 15: "Z-Image 15", 13: "Z-Image 13", 10: "Qwen-Image 10"}
 
@@ -166,7 +171,7 @@ def _ucache(cell: Cell, every: bool) -> Iterator[Entry]:
 
 
 def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
-    from skipstone.nodes.forecast import PAPER, SDCPP, SPECTRUM_PRESETS, Spectrum, spectrum_of
+    from skipstone.nodes.forecast import PAPER, SPECTRUM_PRESETS, Spectrum, spectrum_of
     from skipstone.nodes.widgets import CUSTOM
 
     for flex in FLEX if every else FEW_FLEX:
