@@ -8,7 +8,7 @@ from typing import Any, cast, get_args
 from comfy_api.latest import io
 
 from ..core.step.clock import Coordinate
-from ..core.step.method import Kept, Method
+from ..core.step.method import Blocks, Kept, Method
 from ..core.step.policies import Interval
 from ..core.step.predictors import Spectrum as Forecast
 from ..core.step.predictors import Taylor
@@ -45,6 +45,7 @@ SPECTRUM_PRESETS = {
 }
 TAYLOR_PRESETS = {"Quality": (2, 1), "Balanced": (3, 1), "Speed": (4, 1), "Turbo": (5, 1)}
 TAYLOR_PUBLISHED = "as published"
+LEVELS = ("output", "blocks")
 
 
 def spectrum_of(
@@ -95,11 +96,14 @@ def taylorseer_of(
     max_skips: int = 0,
     history_device: str = "auto",
     step_mask: object = None,
+    level: str = "output",
 ) -> Method:
-    """TaylorSeer (arXiv 2503.06923) on the whole model's output, as data. Raises ValueError for a value out of its range."""
+    """TaylorSeer (arXiv 2503.06923) on the whole model's output, or on what its blocks add, as data. Raises ValueError for a value out
+    of its range."""
     among("preset", preset, (*TAYLOR_PRESETS, TAYLOR_PUBLISHED, CUSTOM))
     among("coordinate", coordinate, COORDINATES)
     among("predict", predict, KEEPS)
+    among("level", level, LEVELS)
     if preset in TAYLOR_PRESETS:
         interval, order = TAYLOR_PRESETS[preset]
         coordinate, published, predict, guards = "log-SNR", False, "velocity", Guards(warmup=4)
@@ -114,8 +118,14 @@ def taylorseer_of(
         Taylor(order, cast(Coordinate, coordinate), published),
         history_device=widgets.device(history_device),
         keeps=cast(Kept, predict),
+        blocks=Blocks(0, 0, "none") if level == "blocks" else None,
     )
 
+
+LEVEL_TIP = (
+    "What is forecast. output: the whole model's, of every model. blocks: what its blocks add, where Skipstone knows its family; its first "
+    "and last layers run at every step, and what is kept is larger. Holds with every preset."
+)
 
 PREDICT_TIP = "what is forecast. auto: the velocity (of other models the noise), and with samplers that add noise the denoised latent."
 
@@ -216,6 +226,14 @@ class TaylorSeer(io.ComfyNode):
                 widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
                 *widgets.guards(Guards(warmup=4)),
                 *widgets.common(),
+                io.Combo.Input(
+                    "level",
+                    options=[*LEVELS],
+                    default="output",
+                    optional=True,  # workflows that were saved before it was here have no value for it
+                    advanced=True,
+                    tooltip=LEVEL_TIP,
+                ),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],

@@ -25,13 +25,13 @@ def _recommended(file: str) -> Iterator[Row]:
     return (row for row in rows(file) if row.network and "threshold" in row.data)
 
 
-# share of what is recommended for twice the speed, and the threshold for models that nothing is recommended for
-TEA_LEVELS = {"Quality": (0.5, 0.06), "Balanced": (0.75, 0.1), "Speed": (1.0, 0.16), "Turbo": (1.5, 0.25)}
+# share of what is recommended for twice the speed, and for models that nothing is recommended for the typical changes that may add up
+TEA_LEVELS = {"Quality": (0.5, 1.2), "Balanced": (0.75, 2.2), "Speed": (1.0, 3.2), "Turbo": (1.5, 5.2)}
 
 
 def _tea_rule(share: float, otherwise: float) -> Policy:
     cases = tuple((row.network, Accumulator(share * row.data["threshold"])) for row in _recommended(TEACACHE))
-    return ByModel(cases, Accumulator(otherwise))
+    return ByModel(cases, Accumulator(typical=otherwise))
 
 
 def teacache_of(
@@ -69,8 +69,9 @@ def teacache_of(
     )
 
 
-# share of the recommended threshold, most steps in a row, and the threshold for models that none is recommended for
-MAG_LEVELS = {"Quality": (0.25, 1, 0.06), "Balanced": (0.25, 2, 0.06), "Speed": (0.5, 3, 0.12), "Turbo": (1.0, 5, 0.24)}
+# share of the recommended threshold, most steps in a row, and for models that nothing is recommended for the typical deviation that may
+# add up: over n steps of an even drift it is n (n + 1) / 2 times that of one
+MAG_LEVELS = {"Quality": (0.25, 1, 1.2), "Balanced": (0.25, 2, 3.2), "Speed": (0.5, 3, 6.2), "Turbo": (1.0, 5, 15.2)}
 
 
 def _mag_rule(share: float, most: int, otherwise: float) -> Policy:
@@ -81,7 +82,7 @@ def _mag_rule(share: float, most: int, otherwise: float) -> Policy:
         )
         for row in _recommended(MAGCACHE)
     )
-    return ByModel(cases, Ratios(otherwise, 0.2, most))
+    return ByModel(cases, Ratios(0.0, 0.16, most, typical=otherwise))
 
 
 def _mag_published() -> Policy:

@@ -127,25 +127,35 @@ class Modulated:
             note = (
                 "no polynomial is published for this model, and none was fitted to a run of it: everything is computed"
             )
-        elif self.polynomial == AUTO:
-            note = f"the polynomial is {'fitted to a run of this model' if name == MEASURED else f'that of {name}'}"
-        else:
-            note = ""
-        return ModulatedAtWork(chosen, note)
+            return ModulatedAtWork(None, note=note)
+        return ModulatedAtWork(chosen, "a run of this model" if name == MEASURED else name)
 
 
 class ModulatedAtWork(Seen):
-    """A Modulated at work on one slot. note: a sentence for the report."""
+    """A Modulated at work on one slot. source: whose polynomial it is; note: a sentence for the report; typical: P of the typical x."""
 
-    def __init__(self, polynomial: Polynomial | None, note: str) -> None:
+    def __init__(self, polynomial: Polynomial | None, source: str = "", note: str = "") -> None:
         super().__init__()
-        self.polynomial, self.note = polynomial, note
+        self.polynomial, self.source, self.note = polynomial, source, note
+
+    def clear(self) -> None:
+        super().clear()
+        self.changes: list[Tensor] = []
+        self.typical = 0.0
+
+    def look(self, seen: Tensor) -> None:
+        super().look(seen)
+        if self.now is not None and self.before is not None:
+            self.changes.append(change(self.now, self.before))
 
     def read(self) -> float | None:
-        if self.polynomial is None or self.now is None or self.before is None:
+        if self.polynomial is None or not self.changes:
             return None
-        x = float(change(self.now, self.before))
-        return self.polynomial(x) if math.isfinite(x) else x
+        x, usual = torch.stack([self.changes[-1], typical(self.changes)]).tolist()
+        if not math.isfinite(x):
+            return x
+        self.typical = self.polynomial(usual)
+        return self.polynomial(x)
 
 
 @dataclass(frozen=True)

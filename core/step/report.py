@@ -26,7 +26,8 @@ class Report:
     """One run of a sampler. `notes` are sentences for the person who ran it.
 
     threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
-    expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from. seconds:
+    expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from, or
+    whose polynomial or ratios were used. seconds:
     of the whole run; deciding: of that, in policies and predictors, on the host. share: what of the model's blocks runs on a skip.
     """
 

@@ -95,8 +95,11 @@ class Run:
             if isinstance(p, Schedule) and p.plan is plan:
                 self.report.error, self.report.costs = p.error, p.costs
         for part in (*self.policies, self.indicator):
-            if getattr(part, "note", "") and not learning:
+            if learning:
+                continue
+            if getattr(part, "note", ""):
                 self.report.note(part.note)  # type: ignore[union-attr]
+            self.report.costs = getattr(part, "source", "") or self.report.costs
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed

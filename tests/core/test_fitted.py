@@ -274,7 +274,8 @@ def test_a_fitted_polynomial_is_used_and_said():
             run.indicator.computed(torch.from_numpy(r))
     report = run.close(True)
     assert report.skipped
-    assert report.notes == ["the polynomial is fitted to a run of this model"]
+    assert report.costs == "a run of this model"
+    assert report.notes == []
     p = lessons.polynomial
     assert p is not None
     x = [relative(b[1], a[1]) for a, b in pairwise(told)]

@@ -210,18 +210,32 @@ def test_faults_of_the_published_polynomials_are_gone():
 
 def test_the_polynomial_is_chosen_by_what_the_model_is():
     def told(network, name="auto"):
-        return Modulated(name).start(Setting(GRID, Reuse(), network=network)).note
+        work = Modulated(name).start(Setting(GRID, Reuse(), network=network))
+        return work.source or work.note
 
     assert "Flux Kontext" in told({**FLUX, "reference": True})
-    assert told({**FLUX, "reference": False}).endswith("Flux")
+    assert told({**FLUX, "reference": False}) == "Flux"
     assert "Wan 2.1 t2v 1.3B" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 1536, "in_dim": 16})
     assert "Wan 2.1 t2v 14B" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 5120, "in_dim": 16})
     assert "none was fitted" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 3072, "in_dim": 48})
     assert "none was fitted" in told({"image_model": "flux", "hidden_size": 3072, "vec_in_dim": None})  # LongCat
     assert "none was fitted" in told({"image_model": "qwen_image"})
     assert "none was fitted" in told({})
-    assert told({}, "Mochi") == ""
+    assert told({}, "Mochi") == "Mochi"
     assert "none was fitted" in told(FLUX, MEASURED)
+
+
+@pytest.mark.parametrize("kind", ["teacache", "dicache"])
+@pytest.mark.parametrize("pace", [0.003, 0.3])
+def test_typical_changes_that_add_up_fire_on_any_model(kind, pace):
+    indicator, probe = WORKS[kind]
+    seen = [s.reshape(1, -1, 4) for s in walk(GRID.steps, pace=pace)]
+    for typical, row in ((1.2, 1), (2.2, 2), (3.2, 3)):
+        computed, report = played(method(Accumulator(typical=typical), indicator, Warmup(3), probe=probe), seen)
+        text = "".join("c" if c else "s" for c in computed)
+        assert "s" * row in text
+        assert report.skipped >= (GRID.steps - 4) // 2 - 1
+        assert report.threshold is not None and report.threshold > 0
 
 
 def test_without_a_polynomial_everything_is_computed_and_that_is_said():

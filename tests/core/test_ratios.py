@@ -107,9 +107,9 @@ def test_time_is_the_share_of_noise_for_models_that_predict_noise():
 
 def test_the_table_is_chosen_by_what_the_model_is():
     def note(network, steps=28):
-        return played(flow(steps), Ratios(0.5), network=network)[1].notes[0]
+        return played(flow(steps), Ratios(0.5), network=network)[1].costs
 
-    assert note(FLUX) == "the magnitude ratios are those of Flux"
+    assert note(FLUX) == "Flux"
     assert "Flux Kontext" in note({**FLUX, "reference": True})
     assert "Wan 2.1 t2v 1.3B" in note({**WAN, "dim": 1536})
     assert "Wan 2.1 t2v 14B" in note({**WAN, "dim": 5120})
@@ -150,6 +150,17 @@ def test_what_guards_force_is_no_part_of_the_sum():
     masked, _ = played(grid, policy, Mask(StepMask((True,) * 10 + (False,) * 10, policy="dynamic")), lessons=own)
     assert [i for i, c in enumerate(masked) if not c] == [10, 12, 14, 16, 18]
     assert isinstance(Events(frozenset({7})), Events)
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.3])
+def test_the_typical_deviation_fires_whatever_the_model(scale):
+    draw = np.random.default_rng(0)
+    own = Lessons(flow(20).times[:-1], 1 + scale * draw.standard_normal(19) / 3, np.full(19, 0.1), np.zeros(0))
+    _, report = played(flow(20), Ratios(typical=1.2, retention=0.2, most=1, table=MEASURED), lessons=own)
+    assert report.skipped >= 4
+    usual = float(np.median(np.abs(own.ratios - 1)))
+    wanted = published([1.0, *own.ratios], 1.2 * usual, 1, 0.2)
+    assert [e.computed for e in report.evaluations] == wanted
 
 
 def test_a_cap_and_the_most_in_a_row_are_both_in_force():

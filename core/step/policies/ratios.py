@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from ..clock import Clock
 from ..fitted import Lessons
 from ..plan import Plan
@@ -20,21 +22,25 @@ class Ratios:
     table: AUTO takes the ratios published for the model at hand, and those measured in a run of it where none are; MEASURED the
     measured ones; otherwise a name in magcache.json. Without any, everything is computed. The schedule is worked out at the start,
     from no tensor.
+    typical: above 0, the threshold is so many times the median |1 - ratio| of the run's steps, and `error` is of no account.
     Raises ValueError for an unknown table, an error below 0, a retention that is no share.
     """
 
-    error: float
+    error: float = 0.0
     retention: float = 0.0
     most: int = 0
     table: str = AUTO
+    typical: float = 0.0
     plan: Plan | None = None
+    source: str = ""
     note: str = ""
     smallest: float = math.inf  # sum that a skip would have had at least
 
     def __post_init__(self) -> None:
         check_name("table", self.table, names(MAGCACHE))
-        if not self.error >= 0:
-            raise ValueError(f"the threshold is at least 0 (which computes everything), not {self.error}")
+        for value in (self.error, self.typical):
+            if not value >= 0:
+                raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
         if not 0 <= self.retention <= 1:
             raise ValueError(f"retention is a share of the steps, from 0 to 1, not {self.retention}")
         if self.most < 0:
@@ -62,23 +68,26 @@ class Ratios:
         if grid.steps < 1 or not grid.falling:
             return replace(self, plan=Plan(grid, tuple(range(grid.steps))))
         anchors, smallest, most = [], math.inf, min(self.most or math.inf, setting.longest)
-        total, rho, skipped = 0.0, 1.0, 0
-        for i, ratio in enumerate(sizes.ratios(grid)):
+        total, rho, skipped, ratios = 0.0, 1.0, 0, sizes.ratios(grid)
+        error = (
+            self.typical * float(np.median(np.abs(1 - ratios[1:]))) if self.typical and grid.steps > 1 else self.error
+        )
+        for i, ratio in enumerate(ratios):
             if i > 0 and i >= int(self.retention * grid.steps) and not setting.forced[i]:
                 rho *= ratio
                 total += abs(1 - rho)
                 skipped += 1
                 smallest = min(smallest, total)
-                if total < self.error and skipped <= most:
+                if total < error and skipped <= most:
                     continue
             anchors.append(i)
             total, rho, skipped = 0.0, 1.0, 0
-        source = "measured in a run of this model" if name == MEASURED else f"those of {name}"
         return replace(
             self,
             plan=Plan(grid, tuple(anchors)),
+            error=error,
             smallest=smallest,
-            note=f"the magnitude ratios are {source}" if self.table == AUTO else "",
+            source="a run of this model" if name == MEASURED else name,
         )
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision:

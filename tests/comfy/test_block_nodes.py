@@ -1,0 +1,346 @@
+"""The block-level methods' nodes: what each preset and widget says, and that it does so on a real model."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+
+from skipstone.core.step.method import Blocks, Method
+from skipstone.core.step.policies import Accumulator, Mask, Ratios, Setting, StepMask, Threshold, Total
+from skipstone.core.step.predictors import Linear, ProbeAligned, Reuse, Taylor
+from skipstone.core.step.probes import FromAnchor, Modulated, Probed
+from skipstone.core.step.tables import MAGCACHE, TEACACHE, rows
+from skipstone.nodes import firstblock, forecast, teacache
+from skipstone.patch.attach import attach
+from skipstone.patch.errors import StepCacheError
+from skipstone.tests.core.grids import flow
+
+OF: dict[str, Any] = {
+    "First Block Cache": firstblock.firstblock_of,
+    "DBCache": firstblock.dbcache_of,
+    "Cache-DiT": firstblock.cachedit_of,
+    "TeaCache": teacache.teacache_of,
+    "MagCache": teacache.magcache_of,
+    "DiCache": teacache.dicache_of,
+}
+FOUR = ("Quality", "Balanced", "Speed", "Turbo")
+PRESETS = {
+    "First Block Cache": [*FOUR, "auto", "as in WaveSpeed"],
+    "DBCache": [*FOUR, "as in cache-dit"],
+    "Cache-DiT": [*FOUR, "stable-diffusion.cpp"],
+    "TeaCache": [*FOUR, "as published"],
+    "MagCache": [*FOUR, "as published"],
+    "DiCache": [*FOUR, "as published"],
+}
+EVERY = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
+LEARNS = ("TeaCache", "MagCache")
+STEPS = 16
+
+pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
+
+
+@pytest.fixture(scope="module")
+def flux(small_flux):
+    """Two double and two single blocks."""
+    return small_flux(depth=2, depth_single_blocks=2)
+
+
+@pytest.fixture(scope="module")
+def full(studio, flux):
+    return studio.sample(flux, steps=STEPS, cfg=1.0)
+
+
+def rule(method: Method, network: Any = None) -> Any:
+    """The policy that decides, for a model of this kind."""
+    policy: Any = method.policies[-1]
+    return policy.of(network or {}) if hasattr(policy, "of") else policy
+
+
+@pytest.mark.parametrize(("name", "preset"), EVERY)
+def test_every_preset_is_plain_data(name, preset):
+    method = OF[name](preset)
+    assert (method.name, method.variant, method.level) == (name, preset, "blocks")
+    assert method == OF[name](preset)
+    assert method.calibration == ("auto" if name in LEARNS else "default")
+
+
+@pytest.mark.parametrize(("name", "preset"), [(n, p) for n, p in EVERY if p in (*FOUR, "auto")])
+def test_every_preset_fires_on_a_model_that_nobody_has_published_anything_for(studio, cached, flux, full, name, preset):
+    model, reports = cached(OF[name](preset), flux)
+    if name in LEARNS:  # the first run teaches, once for both of them
+        studio.sample(model, steps=STEPS, cfg=1.0)
+    out = studio.sample(model, steps=STEPS, cfg=1.0)
+    report = reports[-1]
+    assert report.skipped > 0
+    assert torch.isfinite(out).all()
+    assert not torch.equal(out, full)
+    assert (out - full).norm() < 0.3 * full.norm()
+    assert (report.threshold is not None) == (name != "MagCache")
+
+
+@pytest.mark.parametrize("name", OF)
+def test_faster_presets_skip_no_less(studio, cached, flux, name):
+    skipped = []
+    for preset in FOUR:
+        model, reports = cached(OF[name](preset), flux)
+        if name in LEARNS:
+            studio.sample(model, steps=STEPS, cfg=1.0)
+        studio.sample(model, steps=STEPS, cfg=1.0)
+        skipped.append(reports[-1].skipped)
+    assert skipped == sorted(skipped)
+    assert skipped[-1] > skipped[0] > 0
+
+
+FLUX = {"image_model": "flux", "hidden_size": 3072, "vec_in_dim": 768}
+HUNYUAN = {"image_model": "hunyuan_video", "vec_in_dim": 768}
+
+
+def test_first_block_cache_has_published_thresholds_where_there_are_and_typical_changes_elsewhere():
+    assert [rule(firstblock.firstblock_of(p), FLUX).threshold for p in FOUR] == pytest.approx(
+        [0.06, 0.0804, 0.12, 0.18]
+    )
+    assert [rule(firstblock.firstblock_of(p), HUNYUAN).threshold for p in FOUR] == pytest.approx(
+        [0.05, 0.067, 0.1, 0.15]
+    )
+    typical = [rule(firstblock.firstblock_of(p)).typical for p in FOUR]
+    assert typical == sorted(typical) and typical[0] > 1
+    auto = firstblock.firstblock_of("auto")
+    assert rule(auto, FLUX) == rule(auto) == rule(firstblock.firstblock_of("Balanced"))
+    wave = firstblock.firstblock_of("as in WaveSpeed")
+    assert rule(wave, FLUX) == rule(wave) == Threshold(0.12)
+    assert wave.predictor == Reuse()
+
+
+def test_first_block_cache_by_hand():
+    method = firstblock.firstblock_of("Custom", 0.3, "typical changes", "reuse", 3, 0.1, 0.9, 5, "cpu")
+    assert rule(method) == Threshold(typical=0.3)
+    assert method.blocks == Blocks(1, 0)
+    assert (method.predictor, method.history_device, method.indicator) == (Reuse(), "cpu", FromAnchor())
+    assert rule(firstblock.firstblock_of("Custom", 0.3)) == Threshold(0.3)
+    assert isinstance(firstblock.firstblock_of("Custom").predictor, Linear)
+
+
+def test_dbcache_by_hand():
+    method = firstblock.dbcache_of(
+        "Custom", 3, 2, 0.2, "relative change", "taylor", 2, "index", max_cached=7, warmup=5, max_skips=2
+    )
+    assert method.blocks == Blocks(3, 2)  # as many as were asked for, or an error
+    assert method.predictor == Taylor(2, "index")
+    assert Total(7) in method.policies
+    assert rule(method) == Threshold(0.2)
+    assert rule(firstblock.dbcache_of("as in cache-dit")) == Threshold(0.08)
+    assert firstblock.dbcache_of("as in cache-dit").predictor == Reuse()
+    published = firstblock.dbcache_of("as in cache-dit").blocks
+    assert published is not None
+    assert (published.prefix, published.suffix, published.fit) == (8, 0, True)
+
+
+def test_the_presets_fewer_blocks_for_more_speed():
+    fns = [b.prefix for b in (firstblock.dbcache_of(p).blocks for p in FOUR) if b]
+    assert fns == sorted(fns, reverse=True)
+
+
+def test_more_blocks_than_the_model_has_is_an_error_that_says_how_many_there_are(flux):
+    for of in (firstblock.dbcache_of, firstblock.cachedit_of):
+        with pytest.raises(StepCacheError, match=r"(?s)8 \+ 0 blocks.*has 4"):
+            attach(flux, of("Custom", fn=8))
+        attach(flux, of("Balanced"))
+        attach(flux, of("Custom", fn=2, bn=1))
+    with pytest.raises(StepCacheError, match=r"9 \+ 0 blocks"):
+        attach(flux, teacache.dicache_of("Custom", probe=9))
+
+
+def skipped_steps(reports):
+    return [e.step for e in reports[-1].evaluations if not e.computed]
+
+
+@pytest.mark.parametrize("name", ["DBCache", "Cache-DiT"])
+def test_warmup_totals_and_rows_are_in_force(studio, cached, flux, name):
+    """In stable-diffusion.cpp's cache-dit warmup, mask, totals and rows are read and not heeded."""
+    rows_of = {"max_skips": 2} if name == "DBCache" else {"skip_interval": 2}
+    model, reports = cached(OF[name]("Custom", fn=1, threshold=50.0, warmup=5, max_cached=5, **rows_of), flux)
+    studio.sample(model, steps=STEPS, cfg=1.0)
+    assert skipped_steps(reports) == [5, 6, 8, 9, 11]
+    assert [e.reason for e in reports[0].evaluations[12:15]] == ["total"] * 3
+
+
+def test_cache_dits_mask_is_in_force(studio, cached, flux):
+    steps = StepMask(name="ultra").on(flow(STEPS))
+    holes = [i for i, c in enumerate(steps) if not c and i >= 3 and i < STEPS - 1]
+    for policy, threshold, wanted in (("static", 0.0, holes), ("dynamic", 0.0, []), ("dynamic", 50.0, holes)):
+        method = firstblock.cachedit_of(
+            "Custom", fn=1, threshold=threshold, warmup=3, skip_interval=0, mask="ultra", mask_policy=policy
+        )
+        model, reports = cached(method, flux)
+        studio.sample(model, steps=STEPS, cfg=1.0)
+        assert skipped_steps(reports) == wanted
+
+
+def test_a_step_mask_that_is_connected_goes_before_cache_dits_own():
+    own = StepMask((True, False))
+    method = firstblock.cachedit_of("Custom", mask="fast", step_mask=own)
+    assert [p.mask for p in method.policies if isinstance(p, Mask)] == [own]
+
+
+def test_cache_dit_forecasts(studio, cached, flux):
+    """TaylorSeer's derivatives are kept in stable-diffusion.cpp, and never used."""
+    outs = []
+    for order in (1, 2):
+        method = firstblock.cachedit_of("Custom", fn=1, threshold=50.0, warmup=6, order=order, skip_interval=3)
+        assert method.predictor == Taylor(order, "log-SNR")
+        outs.append(studio.sample(cached(method, flux)[0], steps=STEPS, cfg=1.0))
+    reuse = firstblock.dbcache_of("Custom", fn=1, threshold=50.0, warmup=6, predictor="none", max_skips=3)
+    outs.append(studio.sample(cached(reuse, flux)[0], steps=STEPS, cfg=1.0))
+    assert all(not torch.equal(a, b) for a, b in pairwise(outs))
+
+
+def test_cache_dit_as_documented_by_stable_diffusion_cpp():
+    method = firstblock.cachedit_of("stable-diffusion.cpp")
+    assert rule(method) == Threshold(0.08)
+    assert method.predictor == Taylor(1, "index")
+    assert method.blocks is not None and (method.blocks.prefix, method.blocks.suffix) == (8, 0)
+
+
+def test_teacache_has_the_recommended_thresholds_where_there_are():
+    for row in rows(TEACACHE):
+        if row.network and "threshold" in row.data:
+            told = [rule(teacache.teacache_of(p), row.network).threshold / row.data["threshold"] for p in FOUR]
+            assert told == pytest.approx([0.5, 0.75, 1.0, 1.5])
+            assert rule(teacache.teacache_of("as published"), row.network) == Accumulator(row.data["threshold"])
+
+
+def test_teacache_by_hand():
+    method = teacache.teacache_of("Custom", 0.3, "Mochi", "reuse", 2, 0.1, 0.8, 4)
+    assert (method.indicator, rule(method), method.predictor) == (Modulated("Mochi"), Accumulator(0.3), Reuse())
+    assert method.blocks == Blocks(0, 0, "modulated")
+    with pytest.raises(ValueError, match="polynomial is one of auto, measured, Flux Kontext"):
+        teacache.teacache_of("Custom", polynomial="tomorrow")
+
+
+def test_teacaches_window_is_of_the_steps(studio, cached, flux):
+    """Of 16, the steps 4 to 11; and nothing that was added up before is held against the first of them."""
+    method = teacache.teacache_of("Custom", 900.0, "Flux", start_percent=0.25, end_percent=0.75)
+    model, reports = cached(method, flux)
+    studio.sample(model, steps=STEPS, cfg=1.0)
+    assert skipped_steps(reports) == list(range(4, 12))
+
+
+def test_magcache_has_the_recommended_values_where_there_are():
+    for row in rows(MAGCACHE):
+        if row.network and "threshold" in row.data:
+            data = row.data
+            assert rule(teacache.magcache_of("as published"), row.network) == Ratios(
+                data["threshold"], data["retention"], data["most"]
+            )
+            turbo = rule(teacache.magcache_of("Turbo"), row.network)
+            assert turbo.error == data["threshold"] and turbo.most <= data["most"]
+            errors = [rule(teacache.magcache_of(p), row.network).error for p in FOUR]
+            assert errors == sorted(errors)
+
+
+def test_magcache_by_hand_and_as_a_schedule_that_is_known_beforehand(studio, cached, flux):
+    method = teacache.magcache_of("Custom", 0.3, "Flux", start_percent=0.25, max_skips=3)
+    assert rule(method) == Ratios(0.3, table="Flux")
+    model, reports = cached(method, flux)
+    studio.sample(model, steps=STEPS, cfg=1.0)
+    assert reports[0].planned == [i for i in range(STEPS) if i not in skipped_steps(reports)]
+    assert min(skipped_steps(reports)) == 4
+    with pytest.raises(ValueError, match="table is one of auto, measured, Flux Kontext"):
+        teacache.magcache_of("Custom", ratios="tomorrow")
+
+
+def test_a_model_without_tables_is_learned_in_one_run_for_both(studio, cached, small_flux):
+    model = small_flux(depth=1, depth_single_blocks=3)
+    tea, tea_reports = cached(teacache.teacache_of("Turbo"), model)
+    full = studio.sample(tea, steps=STEPS, cfg=1.0)
+    assert torch.equal(full, studio.sample(model, steps=STEPS, cfg=1.0))
+    assert any("computed in full to learn" in n for n in tea_reports[0].notes)
+    mag, mag_reports = cached(teacache.magcache_of("Turbo"), model)
+    for patched, reports in ((tea, tea_reports), (mag, mag_reports)):
+        studio.sample(patched, steps=STEPS, cfg=1.0)
+        assert reports[-1].skipped > 0
+        assert reports[-1].costs == "a run of this model"
+
+
+def test_dicache_by_hand():
+    method = teacache.dicache_of("Custom", 0.2, "change beyond the input's", 3, 2.0)
+    assert (method.indicator, method.predictor) == (Probed("dy-dx", 2.0), ProbeAligned())
+    assert method.blocks == Blocks(3, 0, "states")
+    assert rule(method) == Accumulator(0.2)
+    assert rule(teacache.dicache_of("as published"), FLUX) == Accumulator(0.4)
+
+
+def test_taylorseer_forecasts_the_blocks_too(studio, cached, flux):
+    method = forecast.taylorseer_of("Custom", order=2, interval=3, level="blocks")
+    assert method.blocks == Blocks(0, 0, "none")
+    model, reports = cached(method, flux)
+    out = studio.sample(model, steps=STEPS, cfg=1.0)
+    assert reports[0].skipped > 0
+    other = studio.sample(cached(forecast.taylorseer_of("Custom", order=2, interval=3), flux)[0], steps=STEPS, cfg=1.0)
+    assert not torch.equal(out, other)
+    assert forecast.taylorseer_of("Custom", order=2, interval=3).level == "output"
+    assert forecast.taylorseer_of("Speed", level="blocks").level == "blocks"
+
+
+@pytest.mark.parametrize("name", OF)
+def test_never_skipping_is_the_unpatched_model(studio, cached, flux, full, name):
+    values: dict[str, Any] = {"threshold": 0.0}
+    if name in LEARNS:
+        values["polynomial" if name == "TeaCache" else "ratios"] = "Flux"
+    if name in ("DBCache", "Cache-DiT"):
+        values["fn"] = 1
+    model, reports = cached(OF[name]("Custom", **values), flux)
+    assert torch.equal(studio.sample(model, steps=STEPS, cfg=1.0), full)
+    assert "nothing was skipped" in reports[0].notes[-1]
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_step_mask_goes_into_every_one(name):
+    mask = StepMask((True, True, False, True))
+    assert [p.mask for p in OF[name](step_mask=mask).policies if isinstance(p, Mask)] == [mask]
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "said"),
+    [
+        ("First Block Cache", {"threshold": -0.1}, "threshold is at least 0"),
+        ("First Block Cache", {"threshold": float("nan"), "unit": "typical changes"}, "threshold is at least 0"),
+        ("First Block Cache", {"unit": "miles"}, "unit is one of relative change, typical changes"),
+        ("First Block Cache", {"predictor": "tomorrow"}, "predictor is one of line, reuse"),
+        ("DBCache", {"fn": 0}, "Fn is the number of first blocks"),
+        ("DBCache", {"bn": -1}, "Bn is the number of last blocks"),
+        ("DBCache", {"predictor": "taylor", "order": 3}, "1 or 2"),
+        ("DBCache", {"coordinate": "tomorrow"}, "coordinate is one of"),
+        ("DBCache", {"max_cached": -1}, "max_cached is a number of steps"),
+        ("DBCache", {"threshold": -1.0}, "threshold is at least 0"),
+        ("Cache-DiT", {"fn": 0}, "Fn is the number of first blocks"),
+        ("Cache-DiT", {"skip_interval": -1}, "skip_interval is a number of steps"),
+        ("Cache-DiT", {"max_cached": -1}, "max_cached is a number of steps"),
+        ("Cache-DiT", {"mask": "tomorrow"}, "mask is one of none, slow"),
+        ("Cache-DiT", {"mask_policy": "tomorrow"}, "mask_policy is one of"),
+        ("TeaCache", {"threshold": -1.0}, "threshold is at least 0"),
+        ("MagCache", {"threshold": float("nan")}, "threshold is at least 0"),
+        ("DiCache", {"error": "tomorrow"}, "error is one of"),
+        ("DiCache", {"probe": 0}, "at least 1 of them"),
+        ("DiCache", {"most_ratio": 0.5}, "most_ratio is a factor from 1"),
+        ("DiCache", {"most_ratio": float("nan")}, "most_ratio is a factor from 1"),
+        *((name, {"preset": "tomorrow"}, "preset is one of") for name in OF),
+        *((name, {"cache_device": "tomorrow"}, "one of auto, gpu, cpu") for name in OF),
+        *((name, {"warmup": -1}, "warmup is a number of steps") for name in OF),
+        *((name, {"step_mask": "1,0,1"}, "step_mask takes the output of a Step Mask node") for name in OF),
+    ],
+)
+def test_a_bad_value_is_refused_with_what_would_do(name, values, said):
+    with pytest.raises(ValueError, match=said):
+        OF[name](**{"preset": "Custom", **values})
+
+
+def test_what_is_asked_of_a_model_is_started_with_what_is_known_of_it():
+    setting = Setting(flow(20), Reuse(), network=FLUX)
+    method = teacache.teacache_of("Speed")
+    assert method.policies[-1].start(setting).threshold == 0.4  # type: ignore[attr-defined]
+    assert method.indicator is not None and method.indicator.start(setting).source == "Flux"  # type: ignore[attr-defined]
+    assert not method.lacks(FLUX, None) and method.lacks({"image_model": "qwen_image"}, None)
