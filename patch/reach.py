@@ -63,7 +63,7 @@ def reach_of(method: Method, network: Any) -> Reach:
 
 def _stacks(method: Method, family: Family, network: Any) -> Reach:
     blocks = [b for stack in family.stacks for b in blocks_of(network, stack)]
-    wanted = _fitted(method, family, len(blocks), 0 if family.u_skips else len(blocks))
+    wanted = _fitted(method, family, len(blocks))
     runs = [*blocks[: wanted.prefix], *blocks[len(blocks) - wanted.suffix :]]
     widths = Counter(p.shape[-1] for b in blocks[:1] for p in b.parameters() if p.ndim == 2)
     width = widths.most_common(1)[0][0] if widths else 0
@@ -83,36 +83,40 @@ def _unet(method: Method, family: Family, network: Any) -> Reach:
             f"{method.name} looks at the modulated input of the first block, and a UNet has none. First Block Cache and DBCache "
             f"work on its blocks; {ANY_MODEL}."
         )
-    wanted = _fitted(method, family, len(downs) - 1, 1)
+    wanted = method.blocks
+    if wanted.fit:  # the outermost on both sides, as DeepCache has it
+        wanted = replace(wanted, prefix=min(wanted.prefix, 1), suffix=1)
+    most = len(downs) - 2
+    if wanted.prefix > most or wanted.suffix > wanted.prefix + 1:
+        raise StepCacheError(
+            f"in a UNet Fn is a number of input blocks and Bn one of output blocks, which need what the input blocks gave: Fn is at most "
+            f"{most} in this one and Bn at most Fn + 1, not {wanted.prefix} and {wanted.suffix}."
+        )
     seam = UNetSeam(wanted)
     runs = [*downs[: seam.prefix], *ups[len(ups) - seam.suffix :]]
     share = _weight(runs) / max(_weight(blocks), 1)
     return Reach(family, seam, wanted, len(blocks), share, 1, int(network.model_channels))
 
 
-def _fitted(method: Method, family: Family, total: int, beyond: int) -> Blocks:
-    """The method's Fn and Bn, where the model has so many blocks. A preset's are made to fit. beyond: where skip connections lead from
-    the first blocks to the last, how many more of the last than of the first may run."""
+def _fitted(method: Method, family: Family, total: int) -> Blocks:
+    """The method's Fn and Bn, where the model has so many blocks. A preset's are made to fit."""
     wanted = method.blocks
     assert wanted is not None
-    if wanted.prefix < family.least:
-        wanted = replace(wanted, prefix=family.least)
-    least = max(1 if wanted.probe == "residual" else 0, family.least)
+    least = max(1 if wanted.probe in ("residual", "states") else 0, family.least)
+    wanted = replace(wanted, prefix=max(wanted.prefix, family.least))
     if wanted.fit:
         prefix = max(min(wanted.prefix, total // 3), least)
-        wanted = replace(wanted, prefix=prefix, suffix=min(wanted.suffix, total // 3))
-    if wanted.prefix + wanted.suffix >= total or wanted.prefix < least:
+        wanted = replace(wanted, prefix=prefix, suffix=min(wanted.suffix, prefix if family.u_skips else total // 3))
+    if wanted.prefix + wanted.suffix >= total:
         raise StepCacheError(
             f"{method.name} would always run Fn + Bn = {wanted.prefix} + {wanted.suffix} blocks, and this model ({family.name}) has "
             f"{total}: nothing would be left to skip. Take smaller numbers, together less than {total}."
         )
-    if wanted.suffix > wanted.prefix + beyond:
-        if not wanted.fit:
-            raise StepCacheError(
-                f"in this model ({family.name}) the last blocks need what the first ones gave, so Bn is at most Fn, and "
-                f"{wanted.suffix} is more than {wanted.prefix}. Take a smaller Bn, or a larger Fn."
-            )
-        wanted = replace(wanted, suffix=wanted.prefix)
+    if family.u_skips and wanted.suffix > wanted.prefix:
+        raise StepCacheError(
+            f"in this model ({family.name}) the last blocks need what the first ones gave, so Bn is at most Fn, and "
+            f"{wanted.suffix} is more than {wanted.prefix}. Take a smaller Bn, or a larger Fn."
+        )
     return wanted
 
 

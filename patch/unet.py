@@ -12,6 +12,8 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from comfy.ldm.modules.attention import SpatialTransformer
+from comfy.ldm.modules.diffusionmodules.openaimodel import Upsample
 from torch import Tensor
 from torch.nn import Module
 
@@ -29,6 +31,26 @@ class _Layer(Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.answer(x)
+
+
+class _Blank(Upsample):
+    """Gives nothing, of the size of the skip connection that it is to be joined with: ComfyUI tells that to layers of this class."""
+
+    def __init__(self) -> None:
+        Module.__init__(self)
+
+    def forward(self, x: Tensor, output_shape: Any = None) -> Tensor:
+        return x.new_zeros(len(x), 1, *(x.shape if output_shape is None else output_shape)[2:])
+
+
+class _Counted(SpatialTransformer):
+    """Does nothing: ComfyUI counts layers of this class, and GLIGEN and IPAdapter go by the count."""
+
+    def __init__(self) -> None:
+        Module.__init__(self)
+
+    def forward(self, x: Tensor, *_: Any) -> Tensor:
+        return x
 
 
 class UNetSeam:
@@ -65,9 +87,8 @@ class UNetSeam:
             else:
                 _silence(control, len(ups) - self.suffix)
                 for block in inner:
-                    # what an upper block is given has a skip connection's channels beside the deep ones
-                    put(block, [_Layer(lambda x: x[:, : h.shape[1]])])
-                put(last, [_Layer(lambda _: feature["h"])])
+                    counted = [_Counted() for layer in block if isinstance(layer, SpatialTransformer)]
+                    put(block, [*counted, _Layer(lambda _: feature["h"]) if block is last else _Blank()])
             return h
 
         def leave(h: Tensor) -> Tensor:
@@ -92,10 +113,12 @@ class UNetSeam:
 
 def _silence(control: Any, ups: int) -> None:
     """What a ControlNet has for blocks that are left out does not fit what stands there instead. The lists are the call's own, and are
-    popped from as the UNet goes: what is left of `input` and `middle` is for them, and of `output` the first `ups` to be popped."""
+    popped from as the UNet goes: what is left of `input`, but the next, and `middle` is for them, and of `output` the first `ups` to
+    be popped."""
     if not isinstance(control, dict):
         return
-    for name in ("input", "middle"):
-        control[name] = [None] * len(control.get(name) or ())
+    ins = control.get("input") or []  # the next is for the block whose layers have just run
+    control["input"] = [None] * (len(ins) - 1) + ins[-1:]
+    control["middle"] = [None] * len(control.get("middle") or ())
     outs = control.get("output") or []
     control["output"] = outs[: max(len(outs) - ups, 0)] + [None] * min(ups, len(outs))
