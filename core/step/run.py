@@ -94,9 +94,7 @@ class Run:
         for p in self.policies:
             if isinstance(p, Schedule) and p.plan is plan:
                 self.report.error, self.report.costs = p.error, p.costs
-        for part in (*self.policies, self.indicator):
-            if learning:
-                continue
+        for part in () if learning else (*self.policies, self.indicator):
             if getattr(part, "note", ""):
                 self.report.note(part.note)  # type: ignore[union-attr]
             self.report.costs = getattr(part, "source", "") or self.report.costs
