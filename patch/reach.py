@@ -58,7 +58,19 @@ def reach_of(method: Method, network: Any) -> Reach:
         raise StepCacheError(
             f"{method.name} works on a model's blocks, and cannot on this one ({type(network).__name__}): {why}. {ANY_MODEL}."
         )
+    if why := objection(method, family):
+        raise StepCacheError(f"{why}; {ANY_MODEL}.")
     return _unet(method, family, network) if family.unet else _stacks(method, family, network)
+
+
+def objection(method: Method, family: Family) -> str:
+    """Why a method of block level can work on no model of the family; "" where it can."""
+    if family.unet and method.blocks is not None and method.blocks.probe == "modulated":
+        return (
+            f"{method.name} looks at the modulated input of the first block, and a UNet has none. First Block Cache and DBCache "
+            "work on its blocks"
+        )
+    return ""
 
 
 def _stacks(method: Method, family: Family, network: Any) -> Reach:
@@ -78,11 +90,6 @@ def _unet(method: Method, family: Family, network: Any) -> Reach:
     middle = [network.middle_block] if network.middle_block is not None else []
     blocks = [*downs, *middle, *ups]
     assert method.blocks is not None
-    if method.blocks.probe == "modulated":
-        raise StepCacheError(
-            f"{method.name} looks at the modulated input of the first block, and a UNet has none. First Block Cache and DBCache "
-            f"work on its blocks; {ANY_MODEL}."
-        )
     wanted = method.blocks
     if wanted.fit:  # the outermost on both sides, as DeepCache has it
         wanted = replace(wanted, prefix=min(wanted.prefix, 1), suffix=1)
