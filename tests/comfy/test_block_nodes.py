@@ -344,3 +344,90 @@ def test_what_is_asked_of_a_model_is_started_with_what_is_known_of_it():
     assert method.policies[-1].start(setting).threshold == 0.4  # type: ignore[attr-defined]
     assert method.indicator is not None and method.indicator.start(setting).source == "Flux"  # type: ignore[attr-defined]
     assert not method.lacks(FLUX, None) and method.lacks({"image_model": "qwen_image"}, None)
+
+
+def taught(studio, cached, name, model, preset="Speed", **how):
+    """A MODEL with the method on it, and its reports; TeaCache and MagCache have seen such a run in full."""
+    patched, reports = cached(OF[name](preset), model)
+    if name in LEARNS:
+        studio.sample(patched, **{"steps": STEPS, **how})
+        reports.clear()
+    return patched, reports
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_second_run_is_as_a_fresh_one(studio, cached, flux, name):
+    model, reports = taught(studio, cached, name, flux)
+    first, other, again = (studio.sample(model, steps=STEPS, seed=seed) for seed in (1, 2, 1))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert all(r.skipped for r in reports)
+
+
+@pytest.mark.parametrize("name", OF)
+def test_guidance_has_one_decision_and_two_histories(studio, cached, flux, name):
+    """With prompts of one length both are run at once, with another length one after the other."""
+    for negative in ("", "a green square on white, " * 20):
+        how: dict[str, Any] = {"steps": STEPS, "negative": studio.prompt(negative)}
+        model, reports = taught(studio, cached, name, flux, **how)
+        out = studio.sample(model, **how)
+        full = studio.sample(flux, **how)
+        assert reports[-1].skipped > 0
+        assert len(reports[-1].evaluations) == STEPS
+        assert (out - full).norm() < 0.3 * full.norm()
+
+
+@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "res_multistep", "euler_ancestral", "dpmpp_2m_sde"])
+@pytest.mark.parametrize("name", OF)
+def test_every_kind_of_sampler(studio, cached, flux, name, sampler):
+    model, reports = taught(studio, cached, name, flux, sampler=sampler)
+    assert torch.isfinite(studio.sample(model, steps=STEPS, sampler=sampler)).all()
+    timeline = reports[-1].evaluations
+    assert reports[-1].skipped > 0
+    assert timeline[0].computed and all(e.computed for e in timeline if e.step >= STEPS - 1)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4])
+@pytest.mark.parametrize("name", OF)
+def test_very_few_steps(studio, cached, flux, name, steps):
+    model, reports = taught(studio, cached, name, flux, steps=steps)
+    out = studio.sample(model, steps=steps)
+    assert torch.isfinite(out).all()
+    assert reports[-1].evaluations[0].computed and reports[-1].evaluations[-1].computed
+    if not reports[-1].skipped:
+        assert torch.equal(out, studio.sample(flux, steps=steps))
+
+
+@pytest.mark.parametrize("name", OF)
+def test_an_error_in_the_middle_leaves_nothing_behind(studio, cached, flux, name):
+    model, reports = taught(studio, cached, name, flux)
+    fresh = studio.sample(model, steps=STEPS)
+
+    def callback(step, *_):
+        if step == 8:
+            raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        studio.sample(model, steps=STEPS, callback=callback)
+    assert torch.equal(studio.sample(model, steps=STEPS), fresh)
+    assert [r.finished for r in reports] == [True, False, True]
+
+
+@pytest.mark.parametrize("name", OF)
+def test_a_batch_of_two(studio, cached, flux, name):
+    noise = studio.noise(batch=2)
+    noise[0] = noise[1]  # who decides by what both do together decides as for one alone
+    model, reports = taught(studio, cached, name, flux)
+    out = studio.sample(model, steps=STEPS, noise=noise)
+    alone = studio.sample(model, steps=STEPS, noise=noise[1:])
+    assert reports[-2].skipped > 0
+    torch.testing.assert_close(out[1:], alone, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", OF)
+def test_where_it_is_kept_changes_nothing(studio, cached, flux, name):
+    model, _ = taught(studio, cached, name, flux)
+    auto = studio.sample(model, steps=STEPS)
+    for device in ("gpu", "cpu"):
+        model, _ = cached(OF[name]("Speed", cache_device=device), flux)
+        assert torch.equal(studio.sample(model, steps=STEPS), auto)
