@@ -1,0 +1,1 @@
+"""Memo: values kept by the content they were computed from, in memory, on disk and in Redis."""
