@@ -87,8 +87,9 @@ class CompiledModel:
         stage, what = stage_of(base, self.settings), self.settings.what
         if options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}).get(OWN_KEY):
             what = EACH_BLOCK  # a hook that works on blocks cannot be within one graph
-        if not stage.lists(base.diffusion_model):
+        if what == EACH_BLOCK and not stage.lists(base.diffusion_model):
             what = WHOLE_MODEL
+            self.tell("this kind of model has no list of blocks: it is compiled in whole", logging.INFO)
         state = self.state(options, what)
         if self.settings.graphs:
             torch.compiler.cudagraph_mark_step_begin()

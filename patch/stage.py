@@ -172,7 +172,8 @@ def _lists_in(module: Module, least: int) -> Iterator[Module]:
     for child in module.children():
         if isinstance(child, ModuleList | ModuleDict):
             blocks = list(child.children())
-            if len(blocks) >= least and len({*map(type, blocks)}) == 1 and any(True for _ in blocks[0].children()):
+            alike = len(blocks) >= least and len({*map(type, blocks)}) == 1
+            if alike and not isinstance(blocks[0], ModuleList | ModuleDict) and list(blocks[0].children()):
                 yield child
                 continue
         yield from _lists_in(child, least)
@@ -198,10 +199,15 @@ class StandIn(Module):
         mine.update({name: vars(original)[name] for name in mine if name in vars(original)})
         del mine["training"]
         mine["original"], mine["stage"], mine["whole"] = original, stage, whole
-        mine["looks"] = (type(original), tuple((n, tuple(p.shape)) for n, p in original.named_parameters()))
         mine["parts"] = tuple(original.modules())[1:]
+        shapes = tuple((n, tuple(p.shape)) for n, p in original.named_parameters())
+        mine["looks"] = (type(original), tuple(map(type, self.parts)), shapes)
         mine["place"] = _place_of_options(original)
         mine["last"] = (None, None)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # some networks ask of their blocks which of several kinds they are
+        return type(self.original)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(vars(self)["original"], name)

@@ -357,6 +357,7 @@ def test_what_is_set_on_a_stand_in():
     before = dict(vars(block))
     stand_in = StandIn(block, Stage(Settings()), False)
     assert stand_in.linear is block.linear
+    assert isinstance(stand_in, Block)
     assert dict(stand_in.named_parameters()) == dict(block.named_parameters())
     assert list(stand_in.state_dict()) == list(block.state_dict())
     stand_in.note = 3
