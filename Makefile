@@ -11,7 +11,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train check costs bench-meancache bench-presets bench-overhead bench-quality clean
+.PHONY: demo test lint format setup train check costs bench-meancache bench-presets bench-overhead bench-quality bench-blocks families clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -59,6 +59,14 @@ bench-overhead:
 # every method, plain sampling and ComfyUI's own caches on three models: hours, and goes on where it was stopped
 bench-quality:
 	$(RUN) bench/quality.py $(ARGS)
+
+# the methods that work inside the model: also how much of its work they do, and what that makes them faster
+bench-blocks:
+	$(RUN) bench/blocks.py $(ARGS)
+
+# which model classes they work on; ARGS=--readme writes the README's table of families anew
+families:
+	@$(RUN) tools/families.py $(ARGS)
 
 clean:
 	rm -rf .work .pytest_cache .mypy_cache .ruff_cache demo-output bench-output

@@ -4,4 +4,10 @@ from __future__ import annotations
 
 from .base import Family
 
-FAMILIES = (Family("UNet", ("comfy.ldm.modules.diffusionmodules.openaimodel:UNetModel",), unet=True),)
+FAMILIES = (
+    Family(
+        "Stable Diffusion 1 and 2, SDXL, SVD (UNets)",
+        ("comfy.ldm.modules.diffusionmodules.openaimodel:UNetModel",),
+        unet=True,
+    ),
+)
