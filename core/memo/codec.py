@@ -52,22 +52,14 @@ class Entry:
 
 def encode(key: Key, entry: Entry) -> bytes:
     """The entry as bytes, independent of what the caller does to the value afterwards. Raises Refused, with the reason."""
-    tensors: list[torch.Tensor] = []
-    tree = _plant(entry.value, tensors, 0)
-    size = sum(t.nbytes for t in tensors)
-    if size > LARGEST:
-        raise Refused(f"larger than {LARGEST >> 30} GB")
-    about = {"format": FORMAT, "key": str(key), "cost": entry.cost, "created": entry.created, "value": tree}
     try:
-        text = json.dumps(about, allow_nan=False, separators=(",", ":"))
-        if len(text) > HEADER // 2:  # quoted again inside the header
-            raise Refused("too much that is no tensor")
-        body = save({str(i): t for i, t in enumerate(tensors)}, {"skipstone": text})
+        return _encode(key, entry)
     except Refused:
         raise
-    except Exception as error:  # an integer without end, a dtype that this safetensors does not know
-        raise Refused(f"safetensors or JSON do not take it ({type(error).__name__})") from error
-    return b"".join((MAGIC, blake3(body, max_threads=blake3.AUTO).digest(), body))
+    except (
+        Exception
+    ) as error:  # an integer without end, no memory for a copy, a dtype that this safetensors does not know
+        raise Refused(f"its bytes cannot be had ({type(error).__name__})") from error
 
 
 def decode(key: Key, data: bytes | bytearray, verify: bool = True) -> Entry:
@@ -89,6 +81,19 @@ def plausible(head: bytes | bytearray, size: int) -> bool:
         return False
     (header,) = struct.unpack_from("<Q", head, PREFIX)
     return bool(header <= min(HEADER, size - PREFIX - 8))
+
+
+def _encode(key: Key, entry: Entry) -> bytes:
+    tensors: list[torch.Tensor] = []
+    tree = _plant(entry.value, tensors, 0)
+    if sum(t.nbytes for t in tensors) > LARGEST:
+        raise Refused(f"larger than {LARGEST >> 30} GB")
+    about = {"format": FORMAT, "key": str(key), "cost": entry.cost, "created": entry.created, "value": tree}
+    text = json.dumps(about, allow_nan=False, separators=(",", ":"))
+    if len(text) > HEADER // 2:  # quoted again inside the header
+        raise Refused("too much that is no tensor")
+    body = save({str(i): t for i, t in enumerate(tensors)}, {"skipstone": text})
+    return b"".join((MAGIC, blake3(body, max_threads=blake3.AUTO).digest(), body))
 
 
 def _decode(key: Key, data: bytes | bytearray, verify: bool) -> Entry:

@@ -20,5 +20,12 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def raw(tensor: torch.Tensor) -> memoryview:
-    """The elements in row-major order, whatever the strides; a view of the tensor's memory where they lie so."""
-    return memoryview(plain(tensor).contiguous().reshape(-1).view(torch.uint8).numpy())
+    """The elements in row-major order, whatever the strides; a view of the tensor's memory where they lie so.
+
+    Raises Refused as plain() does, and where there is no memory for a copy.
+    """
+    tensor = plain(tensor)
+    try:
+        return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    except (RuntimeError, TypeError) as error:
+        raise Refused(f"a tensor whose bytes cannot be had ({type(error).__name__})") from error

@@ -1,0 +1,141 @@
+"""What a memo did since it was opened: plain counts, from any thread, as a dict and as text."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from typing import Any
+
+from .tiers.base import Usage
+
+log = logging.getLogger(__name__)
+
+
+class Stats:
+    """Counts are by (tier, kind) or by kind; troubles are sentences, logged when first met and never again."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._hits: Counter[tuple[str, str]] = Counter()
+        self._passed: Counter[tuple[str, str]] = Counter()  # looked for in this tier in vain
+        self._misses: Counter[str] = Counter()
+        self._saved: defaultdict[str, float] = defaultdict(float)  # seconds, by kind
+        self._spent: defaultdict[str, float] = defaultdict(float)
+        self._refused: Counter[str] = Counter()
+        self._troubles: dict[tuple[str, str], str] = {}
+
+    def hit(self, tier: str, kind: str, cost: float, seconds: float) -> None:
+        """cost: what computing took when the entry was made; seconds: what finding it took now."""
+        with self._lock:
+            self._hits[tier, kind] += 1
+            self._saved[kind] += cost - seconds
+
+    def passed(self, tier: str, kind: str) -> None:
+        with self._lock:
+            self._passed[tier, kind] += 1
+
+    def miss(self, kind: str) -> None:
+        with self._lock:
+            self._misses[kind] += 1
+
+    def spent(self, kind: str, seconds: float) -> None:
+        """Seconds that computing what was missing took."""
+        with self._lock:
+            self._spent[kind] += seconds
+
+    def refused(self, reason: str) -> None:
+        """A value that was not kept, or not everywhere."""
+        with self._lock:
+            self._refused[reason] += 1
+
+    def trouble(self, tier: str, what: str, detail: str = "") -> None:
+        """Say once that a tier fails so; what it costs is a miss."""
+        with self._lock:
+            if (tier, what) in self._troubles:
+                return
+            sentence = f"{tier}: {what}" + (f" ({detail})" if detail else "")
+            self._troubles[tier, what] = sentence
+        log.warning("[Skipstone] memo: %s", sentence)
+
+    def as_dict(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> dict[str, Any]:
+        """All that is known, as JSON takes it. usage: by tier and kind; None for a tier that did not say.
+
+        Rates are shares of 1, None where nothing was asked for; times are seconds.
+        """
+        with self._lock:
+            kinds = sorted({kind for _, kind in self._hits} | set(self._misses))
+            by_kind = {k: sum(n for (_, kind), n in self._hits.items() if kind == k) for k in kinds}
+            tiers: dict[str, Any] = {}
+            for tier in [*(usage or {}), *sorted({tier for tier, _ in self._hits} - set(usage or {}))]:
+                hits, passed = _of(self._hits, tier), _of(self._passed, tier)
+                tiers[tier] = {"hits": sum(hits.values()), "misses": sum(passed.values()), "hits_by_kind": hits}
+                used = (usage or {}).get(tier)
+                if used is not None:
+                    tiers[tier] |= {
+                        "entries": sum(u.entries for u in used.values()),
+                        "bytes": sum(u.bytes for u in used.values()),
+                        "kinds": {kind: {"entries": u.entries, "bytes": u.bytes} for kind, u in used.items()},
+                    }
+            return {
+                "hits": sum(by_kind.values()),
+                "misses": sum(self._misses.values()),
+                "hit_rate": _rate(sum(by_kind.values()), sum(self._misses.values())),
+                "saved_seconds": round(sum(self._saved.values()), 3),
+                "spent_seconds": round(sum(self._spent.values()), 3),
+                "kinds": {
+                    k: {
+                        "hits": by_kind[k],
+                        "misses": self._misses[k],
+                        "hit_rate": _rate(by_kind[k], self._misses[k]),
+                        "saved_seconds": round(self._saved[k], 3),
+                        "spent_seconds": round(self._spent[k], 3),
+                    }
+                    for k in kinds
+                },
+                "tiers": tiers,
+                "not_kept": dict(self._refused.most_common()),
+                "troubles": list(self._troubles.values()),
+            }
+
+    def text(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> str:
+        """The same for people, some lines."""
+        told = self.as_dict(usage)
+        lines = [_line("memo", told)]
+        if len(told["kinds"]) > 1:
+            lines += [_line(kind, counts) for kind, counts in told["kinds"].items()]
+        for tier, counts in told["tiers"].items():
+            held = (
+                f", {counts['entries']} entries, {size(counts['bytes'])}"
+                if "entries" in counts
+                else ", does not answer"
+            )
+            lines.append(f"{tier}: {counts['hits']} hits{held}")
+        lines += [f"not kept: {reason}, {n} times" for reason, n in told["not_kept"].items()]
+        return "\n".join(lines + told["troubles"])
+
+
+def size(n: int) -> str:
+    """1234567 as 1.2 MB."""
+    number = float(n)
+    for unit in ("bytes", "kB", "MB"):
+        if number < 1000:
+            return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
+        number /= 1000
+    return f"{number:.1f} GB"
+
+
+def _of(counts: Counter[tuple[str, str]], tier: str) -> dict[str, int]:
+    return {kind: n for (name, kind), n in counts.items() if name == tier}
+
+
+def _rate(hits: int, misses: int) -> float | None:
+    return hits / (hits + misses) if hits + misses else None
+
+
+def _line(name: str, counts: Mapping[str, Any]) -> str:
+    if counts["hit_rate"] is None:
+        return f"{name}: nothing asked for yet"
+    asked = counts["hits"] + counts["misses"]
+    return f"{name}: {counts['hits']} of {asked} hit ({counts['hit_rate']:.0%}), {counts['saved_seconds']:.1f} s saved"

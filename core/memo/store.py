@@ -1,0 +1,263 @@
+"""The store: values by key, in memory first, then in each lower tier.
+
+    store = Store([MemoryTier(), DiskTier(folder)])
+    name = key("vae", weights, pixels)               # everything that the value depends on
+    latent = store.compute(name, lambda: vae.encode(pixels))
+
+compute() runs the function on a miss alone. What it returns then is the function's own value; on a hit it is a copy that
+is equal to the bit, its tensors on the CPU, and the caller's to write to. Whatever a tier does, nothing is raised but
+what the function raises.
+"""
+
+from __future__ import annotations
+
+import statistics
+import threading
+import time
+from collections import defaultdict, deque
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from .codec import Entry, decode, encode
+from .errors import Broken, Refused
+from .keys import Key
+from .lane import Lane
+from .stats import Stats
+from .tiers.base import Claim, LowerTier, Tier, Usage
+
+UNKNOWN = 30.0  # seconds to wait for another who computes a first time, when nobody knows how long that takes
+PAUSES = (0.02, 0.2)  # seconds between two looks whether the other is there, the first and the longest
+
+T = TypeVar("T")
+
+
+class Store:
+    """Tiers in order, the nearest first: those that are a LowerTier work behind threads of their own. Thread-safe."""
+
+    def __init__(self, tiers: Sequence[Tier], stats: Stats | None = None) -> None:
+        self.stats = Stats() if stats is None else stats
+        self._near = [tier for tier in tiers if not isinstance(tier, LowerTier)]
+        self._lanes = [Lane(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
+        self._lock = threading.Lock()
+        self._computing: dict[Key, int] = {}  # by which thread
+        self._costs: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=9))
+
+    # values
+
+    def compute(self, key: Key, function: Callable[[], T], waiting: Callable[[], None] | None = None) -> T:
+        """The value of key: kept, or computed by function and then kept.
+
+        Where another thread, process or machine that shares a tier is at it already, it is waited for, but no longer than
+        computing took so far. waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
+        """
+        started = time.perf_counter()
+        found = self._find(key)
+        if found is None and self._taken(key):  # a patched encoder within a patched encoder
+            return function()
+        try:
+            if found is None:
+                found = self._turn(key, waiting)
+            if found is not None:
+                tier, entry = found
+                self.stats.hit(tier, key.kind, entry.cost, time.perf_counter() - started)
+                value: T = entry.value
+                return value
+            self.stats.miss(key.kind)
+            started = time.perf_counter()
+            value = function()
+            self.put(key, value, time.perf_counter() - started)
+            return value
+        finally:
+            self._release(key)
+
+    def get(self, key: Key) -> Any:
+        """The value, the caller's own, or None."""
+        started = time.perf_counter()
+        found = self._find(key)
+        if found is None:
+            self.stats.miss(key.kind)
+            return None
+        tier, entry = found
+        self.stats.hit(tier, key.kind, entry.cost, time.perf_counter() - started)
+        return entry.value
+
+    def put(self, key: Key, value: Any, cost: float) -> bool:
+        """Keep a value that took `cost` seconds to compute; whether it can be kept: the reason why not is in the statistics."""
+        self._learn(key, cost)
+        self.stats.spent(key.kind, cost)
+        try:
+            if value is None:
+                raise Refused("nothing")
+            data = encode(key, Entry(value, max(cost, 0.0), max(time.time(), 0.0)))
+        except Refused as reason:
+            self.stats.refused(f"{key.kind}: {reason}")
+            return False
+        self._fill(key, data, self._near, self._lanes)
+        return True
+
+    # what is kept
+
+    def usage(self, timeout: float = 5.0) -> dict[str, dict[str, Usage] | None]:
+        """What each tier holds, by kind; None for one that does not say within so many seconds."""
+        told: dict[str, dict[str, Usage] | None] = {tier.name: tier.usage() for tier in self._near}
+        return told | {lane.name: lane.usage(timeout) for lane in self._lanes}
+
+    def clear(
+        self,
+        tier: str | None = None,
+        kind: str | None = None,
+        older_than: float | None = None,
+        timeout: float = 60.0,
+    ) -> dict[str, Usage | None]:
+        """Remove entries of one tier or all, of one kind or all, not used for so many seconds or all; what was removed, by tier.
+
+        None for a tier that failed or is still at it. Raises ValueError for a tier that is not there.
+        """
+        names = [t.name for t in self._near] + [lane.name for lane in self._lanes]
+        if tier is not None and tier not in names:
+            raise ValueError(f"there is no tier {tier!r}; there is {', '.join(names) or 'none'}")
+        removed: dict[str, Usage | None] = {}
+        for near in self._near:
+            if tier in (None, near.name):
+                removed[near.name] = near.clear(kind, older_than)
+        for lane in self._lanes:
+            if tier in (None, lane.name):
+                removed[lane.name] = lane.clear(kind, older_than, timeout)
+        return removed
+
+    def report(self) -> dict[str, Any]:
+        """Statistics and what is held, as Stats.as_dict says."""
+        return self.stats.as_dict(self.usage())
+
+    def text(self) -> str:
+        """The same for people."""
+        return self.stats.text(self.usage())
+
+    # its threads
+
+    def ready(self, timeout: float = 5.0) -> bool:
+        """Wait until all tiers serve; whether they do. A run need not: a tier that is not there yet is a miss."""
+        deadline = time.monotonic() + timeout
+        there = [lane.ready(deadline - time.monotonic()) for lane in self._lanes]
+        return all(there)
+
+    def flush(self, timeout: float = 5.0) -> bool:
+        """Wait until all is written; whether it is."""
+        deadline = time.monotonic() + timeout
+        written = [lane.flush(deadline - time.monotonic()) for lane in self._lanes]
+        return all(written)
+
+    def close(self, timeout: float = 2.0) -> None:
+        """Write what waits, as far as that many seconds go, and end the threads. Afterwards all is a miss."""
+        for lane in self._lanes:
+            lane.close(timeout)
+        for tier in self._near:
+            tier.close()
+
+    # finding and filling
+
+    def _find(self, key: Key, again: bool = False) -> tuple[str, Entry] | None:
+        """The name of the tier that has it, and what it has. again: this look is not one more in the statistics."""
+        above: list[Tier] = []
+        for tier in self._near:
+            data = tier.get(key, _no_beat)
+            if data is not None:
+                try:
+                    return tier.name, decode(key, data, verify=False)
+                except Broken:  # no memory for another copy
+                    tier.delete(key)
+            if not again:
+                self.stats.passed(tier.name, key.kind)
+            above.append(tier)
+        for i, lane in enumerate(self._lanes):
+            started = time.perf_counter()
+            got = lane.get(key)
+            entry = None if got is None else self._read(lane, key, got, started)
+            if got is not None and entry is not None:
+                if above or i:
+                    self._fill(key, bytes(got), above, self._lanes[:i])
+                if self._estimate(key.kind) is None:
+                    self._learn(key, entry.cost)  # another's, for want of our own
+                return lane.name, entry
+            if not again:
+                self.stats.passed(lane.name, key.kind)
+        return None
+
+    def _read(self, lane: Lane, key: Key, data: bytes | bytearray, started: float) -> Entry | None:
+        try:
+            entry = decode(key, data)
+        except Broken as what:
+            self.stats.trouble(lane.name, "holds what is no entry of ours; it is computed again", str(what))
+            lane.believed(key, time.perf_counter() - started, broken=True)
+            return None
+        lane.believed(key, time.perf_counter() - started, broken=False)
+        return entry
+
+    def _fill(self, key: Key, data: bytes, near: Sequence[Tier], lanes: Sequence[Lane]) -> None:
+        for tier in near:
+            try:
+                tier.put(key, data)
+            except Refused as reason:
+                self.stats.refused(str(reason))
+        for lane in lanes:
+            lane.put(key, data)
+
+    # one computes, the others wait
+
+    def _turn(self, key: Key, waiting: Callable[[], None] | None) -> tuple[str, Entry] | None:
+        """None when it is our turn to compute; what another computed meanwhile, if we had to wait for it."""
+        claim = self._claim(key)
+        if claim.ours:
+            return self._find(key, again=True)  # who had the claim before us may have been done just now
+        own = self._estimate(key.kind)
+        limit = next((seconds for seconds in (own, claim.estimate) if seconds is not None), UNKNOWN)
+        deadline, pause = time.monotonic() + limit, PAUSES[0]
+        while (left := deadline - time.monotonic()) > 0:
+            if waiting is not None:
+                waiting()
+            time.sleep(min(pause, left))
+            pause = min(1.5 * pause, PAUSES[1])
+            ours = self._claim(key).ours  # who computed gave up, or is done: then it is there now
+            found = self._find(key, again=True)
+            if found is not None or ours:
+                return found
+        return None
+
+    def _claim(self, key: Key) -> Claim:
+        estimate = self._estimate(key.kind)
+        with self._lock:
+            if key in self._computing:
+                return Claim(ours=False)
+            self._computing[key] = threading.get_ident()
+        for lane in self._lanes:
+            claim = lane.claim(key, estimate)
+            if claim is not None and not claim.ours:
+                with self._lock:
+                    del self._computing[key]
+                return claim
+        return Claim(ours=True)
+
+    def _taken(self, key: Key) -> bool:
+        with self._lock:
+            return self._computing.get(key) == threading.get_ident()
+
+    def _release(self, key: Key) -> None:
+        with self._lock:
+            if self._computing.get(key) != threading.get_ident():
+                return
+            del self._computing[key]
+        for lane in self._lanes:
+            lane.release(key)
+
+    def _learn(self, key: Key, cost: float) -> None:
+        with self._lock:
+            self._costs[key.kind].append(cost)
+
+    def _estimate(self, kind: str) -> float | None:
+        with self._lock:
+            costs = self._costs[kind]
+            return statistics.median(costs) if costs else None
+
+
+def _no_beat() -> None:
+    pass

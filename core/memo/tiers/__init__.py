@@ -1,0 +1,1 @@
+"""Where entries lie: each tier is one file, knows bytes by key, and nothing of values."""

@@ -1,0 +1,89 @@
+"""What a tier is: bytes by key. It may raise what it likes: the store makes a miss of it, and says it once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from ..keys import Key
+
+Beat = Callable[[], None]
+"""Called whenever a read got on: who reads is waited for as long as that goes on, and `patience` more."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What a tier holds, or what was removed from it. bytes: as the tier stores them."""
+
+    entries: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(self.entries + other.entries, self.bytes + other.bytes)
+
+
+class Unavailable(Exception):
+    """The tier cannot serve now. The message says what is wrong, and how to mend it, without addresses' passwords."""
+
+
+class Tier(Protocol):
+    """Bytes by key. Methods may be called from several threads."""
+
+    name: str  # for statistics and clearing
+
+    def get(self, key: Key, beat: Beat) -> bytes | bytearray | None:
+        """The bytes that were put, as far as the tier can tell; None where there are none. Counts as a use."""
+        ...
+
+    def put(self, key: Key, data: bytes) -> None:
+        """Keep them, in place of what was there. Raises Refused for what this tier does not take."""
+        ...
+
+    def delete(self, key: Key) -> None: ...
+
+    def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
+        """Remove all entries, or those of a kind, or those not used for so many seconds; what was removed."""
+        ...
+
+    def usage(self) -> dict[str, Usage]:
+        """What is held, by kind."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@runtime_checkable
+class LowerTier(Tier, Protocol):
+    """A tier behind memory: slow or far, so it works in threads of its own (lane.py)."""
+
+    patience: float  # seconds for which a run may wait without a sign of life from it
+
+    def probe(self) -> None:
+        """Connect or look; returns when the tier can serve, and raises if it cannot. From the background."""
+        ...
+
+    def tend(self) -> None:
+        """Housekeeping, every few seconds, from the background."""
+        ...
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who computes a value: we, or another, who expects to need so many seconds (None: does not know)."""
+
+    ours: bool
+    estimate: float | None = None
+
+
+@runtime_checkable
+class Shared(Protocol):
+    """A tier through which processes tell each other what they are computing."""
+
+    def claim(self, key: Key, estimate: float | None) -> Claim:
+        """Ours if nobody else's. A claim lapses a few seconds after its last renewal."""
+        ...
+
+    def renew(self, key: Key) -> None: ...
+
+    def release(self, key: Key) -> None: ...

@@ -1,0 +1,106 @@
+"""The first tier: this process's memory, least recently used out first, out of the way before memory runs short."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+
+import psutil
+
+from ..errors import Refused
+from ..keys import Key
+from .base import Beat, Usage
+
+SHARE = 0.1  # of the machine's memory, if no budget is given
+WATCH = 2.0  # seconds between two looks at what is free
+
+
+def free() -> int:
+    """Bytes that programs can have without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+class MemoryTier:
+    """Entries as bytes that nobody else can write to.
+
+    budget: bytes at most. reserve: bytes that are to stay free on the machine: the tier gives up its oldest entries where
+    there are fewer. ComfyUI starts to drop its own results at a tenth of the memory, 2 to 10 GB: ours go a quarter before that.
+    """
+
+    name = "memory"
+
+    def __init__(self, budget: int | None = None, reserve: int | None = None, free: Callable[[], int] = free) -> None:
+        total = int(psutil.virtual_memory().total)
+        self.budget = int(total * SHARE) if budget is None else budget
+        self.reserve = int(1.25 * min(max(total // 10, 2 << 30), 10 << 30)) if reserve is None else reserve
+        self._free = free
+        self._lock = threading.RLock()
+        self._held: OrderedDict[Key, tuple[bytes, float]] = OrderedDict()  # and when last used, monotonic
+        self._bytes = 0
+        self._watch: threading.Thread | None = None
+        self._closed = threading.Event()
+
+    def get(self, key: Key, beat: Beat | None = None) -> bytes | None:
+        with self._lock:
+            if key not in self._held:
+                return None
+            data, _ = self._held.pop(key)
+            self._held[key] = data, time.monotonic()
+            return data
+
+    def put(self, key: Key, data: bytes) -> None:
+        if len(data) > self.budget:
+            raise Refused(f"{self.name}: larger than its budget")
+        with self._lock:
+            self.delete(key)
+            self._held[key] = data, time.monotonic()
+            self._bytes += len(data)
+            self.shrink()
+            if self._watch is None and self._held and not self._closed.is_set():
+                self._watch = threading.Thread(target=self._look, name="skipstone-memory", daemon=True)
+                self._watch.start()
+
+    def delete(self, key: Key) -> None:
+        with self._lock:
+            data, _ = self._held.pop(key, (b"", 0.0))
+            self._bytes -= len(data)
+
+    def shrink(self) -> None:
+        """Drop the entries used least recently until budget and reserve hold."""
+        with self._lock:
+            excess = max(self._bytes - self.budget, self.reserve - self._free())
+            while excess > 0 and self._held:
+                _, (data, _) = self._held.popitem(last=False)
+                self._bytes -= len(data)
+                excess -= len(data)
+
+    def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
+        removed, now = Usage(), time.monotonic()
+        with self._lock:
+            for key, (data, used) in list(self._held.items()):
+                if (kind is None or key.kind == kind) and (older_than is None or now - used >= older_than):
+                    self.delete(key)
+                    removed += Usage(1, len(data))
+        return removed
+
+    def usage(self) -> dict[str, Usage]:
+        held: dict[str, Usage] = {}
+        with self._lock:
+            for key, (data, _) in self._held.items():
+                held[key.kind] = held.get(key.kind, Usage()) + Usage(1, len(data))
+        return held
+
+    def close(self) -> None:
+        self._closed.set()
+        self.clear()
+
+    def _look(self) -> None:
+        """Models are loaded while nobody asks the memo for anything: look while there is something to give up."""
+        while not self._closed.wait(WATCH):
+            with self._lock:
+                self.shrink()
+                if not self._held:
+                    self._watch = None
+                    return

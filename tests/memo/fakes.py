@@ -1,0 +1,84 @@
+"""Lower tiers without a disk or a network, that fail as they are told."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+
+from skipstone.core.memo.keys import Key
+from skipstone.core.memo.tiers.base import Beat, Claim, Usage
+
+
+class Fake:
+    """Entries in a dict that several stores may share. `on` holds what happens first in a method, by its name."""
+
+    def __init__(self, name: str = "fake", held: dict[Key, bytes] | None = None, patience: float = 2.0) -> None:
+        self.name, self.patience = name, patience
+        self.held: dict[Key, bytes] = {} if held is None else held
+        self.on: dict[str, Callable[[], object]] = {}
+        self.calls: list[str] = []
+        self.closed = False
+
+    def _called(self, what: str) -> None:
+        self.calls.append(what)
+        self.on.get(what, int)()
+
+    def get(self, key: Key, beat: Beat) -> bytes | None:
+        self._called("get")
+        return self.held.get(key)
+
+    def put(self, key: Key, data: bytes) -> None:
+        self._called("put")
+        self.held[key] = data
+
+    def delete(self, key: Key) -> None:
+        self._called("delete")
+        self.held.pop(key, None)
+
+    def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
+        self._called("clear")
+        gone = [key for key in self.held if kind in (None, key.kind)]
+        return sum((Usage(1, len(self.held.pop(key))) for key in gone), Usage())
+
+    def usage(self) -> dict[str, Usage]:
+        self._called("usage")
+        told: dict[str, Usage] = {}
+        for key, data in self.held.items():
+            told[key.kind] = told.get(key.kind, Usage()) + Usage(1, len(data))
+        return told
+
+    def probe(self) -> None:
+        self._called("probe")
+
+    def tend(self) -> None:
+        self._called("tend")
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class Meeting(Fake):
+    """As Redis: processes, here stores, tell each other through it what they compute."""
+
+    claims: dict[Key, object]
+
+    def __init__(self, *args: object, claims: dict[Key, object] | None = None, **more: object) -> None:
+        super().__init__(*args, **more)  # type: ignore[arg-type]
+        self.claims = {} if claims is None else claims
+        self.lock = threading.Lock()
+
+    def claim(self, key: Key, estimate: float | None) -> Claim:
+        self._called("claim")
+        with self.lock:
+            return Claim(self.claims.setdefault(key, self) is self, estimate)
+
+    def renew(self, key: Key) -> None:
+        self._called("renew")
+
+    def release(self, key: Key) -> None:
+        self._called("release")
+        self.claims.pop(key, None)
+
+
+def boom() -> None:
+    raise RuntimeError("boom")
