@@ -104,7 +104,8 @@ class _Passage:
         self.family, self.probe, self.network = seam.family, seam.blocks.probe, network
         self.call = call
         self.stack_of = stack_of
-        self.first, self.last = seam.blocks.prefix, len(stack_of) - seam.blocks.suffix - 1
+        self.suffix = seam.blocks.suffix
+        self.first, self.last = seam.blocks.prefix, len(stack_of) - self.suffix - 1
         self.asked = given
         self.next = 0
         self.lost = False
@@ -134,6 +135,9 @@ class _Passage:
         if position == self.first:
             self._enter(taken, own, args, kwargs)
         if self.given is not None and self.first <= position <= self.last:
+            if position == self.first and self.suffix:
+                # models write between blocks to what a block gave, and may need what it was given: the blocks after `last` do
+                taken = {n: v.clone() for n, v in taken.items()}
             given = self.given if position == self.last else {}
             return _given(stack, taken | given)
         result = own(*args, **kwargs)
