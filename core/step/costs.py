@@ -26,6 +26,8 @@ def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
     whose sigma is not a share of noise are those of x / (1 + sigma), the latent of the flow that they amount to.
     """
     h, gram = _moves(grid, costs), costs.on(grid)
+    if isinstance(predictor, Corrected):
+        predictor = predictor.candidates[len(predictor.candidates) // 2]
     if isinstance(predictor, Reuse | Linear | Corrected):
         # a corrected edge is scored by what it does before it is mended: schedules solved so ran better, by 1 to 3 dB,
         # than those that counted only what the correction leaves
@@ -86,7 +88,7 @@ def _two_anchors(predictor: Reuse | Linear | Corrected, grid: Grid, h: Array, gr
     # the edge is predicted as x d_b + y d_a
     gap = u[b] - u[a]
     slope = np.divide(1.0, gap, out=np.zeros(gap.shape), where=gap != 0)
-    pull = (0.0 if isinstance(predictor, Reuse) else predictor.slope) * slope * first
+    pull = (0.0 if isinstance(predictor, Reuse) else predictor.slope or 0.0) * slope * first
     x, y = h[b] + inside + pull, -pull
     square = x * x * gram[b, b] + y * y * gram[a, a] + 2 * x * y * gram[a, b]
     square = square - 2 * (x * (sd[c, b] - sd[b, b]) + y * (sd[c, a] - sd[b, a])) + true

@@ -12,11 +12,12 @@ from .clock import Grid
 @dataclass(frozen=True)
 class Plan:
     """`anchors`: the steps to compute, ascending, or empty where a policy decides as it goes. `spans`: K of the edge that
-    starts at an anchor."""
+    starts at an anchor. `slope`: what the plan was solved for, where the predictor leaves that to it."""
 
     grid: Grid
     anchors: tuple[int, ...] = ()
     spans: Mapping[int, int] = field(default_factory=dict)
+    slope: float | None = None
 
     def end_of_edge(self, step: int) -> float:
         """Sigma of the next planned anchor after `step`; of the next step where nothing is planned."""

@@ -27,11 +27,11 @@ class Paths:
     ) -> None:
         n = self.n = len(cost)
         self.cost = cost
+        self._price = price = np.full((n, n, n), np.inf)
         forced = forced.copy()
         forced[[0, -1]] = True
         self.least = int(forced.sum())
         self.budget = min(max(budget, self.least), n)
-        price = np.full((n, n, n), np.inf)
         a, b, c = np.ogrid[:n, :n, :n]
         before = np.cumsum(np.r_[0, forced])  # forced steps below an index
         free = before[c] - before[np.minimum(b + 1, n)] == 0  # no forced step strictly between b and c
@@ -65,6 +65,10 @@ class Paths:
                 path.append(b)
                 b, c = int(self._came[k - 1][b, c]), b
         return tuple(sorted(set(path)))
+
+    def price(self, path: tuple[int, ...]) -> float:
+        """What the search makes least: the sum of its edges' weighed costs to the power of gamma."""
+        return float(sum(self._price[a, b, c] for a, b, c in zip((path[0], *path), path, path[1:], strict=False)))
 
     def error(self, path: tuple[int, ...]) -> float:
         """The root of the summed squares of the path's edge costs: what its errors come to if they are independent."""

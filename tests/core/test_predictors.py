@@ -1,10 +1,13 @@
 """What predictors return, on velocities that are known functions of sigma."""
 
+import math
+
 import pytest
 
 from skipstone.core.step.clock import Clock, Grid
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.predictors import JVP, Auto, Corrected, Linear, RecursiveJVP, Reuse
+from skipstone.core.step.predictors.linear import SPREAD
 from skipstone.core.step.track import Track, lagrange
 
 
@@ -75,7 +78,8 @@ def test_what_an_edge_owes_is_given_back_over_the_next_edge_and_only_once():
     said = play(Corrected(1.0), UNIFORM, (0, 1, 5, 8, 9), step_function)
     # steps 2..4 were predicted as 1 and were right; interpolation between 1 and 5 says 1.25, 1.5, 1.75
     owed = (0.25 + 0.5 + 0.75) * -0.1
-    left = 0.2 / 0.5  # of it, when sigma has come down from step 5's to step 8's
+    # of it, when sigma has come down from step 5's to step 8's: in proportion to the deviation of x
+    left = math.hypot(0.8 * SPREAD, 0.2) / math.hypot(0.5 * SPREAD, 0.5)
     extrapolated = [2.25, 2.5]  # the line through steps 1 and 5
     assert said[6:8] == pytest.approx([e + owed * left / -0.2 for e in extrapolated])
 

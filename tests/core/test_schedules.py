@@ -10,6 +10,7 @@ from skipstone.core.step.gram import Gram, default
 from skipstone.core.step.named import NAMED
 from skipstone.core.step.policies import Budget, Cap, Schedule, Setting, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Linear, Reuse
+from skipstone.core.step.predictors.linear import SLOPES
 from skipstone.tests.core.grids import flow, karras
 
 
@@ -114,3 +115,19 @@ def test_a_gram_matrix_is_read_between_its_times_by_interpolating_the_derivative
 def test_a_file_that_is_no_calibration_is_refused(text):
     with pytest.raises(ValueError, match="not a Skipstone calibration"):
         Gram.from_json(text)
+
+
+def test_the_plan_says_with_which_slope_it_was_solved_best():
+    """A velocity that turns round is followed only half-way; one that is a line all the way."""
+    grid = Grid.of([1 - i / 20 for i in range(21)])
+    times = grid.times[:-1]
+    for velocity, slope in (
+        (np.stack([np.cos(40 * times), np.sin(40 * times)], 1), SLOPES[0]),
+        (times[:, None], SLOPES[-1]),
+    ):
+        setting = Setting(grid, Corrected(), Gram.of(times, velocity))
+        plan = Schedule(Budget.of(0.4)).start(setting).plan
+        assert plan is not None
+        assert plan.slope == slope
+        assert Corrected().start(plan).slope == slope
+        assert Corrected(0.7).start(plan).slope == 0.7

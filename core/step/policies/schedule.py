@@ -14,7 +14,7 @@ from ..costs import edge_costs, size, weights
 from ..gram import Gram, default
 from ..named import NAMED
 from ..plan import Plan
-from ..predictors import Predictor
+from ..predictors import Corrected, Predictor
 from ..pssp import Paths
 from .base import COMPUTE, SKIP, Decision, Indicator, Setting
 
@@ -83,10 +83,12 @@ class Schedule:
             return replace(self, plan=NAMED[self.name].plan(grid))
         costs = setting.costs or _default()
         count = grid.steps if self.max_error else self.budget.count(grid.steps)
-        anchors, error = _solved(
-            setting.predictor, grid, costs, count, self.gamma, tuple(setting.forced), setting.longest, self.max_error
-        )
-        return replace(self, plan=Plan(grid, anchors), error=error, costs=costs.recipe)
+        forced, longest = tuple(setting.forced), setting.longest
+        predictors = setting.predictor.candidates if isinstance(setting.predictor, Corrected) else (setting.predictor,)
+        found = [_solved(p, grid, costs, count, self.gamma, forced, longest, self.max_error) for p in predictors]
+        best = min(range(len(found)), key=lambda i: (len(found[i].anchors), found[i].price))
+        plan = Plan(grid, found[best].anchors, slope=getattr(predictors[best], "slope", None))
+        return replace(self, plan=plan, error=found[best].error, costs=costs.recipe)
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision:
         assert self.plan is not None
@@ -103,6 +105,15 @@ def _even(steps: int, count: int, forced: list[bool]) -> tuple[int, ...]:
     return tuple(sorted(must))
 
 
+@dataclass(frozen=True)
+class _Solution:
+    """price: what PSSP made least. error: predicted, as a share of the whole displacement."""
+
+    anchors: tuple[int, ...]
+    price: float
+    error: float
+
+
 @lru_cache(maxsize=64)
 def _solved(
     predictor: Predictor,
@@ -113,8 +124,8 @@ def _solved(
     forced: tuple[bool, ...],
     longest: float,
     max_error: float,
-) -> tuple[tuple[int, ...], float]:
-    """Anchors and their predicted error. The same question comes with every run of a workflow: asked once."""
+) -> _Solution:
+    """The same question comes with every run of a workflow: asked once."""
     cost = edge_costs(predictor, grid, costs)
     if math.isfinite(longest):
         b, c = np.indices(cost.shape[1:])
@@ -126,9 +137,9 @@ def _solved(
         for count in range(paths.least, grid.steps):
             path = paths.best(count)
             if len(path) > 1 and paths.error(path) <= max_error * whole:
-                return path, paths.error(path) / whole
+                return _Solution(path, paths.price(path), paths.error(path) / whole)
     path = paths.best()
-    return path, paths.error(path) / whole
+    return _Solution(path, paths.price(path), paths.error(path) / whole)
 
 
 @lru_cache(maxsize=1)
