@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from .errors import Refused
+from .errors import Broken, Refused
 from .keys import Key
 from .stats import Stats
 from .tiers.base import Claim, LowerTier, Shared, Unavailable, Usage
@@ -103,17 +103,31 @@ class Lane:
 
     def get(self, key: Key) -> bytes | bytearray | None:
         """What the tier has, or None: also where it fails, or rests."""
-        return self._ask(lambda: self.tier.get(key, self._beat), None)
+        started = time.perf_counter()
 
-    def believed(self, key: Key, seconds: float, broken: bool) -> None:
-        """Tell what the bytes of a get() were worth, after so many seconds: a tier with rubbish in it rests, too."""
-        if not broken:
-            self._broken = 0
-            return
+        def read() -> bytes | bytearray | Broken | None:
+            try:
+                return self.tier.get(key, self._beat)
+            except Broken as what:
+                return what
+
+        got = self._ask(read, None)
+        if isinstance(got, Broken):
+            self.broken(key, got, time.perf_counter() - started)
+            return None
+        return got
+
+    def broken(self, key: Key, what: Broken, seconds: float) -> None:
+        """The tier had something else than the entry, which took so many seconds to find out: a tier full of that rests, too."""
+        self.stats.trouble(self.name, "holds what is no entry of ours; it is computed again", str(what))
         self._put_job(_Job(lambda: self.tier.delete(key)))
         self._broken += 1
         if self._broken >= BROKEN:
             self._rest(BROKEN * seconds)
+
+    def sound(self) -> None:
+        """What get() returned was an entry."""
+        self._broken = 0
 
     def claim(self, key: Key, estimate: float | None) -> Claim | None:
         """See Shared.claim; None where the tier has no claims, or fails."""

@@ -187,10 +187,9 @@ class Store:
         try:
             entry = decode(key, data)
         except Broken as what:
-            self.stats.trouble(lane.name, "holds what is no entry of ours; it is computed again", str(what))
-            lane.believed(key, time.perf_counter() - started, broken=True)
+            lane.broken(key, what, time.perf_counter() - started)
             return None
-        lane.believed(key, time.perf_counter() - started, broken=False)
+        lane.sound()
         return entry
 
     def _fill(self, key: Key, data: bytes, near: Sequence[Tier], lanes: Sequence[Lane]) -> None:
