@@ -6,6 +6,8 @@ import logging
 from types import SimpleNamespace
 from typing import Any
 
+import comfy.controlnet
+import comfy.hooks
 import comfy.model_management
 import comfy.patcher_extension
 import comfy.sd
@@ -13,11 +15,16 @@ import comfy.utils
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from comfy_extras.nodes_context_windows import ContextWindowsManualNode
+from comfy_extras.nodes_freelunch import FreeU_V2
+from comfy_extras.nodes_pag import PerturbedAttentionGuidance
+from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import nn
 from torch._dynamo.backends import registry
 from torch._dynamo.utils import counters
 
+from nodes import ConditioningCombine, ConditioningSetArea
 from skipstone.core import compiled as code
 from skipstone.core.compiling import EACH_BLOCK, WHOLE_MODEL, Settings
 from skipstone.core.step.method import Blocks, Method
@@ -633,6 +640,88 @@ def test_options_that_change_all_the_time(said):
     assert graphs.new == compiling.SEEN
     (message,) = said()
     assert "strange_count" in message
+
+
+class Push(comfy.controlnet.ControlBase):
+    """A ControlNet without a network: adds to what the first block gives."""
+
+    def __init__(self):
+        super().__init__()
+        self.timestep_percent_range = (0.0, 0.5)
+
+    def get_control(self, x_noisy, t, cond, batched_number, transformer_options):
+        if t[0] < self.timestep_range[1]:
+            return None
+        added = torch.randn(1, 64, 64, generator=torch.Generator().manual_seed(1))
+        return self.control_merge({"input": [added * 3], "middle": [], "output": []}, None, None)
+
+
+def controlled(studio):
+    more = {"control": Push(), "control_apply_to_uncond": True}
+    return [[text, {**options, **more}] for text, options in studio.prompt()]
+
+
+def hooked(studio):
+    """A LoRA whose strength changes on the way."""
+    weights = {}
+    for name, shape in (("lora_up", (192, 4)), ("lora_down", (4, 64))):
+        noise = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+        weights[f"lora_unet_double_blocks_0_img_attn_qkv.{name}.weight"] = noise * 0.3
+    group, frames = comfy.hooks.create_hook_lora(weights, 1.0, 0.0), comfy.hooks.HookKeyframeGroup()
+    for percent, strength in ((0.0, 1.0), (0.5, 0.2)):
+        frames.add(comfy.hooks.HookKeyframe(strength, percent))
+    group.set_keyframes_on_hooks(frames)
+    return comfy.hooks.set_hooks_for_conditioning(studio.prompt(), group)
+
+
+def regional(studio):
+    (part,) = ConditioningSetArea().append(
+        studio.prompt("a green square"), width=64, height=128, x=0, y=0, strength=1.0
+    )
+    return ConditioningCombine().combine(studio.prompt(), part)[0]
+
+
+def windows(model):
+    return ContextWindowsManualNode.execute(model, 8, 4, "standard_static", 1, False, "pyramid", 2, False)[0]
+
+
+# name: (what is done to the MODEL, the positive); on a Flux
+FLUX_NODES: dict[str, Any] = {
+    "skip layer guidance": (lambda m: SkipLayerGuidanceDiT.execute(m, 2.0, 0.0, 1.0, "0", "1")[0], None),
+    "windows": (windows, None),
+    "ControlNet": (None, controlled),
+    "a LoRA with keyframes": (None, hooked),
+    "a regional prompt": (None, regional),
+}
+UNET_NODES = {
+    "FreeU": lambda m: FreeU_V2.execute(m, 1.3, 1.4, 0.9, 0.2)[0],
+    "perturbed attention guidance": lambda m: PerturbedAttentionGuidance.execute(m, 3.0)[0],
+}
+
+
+@BOTH
+@pytest.mark.parametrize("name", FLUX_NODES)
+def test_with_comfyuis_nodes(studio, flux, what, name):
+    node, positive = FLUX_NODES[name]
+    given = positive(studio) if positive else None
+    plain = studio.sample(node(flux) if node else flux, given, steps=4)
+    assert not close(plain, studio.sample(flux, steps=4))
+    model, graphs = compiled(flux, what), Graphs()
+    for _ in range(2):
+        assert close(studio.sample(node(model) if node else model, given, steps=4), plain)
+        first = graphs.new
+    assert first == graphs.new > 0
+    if node:
+        assert close(studio.sample(compiled(node(flux), what), given, steps=4), plain)
+
+
+@BOTH
+@pytest.mark.parametrize("name", UNET_NODES)
+def test_with_comfyuis_nodes_on_a_unet(studio, tiny_unet, what, name):
+    latent, node = torch.zeros(1, 4, 16, 16), UNET_NODES[name]
+    plain = studio.sample(node(tiny_unet), latent=latent, steps=2)
+    assert not close(plain, studio.sample(tiny_unet, latent=latent, steps=2))
+    assert close(studio.sample(node(compiled(tiny_unet, what)), latent=latent, steps=2), plain)
 
 
 # Where nothing can be compiled
