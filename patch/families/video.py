@@ -19,7 +19,7 @@ FAMILIES = (
         ),
         _WAN,
         image=_WAN_VIDEO,
-        modulated="self_attn",
+        modulated="arg:e",  # the projected time embedding: what TeaCache's ret_mode polynomials were fitted on
     ),
     Family(
         "Wan 2.1 VACE, WanDancer",  # hints and music are added to what a block gave, in place
@@ -27,14 +27,14 @@ FAMILIES = (
         _WAN,
         inplace=True,
         image=_WAN_VIDEO,
-        modulated="self_attn",
+        modulated="arg:e",
     ),
     Family(
         "HuMo",
         ("comfy.ldm.wan.model:HumoWanModel",),
         _WAN,
         image=Image("head", (1, 2, 2)),
-        modulated="self_attn",
+        modulated="arg:e",
     ),
     Family(
         "Wan 2.2 S2V",  # speech is added to what a block gave, in place
@@ -42,14 +42,14 @@ FAMILIES = (
         _WAN,
         inplace=True,
         image=Image("head", (1, 2, 2)),
-        modulated="self_attn",
+        modulated="arg:e",
     ),
     Family(
         "Wan 2.1 (causal)",
         ("comfy.ldm.wan.ar_model:CausalWanModel",),
         _WAN,
         image=_WAN_VIDEO,
-        modulated="self_attn",
+        modulated="arg:e",
         state="ar_state",
     ),
     Family(
