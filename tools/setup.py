@@ -35,6 +35,7 @@ except ImportError:
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".work"
 LINK = WORK / "link"  # holds nothing but the pack under its own name
+REDIS_FOR = {"pytest", "bench/memo.py"}  # what is run with a Redis beside it
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
 
@@ -53,6 +54,8 @@ def main(args: list[str]) -> None:
         link(LINK)
         comfyui = find_comfyui(pins)
         python = find_python(pins, comfyui, args)
+        if not args or REDIS_FOR & set(args[:2]):
+            find_redis()
     path = os.pathsep.join(filter(None, [str(LINK), os.environ.get("PYTHONPATH")]))
     if args:
         sys.stdout.flush()
@@ -154,6 +157,24 @@ def check(given: str, pins: dict[str, Any], args: list[str]) -> str:
             "or leave PYTHON unset, and an environment is made in .work/"
         )
     return python
+
+
+def find_redis() -> None:
+    """Have a redis-server, Debian's if there is none: tests start it on a port of their own. Without it they are skipped."""
+    if shutil.which("redis-server") or shutil.which("valkey-server"):
+        return
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", "redis-server"]
+    if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
+        say("installing Debian's redis-server")
+        os.environ["DEBIAN_FRONTEND"] = "noninteractive"
+        for command in (install, ["apt-get", "update", "-qq"], install):  # the lists may be old, or not there
+            try:
+                call(*command)
+            except Problem as problem:
+                say(str(problem))
+            if shutil.which("redis-server"):
+                return
+    say(f"there is no redis-server, so nothing is tested with one; mend it with: {' '.join(install)}")
 
 
 def tools(pins: dict[str, Any]) -> Path:

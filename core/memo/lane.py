@@ -277,7 +277,8 @@ class Lane:
                 self._probe()
             elif self.serves and now - tended >= TICK:
                 tended = now
-                self._quietly(self._tend)
+                if not self._quietly(self._tend):
+                    self._rest(0.0)
             with self._state:
                 if not self._jobs and not self._closing:
                     self._state.wait(self._pause())
@@ -306,11 +307,13 @@ class Lane:
             self._say(error)
         job.done.set()
 
-    def _quietly(self, function: Callable[[], None]) -> None:
+    def _quietly(self, function: Callable[[], None]) -> bool:
         try:
             function()
         except Exception as error:
             self._say(error)
+            return False
+        return True
 
     def _tend(self) -> None:
         self.tier.tend()
@@ -338,6 +341,6 @@ class Lane:
                 self.name, f"gave no sign of life for {self.tier.patience * 1000:.0f} ms; it is not waited for"
             )
         elif isinstance(error, Unavailable):
-            self.stats.trouble(self.name, str(error))
+            self.stats.trouble(self.name, str(error), error.detail)
         else:
             self.stats.trouble(self.name, f"fails with {type(error).__name__}", str(error))

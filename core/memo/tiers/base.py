@@ -24,7 +24,13 @@ class Usage:
 
 
 class Unavailable(Exception):
-    """The tier cannot serve now. The message says what is wrong, and how to mend it, without addresses' passwords."""
+    """The tier cannot serve now. The message says what is wrong and how to mend it: no passwords, and the same words every time,
+    as it is said once; what varies is a second argument.
+    """
+
+    def __init__(self, what: str, detail: str = "") -> None:
+        super().__init__(what)
+        self.detail = detail
 
 
 class Tier(Protocol):
