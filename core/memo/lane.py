@@ -222,7 +222,7 @@ class Lane:
                 self._writes_from = time.monotonic() + self._write_rest
                 self._write_rest = min(2 * self._write_rest, RESTS[1])
 
-        if not self._put_job(_Job(write, len(data))):
+        if not self._put_job(_Job(write, len(data))) and not self._closing:
             self.stats.refused(f"{self.name}: too many writes at once")
 
     def clear(self, kind: str | None, older_than: float | None, timeout: float) -> Usage | None:

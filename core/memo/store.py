@@ -25,7 +25,8 @@ from .lane import Lane
 from .stats import Stats
 from .tiers.base import Claim, LowerTier, Tier, Usage
 
-UNKNOWN = 30.0  # seconds to wait for another who computes a first time, when nobody knows how long that takes
+UNKNOWN = 30.0  # seconds to wait at most for another, when we do not know how long computing takes
+TRUST = 120.0  # seconds for which nobody is waited for after a wait in vain
 PAUSES = (0.02, 0.2)  # seconds between two looks whether the other is there, the first and the longest
 
 T = TypeVar("T")
@@ -40,6 +41,7 @@ class Store:
         self._lanes = [Lane(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
         self._lock = threading.Lock()
         self._computing: dict[Key, int] = {}  # by which thread
+        self._waits_from = 0.0  # monotonic
         self._costs: defaultdict[str, deque[float]] = defaultdict(lambda: deque(maxlen=9))
 
     # values
@@ -208,9 +210,13 @@ class Store:
         claim = self._claim(key)
         if claim.ours:
             return self._find(key, again=True)  # who had the claim before us may have been done just now
-        own = self._estimate(key.kind)
-        limit = next((seconds for seconds in (own, claim.estimate) if seconds is not None), UNKNOWN)
+        limit = self._estimate(key.kind)
+        if limit is None:
+            # who began before us will be done before we should be
+            limit = UNKNOWN if claim.estimate is None else min(claim.estimate, UNKNOWN)
         deadline, pause = time.monotonic() + limit, PAUSES[0]
+        if time.monotonic() < self._waits_from:
+            return None
         while (left := deadline - time.monotonic()) > 0:
             if waiting is not None:
                 waiting()
@@ -220,6 +226,7 @@ class Store:
             found = self._find(key, again=True)
             if found is not None or ours:
                 return found
+        self._waits_from = time.monotonic() + TRUST
         return None
 
     def _claim(self, key: Key) -> Claim:

@@ -7,6 +7,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -361,6 +362,24 @@ def test_a_file_that_cannot_be_read_is_a_miss(tmp_path, monkeypatch):
         with monkeypatch.context() as patched:
             patched.setattr(os, "fdopen", broken_disk)
             assert one.get(A) is None
+
+
+def test_a_share_that_hangs_costs_its_patience_once(tmp_path, monkeypatch):
+    go, stats = threading.Event(), []
+    real = os.open
+
+    def slow(path, *more, **named):
+        if str(path).endswith((".memo", ".tmp")):
+            stats.append(path)
+            go.wait(20)
+        return real(path, *more, **named)
+
+    with store(tmp_path, patience=0.05) as one:
+        monkeypatch.setattr(os, "open", slow)
+        for i in range(20):
+            assert one.compute(key("vae", i), lambda: 7) == 7
+        assert len(stats) <= 2  # one read and one write
+        go.set()
 
 
 # several processes

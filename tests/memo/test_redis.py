@@ -207,11 +207,28 @@ def test_claims(server):
     assert other.claim(A, None).ours
 
 
-@pytest.mark.parametrize("said", [b"", b"someone nan", b"someone -1", b"someone 1e999", b"\xff" * 5000, b"someone 1 2"])
-def test_a_poisoned_claim_has_no_estimate(server, said):
-    server.client().set(place(A) + ":computing", said)
-    claim = connected(server.url).claim(A, None)
-    assert (claim.ours, claim.estimate) == (False, None)
+FOREIGN = [
+    b"",
+    b"someone 1.000",
+    b"0" * 16,
+    b"0" * 16 + b" nan",
+    b"0" * 16 + b" -1.000",
+    b"0" * 16 + b" 1e9",
+    b"\xff" * 5000,
+]
+
+
+@pytest.mark.parametrize("said", FOREIGN)
+def test_a_claim_that_is_none_is_not_waited_for(server, said):
+    server.client().set(place(A) + ":computing", said, px=4000)
+    assert connected(server.url).claim(A, None).ours
+
+
+def test_a_claim_that_never_lapses_is_not_waited_for(server):
+    server.client().set(place(A) + ":computing", b"0" * 16 + b" 1.000")
+    assert connected(server.url).claim(A, None).ours
+    server.client().pexpire(place(A) + ":computing", 10**9)
+    assert connected(server.url).claim(A, None).ours
 
 
 def test_masks_are_deflated_and_latents_are_not(server):

@@ -330,6 +330,18 @@ def test_nobody_waits_longer_than_computing_took(opened):
     assert 1 <= len(looks) <= 11  # 0.2 s in pauses of 0.02 and more
 
 
+def test_after_a_wait_in_vain_nobody_is_waited_for_again_so_soon(opened):
+    (_, other), tiers = two(opened)
+    other.put(key("vae", 0), 0, 0.05)
+    names = [key("vae", "hung", i) for i in range(5)]
+    assert all(tiers[0].claim(name, None).ours for name in names)
+    looks: list[list[int]] = [[], [], [], [], []]
+    for name, look in zip(names, looks, strict=True):
+        assert other.compute(name, lambda: 8, waiting=lambda look=look: look.append(1)) == 8
+    assert looks[0]
+    assert looks[1:] == [[], [], [], []]
+
+
 def test_who_gives_up_is_not_waited_for(opened):
     (_, other), tiers = two(opened)
     assert tiers[0].claim(KEY, None).ours

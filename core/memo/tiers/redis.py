@@ -10,7 +10,6 @@ expansion is bounded, and the store checks every entry. Time-outs here only end 
 
 from __future__ import annotations
 
-import math
 import re
 import secrets
 import struct
@@ -37,6 +36,7 @@ SAMPLE = 64 << 10
 EXPANSION = 4, 16 << 20  # an entry may inflate to so many times its size, or to so many bytes
 
 _PLAIN, _DEFLATED = b"\0", b"\1"
+_CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
 
 
 class RedisTier:
@@ -48,7 +48,7 @@ class RedisTier:
 
     name = "redis"
 
-    def __init__(self, url: str, ttl: float = 14 * 86400.0, largest: int = 64 << 20, patience: float = 0.04) -> None:
+    def __init__(self, url: str, ttl: float = 14 * 86400.0, largest: int = 64 << 20, patience: float = 0.03) -> None:
         try:
             parts = urlsplit(url)
             where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
@@ -120,19 +120,22 @@ class RedisTier:
     def claim(self, key: Key, estimate: float | None) -> Claim:
         import redis
 
-        name, says = self._name(key) + ":computing", f"{self._token} {'' if estimate is None else estimate}"
+        name, says = (
+            self._name(key) + ":computing",
+            f"{self._token} {'' if estimate is None else f'{min(estimate, 9999):.3f}'}",
+        )
         with self._server() as client:
             try:
                 if client.set(name, says, nx=True, px=self._ms(CLAIM)):
                     return Claim(ours=True)
-                said = client.getrange(name, 0, 99).decode("ascii", "replace").partition(" ")
+                asked = client.pipeline(transaction=False).getrange(name, 0, 99).pttl(name)
+                said, left = asked.execute()
             except redis.exceptions.ResponseError:  # full, or a replica: then nobody can be told
                 return Claim(ours=True)
-        try:
-            theirs = float(said[2])
-        except ValueError:
-            theirs = math.nan
-        return Claim(said[0] == self._token, theirs if 0 <= theirs < math.inf else None)
+        theirs = _CLAIM.fullmatch(said)
+        if theirs is None or not 0 <= left <= self._ms(CLAIM):
+            return Claim(ours=True)  # nobody's who would renew it: not to be waited for
+        return Claim(theirs[1].decode() == self._token, float(theirs[2]) if theirs[2] else None)
 
     def renew(self, key: Key) -> None:
         with self._own_claim(key) as (client, name):
