@@ -71,7 +71,7 @@ def teacache_of(
 
 # share of the recommended threshold, most steps in a row, and for models that nothing is recommended for the typical deviation that may
 # add up: over n steps of an even drift it is n (n + 1) / 2 times that of one
-MAG_LEVELS = {"Quality": (0.25, 1, 1.2), "Balanced": (0.25, 2, 3.2), "Speed": (0.5, 3, 6.2), "Turbo": (1.0, 5, 15.2)}
+MAG_LEVELS = {"Quality": (0.25, 1, 2.0), "Balanced": (0.25, 2, 4.5), "Speed": (0.5, 3, 9.0), "Turbo": (1.0, 5, 22.0)}
 
 
 def _mag_rule(share: float, most: int, otherwise: float) -> Policy:
