@@ -25,6 +25,7 @@ from torch import Tensor
 from ..core.step.clock import Grid
 from ..core.step.fitted import Lessons
 from ..core.step.gram import Gram
+from .identity import originals, tensors_of
 from .samplers import function_of
 
 FOLDER = ("skipstone", "calibration")
@@ -77,18 +78,16 @@ def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor, blocks: str
 def fingerprint(patcher: Any) -> str:
     """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches."""
     digest, samples = hashlib.sha256(), []
-    loaded = getattr(patcher.model, "current_patcher", None) or patcher
-    originals = {**getattr(patcher, "backup", {}), **getattr(loaded, "backup", {})}
+    before = originals(patcher)
     weights = dict(patcher.model.diffusion_model.named_parameters())
     for name in sorted(weights):
-        original = originals.get(f"diffusion_model.{name}")
-        weight = weights[name] if original is None else original.weight
+        weight = before.get(f"diffusion_model.{name}", weights[name])
         digest.update(f"{name} {tuple(weight.shape)}".encode())
         samples.append(_sample(weight))
     for key in sorted(patcher.patches):
         for patch in patcher.patches[key]:
             digest.update(f"{key} {patch[0]} {patch[2]}".encode())
-            samples += [_sample(part) for part in _tensors(patch[1])]
+            samples += [_sample(part) for part in tensors_of(patch[1])]
     # one transfer a device, not one a tensor
     for device in sorted({s.device for s in samples}, key=str):
         there = torch.cat([s for s in samples if s.device == device])
@@ -99,14 +98,6 @@ def fingerprint(patcher: Any) -> str:
 def _sample(value: Tensor) -> Tensor:
     flat = value.detach().flatten()
     return flat[:: max(flat.numel() // ELEMENTS, 1)][:ELEMENTS].to(torch.float32)
-
-
-def _tensors(patch: Any) -> list[Tensor]:
-    """The tensors of a weight patch: a LoRA adapter, or a tuple of ComfyUI's older kind."""
-    if isinstance(patch, Tensor):
-        return [patch]
-    parts = getattr(patch, "weights", patch)
-    return [t for p in parts for t in _tensors(p)] if isinstance(parts, tuple | list) else []
 
 
 def folder() -> Path:

@@ -16,6 +16,7 @@ import threading
 import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .codec import Entry, decode, encode
@@ -30,6 +31,15 @@ TRUST = 120.0  # seconds for which nobody is waited for after a wait in vain
 PAUSES = (0.02, 0.2)  # seconds between two looks whether the other is there, the first and the longest
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Found:
+    """What look() found: where, the entry, and the seconds that it took."""
+
+    tier: str
+    entry: Entry
+    seconds: float
 
 
 class Store:
@@ -82,6 +92,16 @@ class Store:
         tier, entry = found
         self.stats.hit(tier, key.kind, entry.cost, time.perf_counter() - started)
         return entry.value
+
+    def look(self, key: Key) -> Found | None:
+        """What there is, the caller's own; in no statistics. For who only asks whether something has to be loaded first."""
+        started = time.perf_counter()
+        found = self._find(key, again=True)
+        return None if found is None else Found(*found, time.perf_counter() - started)
+
+    def used(self, key: Key, found: Found) -> None:
+        """What look() found was a hit after all."""
+        self.stats.hit(found.tier, key.kind, found.entry.cost, found.seconds)
 
     def put(self, key: Key, value: Any, cost: float) -> bool:
         """Keep a value that took `cost` seconds to compute; whether it can be kept: the reason why not is in the statistics."""
@@ -137,10 +157,10 @@ class Store:
 
     # its threads
 
-    def ready(self, timeout: float = 5.0) -> bool:
-        """Wait until all tiers serve; whether they do. A run need not: a tier that is not there yet is a miss."""
+    def ready(self, timeout: float = 5.0, tier: str | None = None) -> bool:
+        """Wait until all tiers serve, or this one; whether they do. A run need not: a tier that is not there yet is a miss."""
         deadline = time.monotonic() + timeout
-        there = [lane.ready(deadline - time.monotonic()) for lane in self._lanes]
+        there = [lane.ready(deadline - time.monotonic()) for lane in self._lanes if tier in (None, lane.name)]
         return all(there)
 
     def flush(self, timeout: float = 5.0) -> bool:

@@ -437,3 +437,25 @@ def test_clear_removes_what_is_still_to_be_written(opened):
     assert removed is not None
     assert removed.entries == 5
     assert slow.held == {}
+
+
+def test_a_look_is_in_no_statistics_until_it_is_used(opened):
+    store = opened(memory(), Fake())
+    assert store.look(KEY) is None
+    store.put(KEY, value(), 2.0)
+    found = store.look(KEY)
+    assert is_value(found.entry.value) and found.tier == "memory"
+    told = store.report()
+    assert (told["hits"], told["misses"]) == (0, 0) and told["tiers"]["memory"]["misses"] == 0
+    store.used(KEY, found)
+    told = store.report()
+    assert (told["hits"], told["misses"]) == (1, 0) and told["saved_seconds"] == pytest.approx(2.0, abs=0.1)
+
+
+def test_one_tier_can_be_waited_for(opened):
+    away = Fake("away")
+    away.on["probe"] = boom
+    store = Store([memory(), Fake("there"), away])
+    assert store.ready(10, "there")
+    assert not store.ready(0.01)
+    store.close(1)
