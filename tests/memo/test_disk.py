@@ -335,6 +335,23 @@ def test_a_disk_that_takes_nothing_is_said_once_and_still_read(tmp_path, caplog,
     assert [p.name for p in files(folder)] == [f"{TEXT.digest}.memo"]
 
 
+def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
+    t = tier(tmp_path)
+    t.put(A, data())
+    with full(tmp_path), pytest.raises(Unavailable, match="no room left"):
+        t.put(A, data(1 << 20))
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "replace", killed)
+    for name in (A, B):
+        with pytest.raises(KeyboardInterrupt):
+            t.put(name, data(1 << 20, name))
+    assert get(t, A) == data()
+    assert get(t, B) is None
+
+
 def test_a_disk_that_is_nearly_full_is_left_to_others(tmp_path):
     t = tier(tmp_path, spare=1 << 60)
     with pytest.raises(Unavailable, match="no room left"):

@@ -10,13 +10,14 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 
 import pytest
 import torch
 
 from skipstone.core.memo.codec import Entry, decode, encode
-from skipstone.core.memo.errors import Refused
+from skipstone.core.memo.errors import Broken, Refused
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers import redis as module
@@ -412,6 +413,18 @@ def test_poison_is_a_miss_and_is_replaced(server):
             assert opened.compute(A, lambda: "right") == "right", what
             assert opened.flush()
             assert opened.get(A) == "right", what
+
+
+def test_bombs_do_not_go_off(server):
+    one = connected(server.url)
+    for what in ("a bomb", "a bomb that says it is small"):
+        server.client().set(place(A), POISON[what])
+        tracemalloc.start()
+        with pytest.raises(Broken):
+            get(one, A)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        assert peak < 4 << 20, what
 
 
 def test_what_is_no_string_is_a_miss_and_is_replaced(server):

@@ -142,7 +142,7 @@ def test_what_cannot_be_kept_is_returned_and_said(opened, odd, reason):
 
 def test_an_encoder_within_an_encoder_of_the_same_name_does_not_wait_for_itself(opened):
     store = opened(memory(), Meeting())
-    assert store.compute(KEY, lambda: store.compute(KEY, lambda: 5)) == 5
+    assert store.compute(KEY, lambda: store.compute(KEY, lambda: 5, waiting=never)) == 5
     assert store.compute(KEY, never) == 5
 
 
@@ -316,6 +316,12 @@ def test_of_two_processes_one_computes(opened):
     waiter.join(20)
     assert found == [42]
     assert other.report()["hits"] == 1
+
+
+def test_what_another_finished_just_before_our_turn_is_not_computed_again(opened):
+    tier = Meeting()
+    tier.on["claim"] = lambda: tier.held.update({KEY: kept()})
+    assert is_value(opened(tier).compute(KEY, never))
 
 
 def test_nobody_waits_longer_than_computing_took(opened):
