@@ -38,8 +38,8 @@ class CompileModel(io.ComfyNode):
             display_name="Compile Model+",
             category="Skipstone",
             description=(
-                "Compiles the model, so that every step runs faster and gives the same picture up to rounding. The first step takes "
-                "longer while it compiles. Goes before or after step caches and LoRAs, whose strengths may change without compiling "
+                "Compiles the model: faster steps on most GPUs, and the same picture up to rounding. The first step takes longer while "
+                "it compiles. Goes before or after step caches and LoRAs, whose strengths may change without compiling "
                 "anew. Where it cannot compile it says so in the log, and the model runs as it is."
             ),
             search_aliases=[
@@ -58,10 +58,9 @@ class CompileModel(io.ComfyNode):
                     options=[EACH_BLOCK, WHOLE_MODEL],
                     default=EACH_BLOCK,
                     tooltip=(
-                        "each block: the model's repeated blocks; equal ones share what is compiled, so that the first step takes "
-                        "seconds to a minute longer. whole model: what lies between blocks too; slightly faster afterwards, and takes "
-                        "several times as long to compile, which each new kind of call does again. Under a block-level cache it is "
-                        "each block."
+                        "each block: the model's repeated blocks. Equal ones share what is compiled, so that compiling takes as long "
+                        "for many as for one. whole model: one large graph of all blocks and what lies between them; "
+                        "compiling takes the longer the more blocks there are. Under a block-level cache it is always each block."
                     ),
                 ),
                 io.Combo.Input(
@@ -71,7 +70,7 @@ class CompileModel(io.ComfyNode):
                     tooltip=(
                         "Of inductor. default: a good balance. reduce-overhead: CUDA graphs, for small models and pictures where "
                         "the GPU waits for Python; takes more memory, and sizes should stay the same. max-autotune: also times many "
-                        "versions of each kernel; the first step takes minutes longer. max-autotune-no-cudagraphs: that without "
+                        "versions of each kernel; compiling takes much longer. max-autotune-no-cudagraphs: that without "
                         "CUDA graphs, for large models."
                     ),
                 ),

@@ -8,7 +8,7 @@ import types
 import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from operator import attrgetter
 from typing import Any, Protocol
@@ -121,7 +121,8 @@ class Stage:
         """Where the blocks are: a family's record says it, elsewhere they are looked for."""
         family = family_of(network)
         if isinstance(family, Family) and family.stacks:
-            return [attrgetter(stack.at)(network) for stack in family.stacks]
+            with suppress(AttributeError):  # another pack has rebuilt the model
+                return [attrgetter(stack.at)(network) for stack in family.stacks]
         if self.found is None or self.found[0]() is not network:
             if isinstance(family, Family) and family.unet:
                 levels = [*network.input_blocks, network.middle_block, *network.output_blocks]
@@ -197,7 +198,7 @@ class StandIn(Module):
         super().__init__()
         mine = vars(self)
         mine.update({name: vars(original)[name] for name in mine if name in vars(original)})
-        del mine["training"]
+        mine.pop("training", None)
         mine["original"], mine["stage"], mine["whole"] = original, stage, whole
         mine["parts"] = tuple(original.modules())[1:]
         shapes = tuple((n, tuple(p.shape)) for n, p in original.named_parameters())

@@ -596,7 +596,7 @@ def test_patches_in_blocks(tiny_unet, studio, said, what):
         model.set_model_input_block_patch(lambda h, options: h * factor)
         return model
 
-    for node, factors in ((patched, (0.0, 3.0)), (between, (0.5,))):
+    for node, factors in ((patched, (0.0, 3.0)), (between, (0.5,) if what == EACH_BLOCK else ())):
         pictures = [studio.sample(compiled(tiny_unet, what), latent=latent, **how)]
         for factor in factors:
             out = studio.sample(node(compiled(tiny_unet, what), factor), latent=latent, **how)
@@ -715,8 +715,14 @@ def test_with_comfyuis_nodes(studio, flux, what, name):
         assert close(studio.sample(compiled(node(flux), what), given, steps=4), plain)
 
 
-@BOTH
-@pytest.mark.parametrize("name", UNET_NODES)
+@pytest.mark.parametrize(
+    ("name", "what"),
+    [
+        ("FreeU", EACH_BLOCK),
+        ("perturbed attention guidance", EACH_BLOCK),
+        ("perturbed attention guidance", WHOLE_MODEL),
+    ],
+)
 def test_with_comfyuis_nodes_on_a_unet(studio, tiny_unet, what, name):
     latent, node = torch.zeros(1, 4, 16, 16), UNET_NODES[name]
     plain = studio.sample(node(tiny_unet), latent=latent, steps=2)
