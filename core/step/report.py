@@ -28,7 +28,8 @@ class Report:
     threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
     expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from, or
     whose polynomial or ratios were used. seconds:
-    of the whole run; deciding: of that, in policies and predictors, on the host. share: what of the model's blocks runs on a skip.
+    of the whole run; deciding: of that, in policies and predictors, on the host. share: of a
+    computed evaluation's work, what a skipped one still takes: of the blocks, and by time where that was told in the run (see laps.py).
     """
 
     method: str

@@ -14,6 +14,7 @@ from .clock import Clock, Grid
 from .fitted import Lessons
 from .gram import Gram
 from .history import History
+from .laps import Laps
 from .method import Method
 from .plan import Plan
 from .policies import (
@@ -101,6 +102,8 @@ class Run:
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed
+        self.laps = Laps() if method.blocks else None
+        self.on_host = False  # what is kept comes from the CPU
         self.started = time.perf_counter()
         if not grid.falling:
             self.report.note("nothing is skipped, because this sampler's sigmas do not fall from step to step")
@@ -138,6 +141,8 @@ class Run:
             clock, chosen = self.clock, self.decision
             value = self.read[0] if self.read else None
             self.report.evaluations.append(Evaluation(clock.step, clock.sigma, chosen.compute, chosen.reason, value))
+            if self.laps:
+                self.laps.decided(chosen.compute, self.on_host or value is not None)
             if clock.sigma <= 0:
                 pass  # no velocity can be told there, and nothing follows from it
             elif chosen.compute:
@@ -212,6 +217,7 @@ class Run:
 
     def keep(self, slot: Slot, value: Tensor) -> None:
         """Take `value`, which nobody else may write to, as what was computed for the slot in this evaluation."""
+        self.on_host = value.device.type == "cpu"
         history = self.histories.setdefault(slot, History(self.device))
         history.observe(self.clock.evaluation, value, self.track.needed)
 
@@ -248,6 +254,8 @@ class Run:
         ):
             self.report.note(self._why_nothing())
         self.report.threshold = self._threshold()
+        if self.laps and self.laps.share is not None:
+            self.report.share = self.laps.share
         self.report.finished = finished
         self.report.seconds = time.perf_counter() - self.started
         for listener in listeners:
