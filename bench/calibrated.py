@@ -5,7 +5,9 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from judge import LEARNED, Bench, pairs
 
@@ -26,12 +28,14 @@ def own_user_folder() -> Iterator[Path]:
             folder_paths.set_user_directory(before)
 
 
-def calibrate(bench: Bench, runs: int = RUNS) -> None:
-    """Record costs for the bench's model and way of sampling, as the node does with calibration 'record'."""
+def calibrate(bench: Bench, runs: int = RUNS, method: Any = None) -> None:
+    """Record for the bench's model and way of sampling what `method` (MeanCache's, if none is given) learns from full runs, as its
+    node does with calibration 'record'."""
     from skipstone.nodes.meancache import method_of
     from skipstone.patch.attach import attach
 
-    model = attach(bench.studio.model, method_of(calibration="record"))
+    taught = replace(method, calibration="record") if method else method_of(calibration="record")
+    model = attach(bench.studio.model, taught)
     for pair in pairs(runs, LEARNED):
         bench.shot(model, pair)
 

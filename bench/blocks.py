@@ -1,0 +1,332 @@
+"""The methods that work inside the model, against plain sampling and methods at output level: quality over work, and speed-up.
+
+make bench-blocks   (in a real ComfyUI, on the CPU; an hour. Writes bench-output/blocks.json and .md after every row)
+make bench-blocks ARGS="--models unet --pairs 2 --methods DBCache"
+
+A row is one of bench-quality's, and besides
+    share_computed       of the blocks' work in a run of as many steps without a cache, by time: a computed evaluation is 1, a skipped one
+                         what the blocks that always run take of it
+    speedup              median of the plain run's processor time over the patched run's, one after the other for each pair
+    speedup_predicted    what share_computed promises: 1 / (outside + (1 - outside) * share_computed), with `outside` the share of
+                         a forward that passes outside of the blocks, which runs on a skip too. At output level nothing does
+A method "never skips" where its threshold is 0: 1 / speedup is then what it costs.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from itertools import cycle, islice
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from calibrated import calibrate, own_user_folder
+from compared import Entry, entries
+from judge import Bench, Cell, Pair, Score, Shot, psnr, ssim
+from models import NAMES, OUTPUT, Studio, loaded
+from table import Key, Row, Table, key_of, over_plain, write
+
+CORE = Cell("euler", 3.0, 50)
+# what the block-level methods are held against: method and variant in bench-quality's table
+OTHERS = (("MeanCache", "calibrated"), ("Skipstone EasyCache", "auto"), ("TaylorSeer", "order 1"))
+NEVER = "never skips"
+ROUNDS = 16  # runs of what never skips, and as many plain ones: a per cent is to be seen
+PROFILED = 12  # evaluations that are looked into
+
+RELATIVE = (0.03, 0.06, 0.12, 0.2, 0.35)
+FEW_RELATIVE = (0.06, 0.12, 0.2)
+INTERVALS = (2, 3, 4, 6)
+
+
+def inside() -> Iterator[Entry]:
+    """Every method of block level: its presets, and some values of its own."""
+    from skipstone.nodes import firstblock, forecast, teacache
+    from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of
+    from skipstone.nodes.forecast import taylorseer_of
+    from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of
+    from skipstone.nodes.widgets import CUSTOM
+
+    for make, presets in (
+        (firstblock_of, (*firstblock.LEVELS, firstblock.AUTO, firstblock.WAVESPEED)),
+        (dbcache_of, firstblock.DB_PRESETS),
+        (cachedit_of, firstblock.DIT_PRESETS),
+        (teacache_of, (*teacache.TEA_LEVELS, teacache.PUBLISHED)),
+        (magcache_of, (*teacache.MAG_LEVELS, teacache.PUBLISHED)),
+        (dicache_of, (*teacache.DI_LEVELS, teacache.PUBLISHED)),
+        (partial(taylorseer_of, level="blocks"), (*forecast.TAYLOR_PRESETS, forecast.TAYLOR_PUBLISHED)),
+    ):
+        for preset in presets:
+            yield _entry("preset", preset, make(preset))
+    for t in RELATIVE:
+        yield _entry("line", f"{t:g}", firstblock_of(CUSTOM, t, warmup=4))
+    for t in FEW_RELATIVE:
+        yield _entry("reuse", f"{t:g}", firstblock_of(CUSTOM, t, warmup=4, predictor="reuse"))
+        yield _entry("Fn 2, Bn 1", f"{t:g}", dbcache_of(CUSTOM, 2, 1, t, warmup=4))
+        yield _entry("Fn 1, Taylor 2", f"{t:g}", dbcache_of(CUSTOM, 1, 0, t, predictor="taylor", order=2, warmup=4))
+        yield _entry("line", f"{t:g}", teacache_of(CUSTOM, t, warmup=4))
+        yield _entry("change", f"{t:g}", dicache_of(CUSTOM, t))
+        yield _entry("line, K 3", f"{t:g}", magcache_of(CUSTOM, t, max_skips=3, warmup=4))
+    for n in INTERVALS:
+        yield _entry("blocks, order 1", f"interval {n}", taylorseer_of(CUSTOM, 1, n, level="blocks"))
+        yield _entry("blocks, order 2", f"interval {n}", taylorseer_of(CUSTOM, 2, n, level="blocks"))
+    yield _entry(NEVER, "threshold 0", firstblock_of(CUSTOM, 0.0))
+    yield _entry(NEVER, "threshold 0", teacache_of(CUSTOM, 0.0))
+    yield _entry(NEVER, "threshold 0", magcache_of(CUSTOM, 0.0))
+    yield _entry(NEVER, "threshold 0", dicache_of(CUSTOM, 0.0))
+
+
+def _entry(variant: str, level: str, method: Any) -> Entry:
+    from skipstone.patch.attach import attach
+
+    if method.name == "TaylorSeer" and "blocks" not in variant:
+        variant = f"blocks, {variant}"  # the same node has both levels
+    same = replace(method, variant="")
+    return Entry(method.name, variant, level, partial(attach, method=method), same=same)
+
+
+def outside() -> Iterator[Entry]:
+    """Plain sampling, and some methods of output level."""
+    yield from (e for e in entries(CORE, True) if e.method == "plain")
+    yield from (e for e in entries(CORE, False) if (e.method, e.variant) in OTHERS)
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Of one forward: seconds of each block in the order of their running, and of all of it."""
+
+    blocks: tuple[float, ...]
+    whole: float
+
+    @property
+    def outside(self) -> float:
+        return max(1 - sum(self.blocks) / self.whole, 0.0)
+
+    def share(self, method: Any, network: Any) -> float:
+        """What of the blocks' time runs on a skip."""
+        from skipstone.patch.reach import reach_of
+
+        reach = reach_of(method, network)
+        always: Any = reach.seam if reach.family.unet else reach.blocks
+        runs = self.blocks[: always.prefix] + self.blocks[len(self.blocks) - always.suffix :]
+        return sum(runs) / sum(self.blocks)
+
+
+def profiled(bench: Bench) -> Profile:
+    """Hooks that look at the clock, in a few evaluations of a plain run."""
+    network = bench.studio.model.model.diffusion_model
+    spans = [*map(_ends, _blocks(network)), (network, network)]
+    began, seconds = [0.0] * len(spans), [list[float]() for _ in spans]
+
+    def begin(i: int, *_: Any) -> None:
+        began[i] = time.process_time()
+
+    def end(i: int, *_: Any) -> None:
+        seconds[i].append(time.process_time() - began[i])
+
+    handles = []
+    for i, (first, last) in enumerate(spans):
+        handles += [first.register_forward_pre_hook(partial(begin, i)), last.register_forward_hook(partial(end, i))]
+    try:
+        bench.shot(bench.studio.model, bench.pairs[0], PROFILED)
+    finally:
+        for handle in handles:
+            handle.remove()
+    *blocks, whole = map(median, seconds)
+    return Profile(tuple(blocks), whole)
+
+
+def _blocks(network: Any) -> list[Any]:
+    from skipstone.patch.families import Family, family_of
+    from skipstone.patch.stacks import blocks_of
+
+    family = family_of(network)
+    assert isinstance(family, Family)
+    if family.unet:
+        return [*network.input_blocks, network.middle_block, *network.output_blocks]
+    return [block for stack in family.stacks for block in blocks_of(network, stack)]
+
+
+def _ends(block: Any) -> tuple[Any, Any]:
+    """Where a block begins and ends: ComfyUI's UNet calls the layers in a block itself."""
+    layers = list(block) if isinstance(block, torch.nn.Sequential) else [block]
+    return layers[0], layers[-1]
+
+
+class Test:
+    """One model, and what is known of it."""
+
+    def __init__(self, studio: Studio, count: int) -> None:
+        self.studio = studio
+        self.bench = Bench(studio, CORE, count)
+        self.bench.shot(studio.model, self.bench.pairs[0], 2)  # what happens the first time is in nobody's seconds
+        self.profile = profiled(self.bench)
+        self.learned: set[str] = set()
+        self.known: dict[Any, tuple[Score, float, float]] = {}
+
+    @property
+    def network(self) -> Any:
+        return self.studio.model.model.diffusion_model
+
+    def possible(self, entry: Entry) -> bool:
+        """Some methods cannot work on some models: their nodes say so."""
+        from skipstone.patch.errors import StepCacheError
+
+        try:
+            entry.patch(self.studio.model)
+        except StepCacheError as error:
+            print(f"{self.studio.name}: no {entry.method} {entry.variant} {entry.level}: {error}", flush=True)
+            return False
+        return True
+
+    def learn(self, entry: Entry) -> None:
+        """What the method would learn from full runs of the user's own model, it has learned when it is judged."""
+        method = entry.same
+        if method is None or method.calibration != "auto":
+            return
+        from skipstone.patch.reach import reach_of
+
+        what = reach_of(method, self.network).text if method.blocks else "output"
+        if what not in self.learned:
+            self.learned.add(what)
+            calibrate(self.bench, method=method)
+
+    def row(self, entry: Entry) -> Row:
+        self.learn(entry)
+        rounds = ROUNDS if entry.variant == NEVER else len(self.bench.pairs)
+        same = entry.same or entry
+        if same not in self.known:
+            self.known[same] = self._measured(entry, rounds)
+        score, shares, speedup = self.known[same]
+        cell, bench = CORE, self.bench
+        row: Row = {"model": self.studio.name, "sampler": cell.sampler, "cfg": cell.cfg, "steps": cell.steps}
+        row |= {"method": entry.method, "variant": entry.variant, "level": entry.level}
+        row |= {name: value if value is None else round(value, 4) for name, value in asdict(score).items()}
+        row |= {"pairs": len(bench.pairs), "seconds_full": round(score.seconds * speedup, 4)}
+        order = ("computed", "psnr_db", "psnr_truth_db", "ssim", "pairs", "seconds", "seconds_full")
+        row = {k: row[k] for k in (*list(row)[:7], *order)}
+        always = self.profile.outside if entry.same is not None and entry.same.blocks else 0.0
+        predicted = 1 / (always + (1 - always) * shares)
+        row |= {"share_computed": round(shares, 4), "speedup": round(speedup, 4)}
+        return row | {"speedup_predicted": round(predicted, 4)}
+
+    def _measured(self, entry: Entry, rounds: int) -> tuple[Score, float, float]:
+        """Scores, share_computed, speedup. Each pair is sampled plainly right before, on the machine as it is then."""
+        from skipstone.patch.attach import attach
+
+        bench, plain, method = self.bench, self.studio.model, entry.same
+        reports: list[Any] = []
+        model = attach(plain, method, (reports.append,)) if method else plain
+        share = self.profile.share(method, self.network) if method and method.blocks else 0.0
+        shots: list[tuple[Pair, Shot, Shot]] = []
+        for pair in islice(cycle(bench.pairs), rounds):
+            full = bench.shot(plain, pair)
+            shots.append((pair, full, bench.shot(model, pair, entry.steps)))
+        judged = shots[: len(bench.pairs)]
+        n, steps = len(judged), entry.steps or CORE.steps
+        computed = sum(r.computed for r in reports) / len(reports) if reports else float(steps)
+        score = Score(
+            computed=computed,
+            psnr_db=sum(psnr(s.picture, full.picture) for _, full, s in judged) / n,
+            psnr_truth_db=sum(psnr(s.picture, t) for (_, _, s), t in zip(judged, bench.truth, strict=True)) / n,
+            ssim=sum(ssim(s.picture, full.picture) for _, full, s in judged) / n,
+            seconds=median(s.seconds for _, _, s in shots),
+        )
+        speedup = median(full.seconds / s.seconds for _, full, s in shots)
+        return score, (computed + share * (steps - computed)) / CORE.steps, speedup
+
+
+def judge(studio: Studio, table: Table, args: argparse.Namespace) -> None:
+    """All rows of one model that the table lacks."""
+    table.begin(studio.name, studio.digest)
+    old = {key for key, row in table.rows.items() if row["pairs"] == args.pairs and not args.again}
+    words = [word.lower() for word in args.methods]
+    wanted = [e for e in (*outside(), *inside()) if _matches(e, words) and _key(studio, e) not in old]
+    print(f"{studio.name}: {len(wanted)} rows to measure", flush=True)
+    if not wanted:
+        return
+    with own_user_folder():
+        test = Test(studio, args.pairs)
+        print(f"{studio.name}: {test.profile.outside:.1%} of a forward is outside of the blocks", flush=True)
+        for i, entry in enumerate(wanted, 1):
+            if test.possible(entry):
+                row = test.row(entry)
+                table.add([row])
+                table.save()
+                print(f"{i}/{len(wanted)} {line(row)}", flush=True)
+
+
+def _matches(entry: Entry, words: list[str]) -> bool:
+    return not words or any(word in f"{entry.method} {entry.variant}".lower() for word in words)
+
+
+def _key(studio: Studio, entry: Entry) -> Key:
+    return (studio.name, CORE.sampler, CORE.cfg, CORE.steps, entry.method, entry.variant, entry.level)
+
+
+def line(row: Row) -> str:
+    return (
+        f"{row['model']} | {row['method']} {row['variant']} {row['level']} | {row['computed']:.1f} computed, "
+        f"{row['share_computed']:.1%} of the blocks, {row['psnr_db']:.2f} dB, {row['speedup']:.2f}x of {row['speedup_predicted']:.2f}x"
+    )
+
+
+HEAD = (
+    "Model", "Method", "Variant", "Level", "Computed", "Blocks", "Work", "PSNR, dB", "over plain", "Truth, dB", "SSIM",
+    "Speedup", "predicted", "of it",
+)  # fmt: skip
+LEGEND = """\
+{text}; mean over {pairs} pairs. Computed: evaluations of {steps}. Blocks: share of the blocks' work that was done. Work: of the whole
+model, in evaluations: {steps} / predicted. Over plain: dB above plain sampling with as much work. Truth: against a run of 400 steps.
+"""
+
+
+def markdown(rows: list[Row]) -> str:
+    pairs = " or ".join(str(n) for n in sorted({r["pairs"] for r in rows}))
+    out = [LEGEND.format(text=CORE.text, steps=CORE.steps, pairs=pairs)]
+    out += [f"| {' | '.join(HEAD)} |", f"|---|---|---|---{'|--:' * 10}|"]
+    for row in rows:
+        work = row["steps"] / row["speedup_predicted"]
+        over = over_plain({**row, "computed": work}, rows)
+        cells = [row["model"], row["method"], row["variant"], row["level"], f"{row['computed']:.1f}"]
+        cells += [f"{row['share_computed']:.1%}", f"{work:.1f}", f"{row['psnr_db']:.2f}"]
+        cells += ["" if over is None else f"{over:+.2f}", f"{row['psnr_truth_db']:.2f}", f"{row['ssim']:.4f}"]
+        cells += [f"{row['speedup']:.2f}x", f"{row['speedup_predicted']:.2f}x"]
+        cells += [f"{row['speedup'] / row['speedup_predicted']:.1%}"]
+        out.append(f"| {' | '.join(cells)} |")
+    return "\n".join(out) + "\n"
+
+
+def place(row: Row) -> tuple[object, ...]:
+    first = ("plain", *(method for method, _ in OTHERS))
+    nth = first.index(row["method"]) if row["method"] in first and "blocks" not in row["variant"] else len(first)
+    return (NAMES.index(row["model"]), nth, *key_of(row)[4:6], -row["share_computed"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="*", default=list(NAMES), choices=NAMES)
+    parser.add_argument("--pairs", type=int, default=4)
+    parser.add_argument(
+        "--methods", nargs="*", default=[], help="only those whose method and variant hold one of these"
+    )
+    parser.add_argument("--out", type=Path, default=OUTPUT / "blocks.json")
+    parser.add_argument("--again", action="store_true", help="measure also what is in the file")
+    args = parser.parse_args()
+    torch.set_num_threads(1)  # what else the machine does then changes little, and these models gain little by more
+    table = Table.read(args.out)
+    for name in args.models:
+        studio = loaded(name)
+        # what each run has to say is in the table; what failed is an exception
+        logging.getLogger("skipstone").setLevel(logging.ERROR)
+        judge(studio, table, args)
+        write(table.file.with_suffix(".md"), markdown(sorted(table.rows.values(), key=place)))
+
+
+if __name__ == "__main__":
+    main()
