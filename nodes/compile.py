@@ -36,7 +36,7 @@ class CompileModel(io.ComfyNode):
         return io.Schema(
             node_id="SkipstoneCompileModel",
             display_name="Compile Model+",
-            category="Skipstone",
+            category="Skipstone/compile",
             description=(
                 "Compiles the model: faster steps on most GPUs, and the same picture up to rounding. The first step takes longer while "
                 "it compiles. Goes before or after step caches and LoRAs, whose strengths may change without compiling "

@@ -42,7 +42,7 @@ def _released(shift: float, head: int, rest: str, spans: str) -> Released:
     return Released(anchors, ks, shift)
 
 
-Z_IMAGE, QWEN = 3.0, 1.15
+Z_IMAGE, QWEN = 3.0, 3.158  # Qwen-Image: ComfyUI names its logarithm, 1.15
 NAMED: dict[str, Released] = {
     "Z-Image 25": _released(
         Z_IMAGE, 7, "8 10 11 12 13 15 16 17 18 20 22 29 37 42 45 47 48 49", "2 2 0 0 0 2 0 0 0 5 5 1 1 1 5 5 0 0"

@@ -154,6 +154,17 @@ INPUTS: dict[str, dict[str, str]] = {
         **GUARDS,
         **CACHE,
     },
+    "SkipstoneCompileModel": {
+        "model": "MODEL",
+        "compile": "COMBO",
+        "mode": "COMBO",
+        "backend": "COMBO",
+        "fullgraph": "BOOLEAN",
+        "dynamic": "COMBO",
+        "options": "STRING",
+        "compiler": "COMBO",
+        "disable": "BOOLEAN",
+    },
     "SkipstoneStepMask": {
         "source": "COMBO",
         "mask": "STRING",
@@ -163,7 +174,7 @@ INPUTS: dict[str, dict[str, str]] = {
     },
 }
 OUTPUTS = {name: ["STEP_MASK" if name == "SkipstoneStepMask" else "MODEL"] for name in INPUTS}
-METHODS = [name for name in INPUTS if name != "SkipstoneStepMask"]
+METHODS = [name for name in INPUTS if name not in ("SkipstoneStepMask", "SkipstoneCompileModel")]
 LEARNS = ("SkipstoneTeaCache", "SkipstoneMagCache")
 FOUR = ["Quality", "Balanced", "Speed", "Turbo"]
 DEVICES = ["auto", "gpu", "cpu"]
@@ -241,6 +252,13 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "error": ["change", "change beyond the input's"],
         "cache_device": DEVICES,
     },
+    "SkipstoneCompileModel": {
+        "compile": ["each block", "whole model"],
+        "mode": ["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"],
+        "backend": ["inductor", "cudagraphs", "eager", "aot_eager"],
+        "dynamic": ["auto", "true", "false"],
+        "compiler": ["torch.compile"],
+    },
     "SkipstoneStepMask": {
         "source": ["slow", "medium", "fast", "ultra", "mask", "bins"],
         "policy": ["static", "dynamic"],
@@ -287,6 +305,7 @@ def test_what_people_read_on_them(pack):
         "SkipstoneTeaCache": "TeaCache",
         "SkipstoneMagCache": "MagCache",
         "SkipstoneDiCache": "DiCache",
+        "SkipstoneCompileModel": "Compile Model+",
         "SkipstoneStepMask": "Step Mask",
     }
     others = {n: shown for n, shown in nodes.NODE_DISPLAY_NAME_MAPPINGS.items() if n not in pack}
