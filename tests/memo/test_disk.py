@@ -402,29 +402,27 @@ def test_a_share_that_hangs_costs_its_patience_once(tmp_path, monkeypatch):
 # several processes
 
 
-def writing(folder, count):
+def writing(folder):
     """A process that writes entries 0, 1, ... and prints each number when it is written."""
-    command = [sys.executable, writer.__file__, str(folder), str(count)]
+    command = [sys.executable, writer.__file__, str(folder)]
     paths = os.pathsep.join(p for p in sys.path if p)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": paths})
 
 
 def test_killed_in_the_middle_of_a_thousand_writes_by_two_processes_at_once(tmp_path):
-    writers = [writing(tmp_path, 1000) for _ in range(2)]
+    writers = [writing(tmp_path) for _ in range(2)]
     t, written = tier(tmp_path), -1
     for line in writers[0].stdout:
         written = int(line)
         # while both write these very names
         found = get(t, writer.name(written))
         assert torch.equal(decode(writer.name(written), found).value, writer.value(written))
-        if written == 100:
+        if written == 200:
             break
     for process in writers:
         process.send_signal(signal.SIGKILL)
         process.wait()
         process.stdout.close()
-    entries = list(tmp_path.rglob("*.memo"))
-    assert 100 < len(entries) < 1000
     with store(tmp_path) as one:
         for i in range(written + 1):
             assert torch.equal(one.get(writer.name(i)), writer.value(i))

@@ -1,7 +1,8 @@
-"""A process of its own that keeps values on disk until it is killed: python writer.py FOLDER COUNT."""
+"""A process of its own that keeps a thousand values on disk, again and again until it is killed: python writer.py FOLDER."""
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import torch
@@ -23,6 +24,6 @@ def value(i: int) -> torch.Tensor:
 
 if __name__ == "__main__":
     tier = DiskTier(sys.argv[1], spare=0)
-    for i in range(int(sys.argv[2])):
+    for i in itertools.cycle(range(1000)):
         tier.put(name(i), encode(name(i), Entry(value(i), 1.0, 1.0)))
         print(i, flush=True)
