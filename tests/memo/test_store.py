@@ -425,6 +425,7 @@ def test_clear_says_what_it_removed(opened):
     store.put(text, "x", 1.0)
     size = near.usage()["vae"].bytes
     assert store.clear(tier="memory", kind="vae") == {"memory": Usage(1, size)}
+    assert store.flush()
     assert is_value(store.get(KEY))  # from far
     assert store.clear(kind="vae") == {"memory": Usage(1, size), "far": Usage(1, size)}
     assert store.get(KEY) is None
