@@ -79,7 +79,7 @@ def fingerprint(patcher: Any) -> str:
     """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches."""
     digest, samples = hashlib.sha256(), []
     before = originals(patcher)
-    weights = dict(patcher.model.diffusion_model.named_parameters())
+    weights: dict[str, Tensor] = dict(patcher.model.diffusion_model.named_parameters())
     for name in sorted(weights):
         weight = before.get(f"diffusion_model.{name}", weights[name])
         digest.update(f"{name} {tuple(weight.shape)}".encode())

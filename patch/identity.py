@@ -13,6 +13,7 @@ import types
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -24,28 +25,17 @@ from ..core.memo.errors import Refused
 from ..core.memo.keys import digest
 
 WHOLE = 384 << 20  # bytes of weights that are read in full: every VAE, CLIP-L; about a tenth of a second
+HOOKS = "hooks on the CLIP"
 RUNS, RUN = 32, 64  # of each weight of a larger encoder: so many places, so many elements at each
 
 # what loading, moving and running an encoder changes, and what it computes does not depend on
 _STATE = {
-    "training",
-    "device",
-    "execution_device",
-    "can_assign_sd",
-    "model_loaded_weight_memory",
-    "model_offload_buffer_memory",
-    "model_lowvram",
-    "lowvram_patch_counter",
-    "current_weight_patches_uuid",
-    "current_patcher",
-    "comfy_cast_weights",
-    "comfy_patched_weights",
-    "prev_comfy_cast_weights",
-    "weight_function",
-    "bias_function",
-    "weight_lowvram_function",
-    "bias_lowvram_function",
-}
+    "training", "device", "execution_device", "can_assign_sd", "model_loaded_weight_memory", "model_offload_buffer_memory",
+    "model_lowvram", "lowvram_patch_counter", "current_weight_patches_uuid", "current_patcher", "weight_function", "bias_function",
+    "weight_lowvram_function", "bias_lowvram_function", "pin_failed", "seed_key", "skip_injection",
+}  # fmt: skip
+_STATES = ("_", "comfy_", "prev_comfy_", "dynamic_")  # and names that begin so
+_BUILT = {"_full_precision_mm_config"}  # but for these
 # of a VAE: where it runs is among the settings, how much memory it needs changes no bits
 _NOT_OF_A_VAE = {
     "first_stage_model",
@@ -169,10 +159,10 @@ def as_loaded(patcher: Any, module: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _read(weights: Iterable[tuple[str, Any]]) -> str:
     """A digest of named weights: of all of them, or of samples where that would take long."""
-    parts = [[name, *part] for name, weight in weights for part in _parts(weight)]
+    parts = [(name, *part) for name, weight in weights for part in _parts(weight)]
     size = sum(part.nbytes for _, _, part in parts)
     if size > WHOLE:
-        parts = [[name, [*about, list(part.shape)], _sample(part)] for name, about, part in parts]
+        parts = [(name, [*about, str(list(part.shape))], _sample(part)) for name, about, part in parts]
     return digest(parts)
 
 
@@ -214,8 +204,8 @@ def _patches(patcher: Any) -> str:
 
 def _refuse_unknown(patcher: Any) -> None:
     for name, reason in (
-        ("forced_hooks", "hooks on the CLIP"),
-        ("hook_patches", "hooks on the CLIP"),
+        ("forced_hooks", HOOKS),
+        ("hook_patches", HOOKS),
         ("injections", "something injected into the encoder, such as a bypass LoRA"),
         ("additional_models", "another model attached to the encoder"),
         ("weight_wrapper_patches", "wrapped weights"),
@@ -286,7 +276,7 @@ def _attributes(part: Any, depth: int) -> dict[str, Any]:
         held = vars(part)
     except TypeError:  # no __dict__
         return {}
-    names = (name for name in held if name[0] != "_" and name not in _STATE)
+    names = (n for n in held if n in _BUILT or not (n in _STATE or n.startswith(_STATES)))
     return {name: _described(held[name], depth) for name in names}
 
 
@@ -318,12 +308,13 @@ def _described(value: Any, depth: int) -> Any:
 
 
 def _function(function: Callable[..., Any], depth: int) -> Any:
-    code = function.__code__  # type: ignore[attr-defined]
-    cells = [c.cell_contents for c in function.__closure__ or ()]  # type: ignore[attr-defined]
-    held = _described([*cells, function.__defaults__], depth + 1)  # type: ignore[attr-defined]
+    code = function.__code__
+    cells = [c.cell_contents for c in function.__closure__ or ()]
+    held = _described([*cells, function.__defaults__], depth + 1)
     return [_name_of(function), _code(code), held]
 
 
+@lru_cache(maxsize=1024)
 def _code(code: types.CodeType) -> list[Any]:
     constants = [
         _code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts if not isinstance(c, str)
@@ -379,9 +370,8 @@ def _option(value: Any) -> Any:
 @lru_cache(maxsize=1)
 def versions() -> list[str]:
     """Of ComfyUI and of what computes."""
-    import comfyui_version
-
-    return [str(comfyui_version.__version__), str(torch.__version__), str(torch.backends.cudnn.version())]
+    comfyui = import_module("comfyui_version").__version__
+    return [str(comfyui), str(torch.__version__), str(torch.backends.cudnn.version())]
 
 
 @lru_cache(maxsize=8)

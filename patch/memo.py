@@ -1,0 +1,167 @@
+"""The one memo of this process, and where its owner says what it may use: the environment, then ComfyUI's settings.
+
+    environment                 comfy.settings.json          meaning                                         default
+    SKIPSTONE_MEMO              Skipstone.Memo               on or off                                       on
+    SKIPSTONE_MEMO_MEMORY       Skipstone.Memo.Memory        GB in memory; 0: none                           a tenth of the memory
+    SKIPSTONE_MEMO_DISK         Skipstone.Memo.Disk          GB on disk; 0: none                             10
+    SKIPSTONE_MEMO_DAYS         Skipstone.Memo.Days          days without use after which an entry goes      30
+    SKIPSTONE_MEMO_FOLDER       Skipstone.Memo.Folder        folder of the entries                           <user>/skipstone/memo
+    SKIPSTONE_MEMO_REDIS        Skipstone.Memo.Redis         redis://, rediss:// or unix:// address          none
+    SKIPSTONE_MEMO_REDIS_DAYS   Skipstone.Memo.RedisDays     days without use in Redis                       14
+    SKIPSTONE_MEMO_REDIS_MB     Skipstone.Memo.RedisMB       largest entry sent to Redis                     64
+    SKIPSTONE_PROVIDER          Skipstone.Provider           also keep what ComfyUI's own nodes return       off
+
+Never a widget: a workflow comes from strangers. With several users (--multi-user) the settings are theirs and not the
+owner's, and only the environment counts. A value that makes no sense is said once, and the default taken.
+"""
+
+from __future__ import annotations
+
+import atexit
+import json
+import logging
+import math
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from ..core.memo.store import Store
+from ..core.memo.tiers.base import Tier
+from ..core.memo.tiers.disk import DAY, GB, DiskTier
+from ..core.memo.tiers.memory import MemoryTier
+from ..core.memo.tiers.redis import RedisTier
+
+FOLDER = ("skipstone", "memo")
+DISK_SECONDS, REDIS_SECONDS = 1.0, 0.03  # that the first who asks waits for a tier to be there
+LARGEST = 4 << 20  # bytes of a settings file that is read
+_YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
+
+log = logging.getLogger(__name__)
+_lock = threading.Lock()
+_held: list[Store | None] = []
+
+
+def opened() -> Store | None:
+    """This process's memo, made when first asked for; None where it is switched off. Never raises."""
+    if not _held:
+        with _lock:
+            if not _held:
+                _held.append(_made())
+    return _held[0]
+
+
+def use(store: Store | None) -> None:
+    """Take another from now on; for tests and benchmarks. Who made a store closes it."""
+    with _lock:
+        _held[:] = [store]
+
+
+def reopen() -> None:
+    """Close the memo, and make it anew from the settings when it is next asked for."""
+    with _lock:
+        if _held and _held[0] is not None:
+            _held[0].close()
+        _held.clear()
+
+
+def provider_wanted() -> bool:
+    return _switch(Settings(), "PROVIDER", "Skipstone.Provider", False)
+
+
+class Settings:
+    """What the machine's owner said, as text or as JSON has it."""
+
+    def __init__(self) -> None:
+        self._file = _settings_file()
+
+    def get(self, variable: str, name: str) -> Any:
+        """None where nothing is said."""
+        said = os.environ.get(f"SKIPSTONE_{variable}")
+        return self._file.get(name) if said is None else said
+
+
+def _made() -> Store | None:
+    try:
+        settings = Settings()
+        if not _switch(settings, "MEMO", "Skipstone.Memo", True):
+            return None
+        store = Store(_tiers(settings))
+        atexit.register(store.close)  # what waits to be written is written
+        store.ready(DISK_SECONDS, DiskTier.name)
+        store.ready(REDIS_SECONDS)
+        return store
+    except Exception:
+        log.exception("[Skipstone] memo: cannot be opened; nothing is remembered")
+        return None
+
+
+def _tiers(settings: Settings) -> list[Tier]:
+    tiers: list[Tier] = []
+    memory = _number(settings, "MEMO_MEMORY", "Skipstone.Memo.Memory", None)
+    if memory != 0:
+        tiers.append(MemoryTier(None if memory is None else int(memory * GB)))
+    disk = _number(settings, "MEMO_DISK", "Skipstone.Memo.Disk", 10.0) or 0.0
+    if disk > 0:
+        days = _number(settings, "MEMO_DAYS", "Skipstone.Memo.Days", 30.0) or 30.0
+        tiers.append(DiskTier(_folder(settings), int(disk * GB), days * DAY))
+    address = settings.get("MEMO_REDIS", "Skipstone.Memo.Redis")
+    if address:
+        days = _number(settings, "MEMO_REDIS_DAYS", "Skipstone.Memo.RedisDays", 14.0) or 14.0
+        largest = _number(settings, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", 64.0) or 64.0
+        try:
+            tiers.append(RedisTier(str(address), days * DAY, int(largest * (1 << 20))))
+        except ValueError as error:  # which does not repeat the address
+            log.warning("[Skipstone] memo: Redis is not used: %s", error)
+    return tiers
+
+
+def _folder(settings: Settings) -> Path:
+    import folder_paths
+
+    said = settings.get("MEMO_FOLDER", "Skipstone.Memo.Folder")
+    return Path(said) if isinstance(said, str) and said else Path(folder_paths.get_user_directory(), *FOLDER)
+
+
+def _settings_file() -> dict[str, Any]:
+    """ComfyUI's own, of its default user; {} where there is none that can be read, or where users are strangers."""
+    import folder_paths
+    from comfy.cli_args import args
+
+    if getattr(args, "multi_user", False):
+        return {}
+    path = Path(folder_paths.get_user_directory(), "default", "comfy.settings.json")
+    try:
+        if path.stat().st_size > LARGEST:
+            return {}
+        said = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return said if isinstance(said, dict) else {}
+
+
+def _switch(settings: Settings, variable: str, name: str, default: bool) -> bool:
+    said = settings.get(variable, name)
+    if said is None:
+        return default
+    if isinstance(said, bool):
+        return said
+    word = str(said).strip().lower()
+    if word not in _YES | _NO:
+        log.warning("[Skipstone] %s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, said)
+        return default
+    return word in _YES
+
+
+def _number(settings: Settings, variable: str, name: str, default: float | None) -> float | None:
+    said = settings.get(variable, name)
+    if said is None or said == "":
+        return default
+    try:
+        number = float(said)
+        if isinstance(said, bool) or not (0 <= number < math.inf):
+            raise ValueError
+        return number
+    except (TypeError, ValueError, OverflowError):
+        log.warning("[Skipstone] %s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, said)
+        return default
