@@ -8,7 +8,7 @@ of them; what it adds before or after them happens as ever.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -20,6 +20,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..core.step.fitted import Pupil
+from ..core.step.policies import COMPUTE
 from ..core.step.run import Run, Slot
 from .evaluation import EvaluationHook
 from .families.tokens import Given
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 KEY = "skipstone"
 ROOM = 0.25  # of the device's free memory: the most that "auto" keeps of residuals there
 MULTI_GPU = "this run is spread over several GPUs: nothing is skipped at block level"
+OOM = "memory ran out: what was kept of the blocks was dropped, and that step computed in full"
+ELSEWHERE = "residuals are kept in main memory: the device has no room for them"
+SHAPES = "what flows through the model's blocks changed its size from one step to the next, and from there on nothing is skipped"
 
 Streams = dict[str, Tensor]
 """What flows through the blocks, by name, the picture's own first; conditionings that are run together share a tensor."""
@@ -38,6 +42,10 @@ Streams = dict[str, Tensor]
 
 Look = Callable[[str], Tensor | None]
 """What there is to see before the blocks that a skip leaves out, by Blocks.probe; None where there is no such thing."""
+
+
+class Astray(Exception):
+    """A skip was under way, and the model did not go on as its kind does. Says so in a sentence for the report."""
 
 
 class Seam(Protocol):
@@ -48,7 +56,10 @@ class Seam(Protocol):
     )  # the streams' dimension along which a call's conditionings lie; None where they cannot be told apart
 
     def around(self, network: Any, call: Call, given: Given, control: Any) -> AbstractContextManager[None]:
-        """For the duration of one call of the network (the diffusion model) on latent: tell `call`, and do what it answers."""
+        """For the duration of one call of the network (the diffusion model) on latent: tell `call`, and do what it answers.
+
+        Raises Astray where a skip cannot be brought to its end.
+        """
         ...
 
 
@@ -89,12 +100,13 @@ class Call:
                 self.taught = True
                 self.modulated = self._seen(look, "modulated")
         if run.decide([*slots, *hook.missing], seen).compute:
+            hook.let_go()
             self.base = {n: v.clone() if copy else v for n, v in base.items()}
             return None
-        return {
-            n: v + self._whole([run.recall((key, n), v.device) for key in self.keys]).to(v.dtype)
-            for n, v in base.items()
-        }
+        given = {n: self._whole([run.recall((key, n), v.device) for key in self.keys]) for n, v in base.items()}
+        if any(v.ndim and v.shape != given[n].shape for n, v in base.items()):
+            raise Astray(SHAPES)
+        return {n: v + given[n].to(v.dtype) for n, v in base.items()}
 
     def _seen(self, look: Look, probe: str) -> Tensor | None:
         value = look(probe)
@@ -108,7 +120,8 @@ class Call:
             return
         hook, run = self.hook, self.hook.run
         residuals = {name: streams[name] - value for name, value in base.items()}
-        hook.settle(residuals)
+        if hook.offload is not None:
+            hook.settle(hook.offload, residuals, self.keys)
         for i, key in enumerate(self.keys):
             for name, residual in residuals.items():
                 part = self._part(residual, i)
@@ -135,10 +148,14 @@ class BlockHook(EvaluationHook):
         self.seam = reach.seam
         self.probe = reach.blocks.probe
         self.offload = offload  # where residuals go that have no room where the model computes; None: they stay
+        self.room: float | None = (
+            None  # bytes of residuals that may stay where the model computes, where `offload` is not None
+        )
         self.named: list[Slot | None] = []  # the slots of the call of CALC_COND_BATCH under way
         self.counted: Counter[Hashable] = Counter()
         self.known: set[Slot] = set()  # slots that residuals have been kept of
         self.missing: list[Slot] = []  # slots of this call that none has been kept of: nothing can be skipped
+        self.astray = False  # the model is not as its kind is: nothing is skipped any longer
 
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
@@ -148,9 +165,14 @@ class BlockHook(EvaluationHook):
         self, executor: Any, model: Any, noise_shape: Sequence[int], conds: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """PREPARE_SAMPLING: ComfyUI is told of the residuals' size before it loads the model, as of a larger batch."""
-        if self.run.device is None:
-            count = self.run.track.anchors * max(sum(len(c or ()) for c in conds.values()), 1)
-            size = self.reach.residual(noise_shape) * count * model.model_dtype().itemsize
+        if self.run.device is None or self.run.device.type != "cpu":
+            every = [c for several in conds.values() for c in several or ()]
+            texts = [c["cross_attn"].shape[1] for c in every if getattr(c.get("cross_attn"), "ndim", 0) == 3]
+            shape, channels = noise_shape, model.model.latent_format.latent_channels
+            if len(shape) == 3 and shape[1] == 1:  # several latents, packed into one
+                shape = (shape[0], channels, shape[2] // channels)
+            count = self.run.track.anchors * max(len(every), 1)
+            size = self.reach.residual(shape, max(texts, default=0)) * count * model.model_dtype().itemsize
             row = model.memory_required([1, *noise_shape[1:]])
             noise_shape = [noise_shape[0] + round(size / max(row, 1)), *noise_shape[1:]]
         return executor(model, noise_shape, conds, *args, **kwargs)
@@ -189,7 +211,7 @@ class BlockHook(EvaluationHook):
     ) -> Tensor:
         """APPLY_MODEL: once for every batch of conditionings that fits into memory."""
         rest = (c_concat, c_crossattn, control, transformer_options)
-        if not self.named or "cond_or_uncond" not in transformer_options:
+        if not self.named or self.astray or "cond_or_uncond" not in transformer_options:
             return executor(x, t, *rest, **kwargs)
         if "multigpu_thread_device" in transformer_options:
             self.run.report.note(MULTI_GPU)
@@ -202,14 +224,26 @@ class BlockHook(EvaluationHook):
             given = Given(tuple(shapes[0]) if shapes else tuple(x.shape), kwargs, transformer_options)
             with self.seam.around(executor.class_obj.diffusion_model, call, given, control):
                 return executor(x, t, *rest, **kwargs)
+        except Astray as error:
+            self.astray = True
+            self.run.report.note(str(error))
         except Exception as error:
-            if not (self.run.histories and comfy.model_management.is_oom(error)):
+            if not comfy.model_management.is_oom(error):
                 raise
+            self.run.report.note(OOM)
         call.base = None
-        self.run.drop()
-        comfy.model_management.soft_empty_cache()
-        self.run.report.note("memory ran out: what was kept of the blocks was dropped, and that step computed in full")
+        self._begin_anew("memory" if not self.astray else "model changed")
         return executor(x, t, c_concat, c_crossattn, again, transformer_options, **kwargs)
+
+    def _begin_anew(self, reason: str) -> None:
+        """The evaluation under way is computed after all, and what was kept is let go."""
+        run = self.run
+        run.drop()
+        self.room = 0.0
+        comfy.model_management.soft_empty_cache()
+        if run.decision is not None and not run.decision.compute:
+            run.decision = COMPUTE(reason)
+            run.report.evaluations[-1].computed, run.report.evaluations[-1].reason = True, reason
 
     def _keys(self, options: dict[str, Any]) -> list[Hashable]:
         """A name for each conditioning of the batch. Parts of a regional prompt share a slot and may share a uuid."""
@@ -234,15 +268,20 @@ class BlockHook(EvaluationHook):
             parts: Any = key if isinstance(key[0], tuple) else (key,)  # type: ignore[index]
             self.known.update(part[1] for part in parts)
 
-    def settle(self, residuals: Mapping[str, Tensor]) -> None:
-        """Before the first residuals are kept: is there room for them where the model computes?"""
-        if self.offload is None or self.run.histories:
-            return
-        size = sum(r.numel() * r.element_size() for r in residuals.values()) * max(self.run.track.anchors, 1)
-        device = next(iter(residuals.values())).device
-        if size > ROOM * comfy.model_management.get_free_memory(device):
-            self.run.device = self.offload
-            self.run.report.note(
-                f"{size / 2**20:.0f} MB of residuals are kept in main memory: the device has no room for them"
-            )
-        self.offload = None
+    def let_go(self) -> None:
+        """An evaluation is computed: what no later one can be told from goes, as that of windows that have moved on."""
+        needed, histories = self.run.track.needed, self.run.histories
+        for key in [k for k, h in histories.items() if not needed & h.anchors.keys()]:
+            del histories[key]
+
+    def settle(self, offload: torch.device, residuals: Mapping[str, Tensor], keys: Collection[Hashable]) -> None:
+        """Where the residuals about to be kept of `keys` go: where the model computes while there is room, to `offload` otherwise."""
+        run, device = self.run, next(iter(residuals.values())).device
+        if self.room is None:
+            self.room = ROOM * comfy.model_management.get_free_memory(device)
+        others = [h for slot, h in run.histories.items() if h.device is None and slot[0] not in keys]  # type: ignore[index]
+        held = [v for h in others for v in list(h.anchors.values())[-1:]]
+        size = sum(v.numel() * v.element_size() for v in (*held, *residuals.values())) * max(run.track.anchors, 1)
+        run.device = None if size <= self.room else offload
+        if size > self.room:
+            run.report.note(ELSEWHERE)

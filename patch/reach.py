@@ -37,9 +37,11 @@ class Reach:
     def text(self) -> str:
         return f"Fn {self.blocks.prefix}, Bn {self.blocks.suffix}"
 
-    def residual(self, shape: Sequence[int]) -> int:
-        """About how many elements the residual of one conditioning has for a latent of this shape; told from the record, not seen."""
-        return shape[0] * max(math.prod(shape[2:]) // self.token, 1) * self.width
+    def residual(self, shape: Sequence[int], text: int) -> int:
+        """About how many elements the residual of one conditioning has for a latent of this shape and so many tokens of text; told from
+        the record, not seen."""
+        tokens = max(math.prod(shape[2:]) // self.token, 1)
+        return shape[0] * (tokens if self.family.unet else tokens + text) * self.width
 
 
 def known(patcher: Any, conds: dict[str, Any]) -> Network:
@@ -80,9 +82,13 @@ def _stacks(method: Method, family: Family, network: Any) -> Reach:
     widths = Counter(p.shape[-1] for b in blocks[:1] for p in b.parameters() if p.ndim == 2)
     width = widths.most_common(1)[0][0] if widths else 0
     share = _weight(runs) / max(_weight(blocks), 1)
-    return Reach(
-        family, StackSeam(family, wanted), wanted, len(blocks), share, math.prod(patch_of(family, network)), width
-    )
+    return Reach(family, StackSeam(family, wanted), wanted, len(blocks), share, _token(family, network), width)
+
+
+def _token(family: Family, network: Any) -> int:
+    """How many latent elements a token stands for; where the record does not say, most networks do."""
+    said: Any = patch_of(family, network) or getattr(network, "patch_size", getattr(network, "patch_spatial", 1))
+    return said**2 if isinstance(said, int) else math.prod(said)
 
 
 def _unet(method: Method, family: Family, network: Any) -> Reach:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..core.step.method import Blocks
-from .blocks import Call, Streams
+from .blocks import Astray, Call, Streams
 from .families import Family, Stack
 from .families.tokens import Given, Span, spans
 
@@ -21,6 +21,7 @@ Forward = Callable[..., Any]
 Visit = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 ORDER = "the model does not run its blocks one after the other as its kind does, and nothing is skipped: has another node changed it?"
+LEFT_OUT = "another node leaves out a block at which something is to be seen: calls of the model in which it does so are computed"
 UNSEEN = "what TeaCache looks at was not to be seen in this model: it goes by the whole stream that enters the blocks instead"
 
 
@@ -57,22 +58,26 @@ _GATES: weakref.WeakKeyDictionary[Module, _Gate] = weakref.WeakKeyDictionary()
 @contextmanager
 def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
     """While it lasts, to call one of the blocks is to call its visit with the block's own forward."""
-    before: list[tuple[Module, _Gate, Any]] = []
+    before: list[tuple[Module, _Gate, Any, Visit | None, Forward | None]] = []
     try:
         for block, visit in blocks:
             mine = vars(block)
             gate = _GATES.setdefault(block, _Gate())
-            before.append((block, gate, mine.get("forward")))
-            gate.visit, gate.own = visit, block.forward
+            before.append((block, gate, mine.get("forward"), gate.visit, gate.own))
+            if (
+                gate.own is None
+            ):  # else it stands there twice, or somebody samples from within a call of the same network
+                gate.own = block.forward
+            gate.visit = visit
             mine["forward"] = gate
         yield
     finally:
-        for block, gate, forward in reversed(before):
+        for block, gate, forward, former, own in reversed(before):
             if forward is None:
                 vars(block).pop("forward", None)
             else:
                 vars(block)["forward"] = forward
-            gate.visit = gate.own = None
+            gate.visit, gate.own = former, own
 
 
 class StackSeam:
@@ -92,6 +97,10 @@ class StackSeam:
         passage = _Passage(self, network, call, [k for k, _ in stacks], given)
         with watched([(block, passage.visitor(i)) for i, (_, block) in enumerate(stacks)]):
             yield
+        if passage.given is not None and passage.next <= passage.last:
+            raise Astray(ORDER)
+        if not passage.entered or call.base is not None:
+            call.hook.run.report.note(LEFT_OUT)
 
 
 class _Passage:
@@ -109,6 +118,7 @@ class _Passage:
         self.asked = given
         self.next = 0
         self.lost = False
+        self.entered = False
         self.idle = False  # the model wants all of its blocks in this call: Family.state
         self.start: Streams | None = None  # what entered block 0, where the indicator needs it
         self.spans: list[Span] = []  # by stack: where in its first stream the picture's tokens are
@@ -128,11 +138,17 @@ class _Passage:
             first = self.call.hook.run.clock.evaluation == 0
             self.idle = first or kwargs.get(self.family.state.removeprefix("arg:")) == ()
         if self.idle:
+            self.entered = True
             return own(*args, **kwargs)
-        taken = _taken(stack, args, kwargs)
+        try:
+            taken = _taken(stack, args, kwargs)
+        except LookupError:
+            self._lose()
+            return own(*args, **kwargs)
         if position == 0:
             self._begin(taken, kwargs.get("transformer_options") or self.asked.options)
         if position == self.first:
+            self.entered = True
             self._enter(taken, own, args, kwargs)
         if self.given is not None and self.first <= position <= self.last:
             if position == self.first and self.suffix:
@@ -146,7 +162,9 @@ class _Passage:
         return result
 
     def _lose(self) -> None:
-        self.lost = True
+        if self.given is not None:
+            raise Astray(ORDER)
+        self.lost = self.entered = True
         self.call.base = None
         self.call.hook.run.report.note(ORDER)
 

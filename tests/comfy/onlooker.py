@@ -166,3 +166,70 @@ class Onlooker:
 def entries(network: Module, stack: Stack) -> list[Module]:
     found = network.get_submodule(stack.at)
     return list(found.values() if isinstance(found, ModuleDict) else found.children())
+
+
+# A model from outside
+
+
+def sample(studio, model, **how):
+    unet = hasattr(model.model.diffusion_model, "input_blocks")
+    latent = {"latent": torch.zeros(1, 4, 8, 8)} if unet and not {"latent", "noise"} & how.keys() else {}
+    return studio.sample(model, **{"steps": 6, **latent, **how})
+
+
+def insides(model):
+    """Everything that hangs on a network's modules, by name."""
+    return {name: (dict(vars(m)), list(m._modules.items())) for name, m in model.model.diffusion_model.named_modules()}
+
+
+def untouched(before, after):
+    assert before.keys() == after.keys()
+    for name, (own, children) in after.items():
+        was, had = before[name]
+        assert own.keys() == was.keys(), name
+        assert all(own[k] is was[k] for k in own if k != "_modules"), name
+        assert [(n, id(m)) for n, m in children] == [(n, id(m)) for n, m in had], name
+
+
+def inner_part(model):
+    """A layer within a block that a skip leaves out."""
+    network = model.model.diffusion_model
+    return (
+        network.single_blocks[1].linear1 if hasattr(network, "single_blocks") else network.middle_block[0].in_layers[0]
+    )
+
+
+def outer_part(model):
+    """A layer within a block that always runs."""
+    network = model.model.diffusion_model
+    return (
+        network.double_blocks[0].img_attn.qkv
+        if hasattr(network, "double_blocks")
+        else network.input_blocks[1][0].in_layers[0]
+    )
+
+
+class Raises:
+    """While it lasts a layer raises, at the given call of it, once."""
+
+    def __init__(self, layer, at, error):
+        self.left, self.error, self.calls = at, error, 0
+        self.handle = layer.register_forward_pre_hook(self)
+
+    def __call__(self, *_):
+        self.calls += 1
+        self.left -= 1
+        if self.left == 0:
+            raise self.error
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.handle.remove()
+
+
+def last_part(model):
+    """A layer after all blocks."""
+    network = model.model.diffusion_model
+    return network.final_layer.linear if hasattr(network, "final_layer") else network.out[0]

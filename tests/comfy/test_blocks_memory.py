@@ -1,0 +1,212 @@
+"""What block-level methods keep: where, how much, what ComfyUI is told of it, and what happens when memory runs out."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.model_base
+import comfy.model_management
+import comfy.sampler_helpers
+import pytest
+import torch
+from comfy.patcher_extension import WrappersMP
+
+from skipstone.core.step.history import History
+from skipstone.patch.attach import attach
+from skipstone.patch.blocks import ELSEWHERE, OOM, ROOM, BlockHook
+from skipstone.patch.reach import reach_of
+from skipstone.patch.sigma import SigmaReader
+from skipstone.tests.comfy import zoo
+from skipstone.tests.comfy.onlooker import Raises, every, inner_part, insides, last_part, outer_part, sample, untouched
+from skipstone.tests.comfy.test_slots import windows
+from skipstone.tests.comfy.test_state import alive
+
+STEPS = 6
+
+
+@pytest.fixture(scope="module")
+def flux(small_flux):
+    """A MODEL of 2 + 3 blocks."""
+    return small_flux(depth=2, depth_single_blocks=3)
+
+
+@pytest.fixture(params=["flux", "unet"])
+def model(request, flux, tiny_unet):
+    return flux if request.param == "flux" else tiny_unet
+
+
+def oom():
+    return torch.OutOfMemoryError("no memory, as a test has it")
+
+
+def held():
+    """Values that histories hold on to."""
+    return [value for h in alive(History) for value in h.anchors.values()]
+
+
+@pytest.mark.parametrize("where", [outer_part, last_part], ids=["before the decision", "after it"])
+def test_memory_that_runs_out_in_a_skipped_step(studio, model, cached, where):
+    """It is computed in full, with nothing kept: here the picture is the unpatched model's."""
+    patched, reports = cached(every(2), model)
+    plain, holding = sample(studio, model, steps=3), []
+    with Raises(where(model), 2, oom()) as raises:
+        watch = where(model).register_forward_pre_hook(lambda *_: holding.append(len(held())))
+        out = sample(studio, patched, steps=3)
+        watch.remove()
+    assert torch.equal(out, plain)
+    assert raises.calls == 4
+    assert holding[1] == 0  # of the calls that came through: the second try of the second step
+    assert [e.computed for e in reports[0].evaluations] == [True, True, True]
+    assert reports[0].evaluations[1].reason == ("history" if where is outer_part else "memory")
+    assert reports[0].notes[0] == OOM
+
+
+def test_memory_that_runs_out_in_a_computed_step(studio, model, cached):
+    patched, reports = cached(every(2), model)
+    with Raises(inner_part(model), 2, oom()):
+        assert torch.isfinite(sample(studio, patched, steps=6)).all()
+    # the third step is computed in full, and as nothing is left to skip with, so is the one after it
+    assert [e.computed for e in reports[0].evaluations] == [True, False, True, True, True, True]
+    assert reports[0].evaluations[3].reason == "history"
+    assert reports[0].notes == [OOM, ELSEWHERE]
+
+
+def test_memory_that_runs_out_without_our_doing(studio, flux, cached):
+    """The second try fails as well: the error is the user's to see, and nothing stays behind."""
+    patched, reports = cached(every(2), flux)
+    before = insides(flux)
+
+    def always(*_):
+        raise oom()
+
+    handle = inner_part(flux).register_forward_pre_hook(always)
+    with pytest.raises(torch.OutOfMemoryError):
+        studio.sample(patched, steps=3)
+    handle.remove()
+    untouched(before, insides(flux))
+    assert not reports[0].finished
+
+
+def test_a_controlnets_lists_are_whole_again_for_the_second_try(studio, tiny_unet, cached):
+    """A UNet pops from them."""
+
+    def controlled(apply, given):
+        control = {
+            "input": [],
+            "middle": [torch.full((1, 64, 4, 4), 0.3)],
+            "output": [torch.full((1, 32, 8, 8), 0.2)] + [None] * 3,
+        }
+        return apply(given["input"], given["timestep"], **{**given["c"], "control": control})
+
+    model = tiny_unet.clone()
+    model.set_model_unet_function_wrapper(controlled)
+    plain = sample(studio, model, steps=3)
+    assert not torch.equal(plain, sample(studio, tiny_unet, steps=3))
+    with Raises(last_part(model), 2, oom()):
+        assert torch.equal(sample(studio, cached(every(2), model)[0], steps=3), plain)
+
+
+def free(monkeypatch, amount):
+    monkeypatch.setattr(
+        comfy.model_management,
+        "get_free_memory",
+        lambda dev=None, torch_free_too=False: (amount, amount) if torch_free_too else amount,
+    )
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu", "cpu"])
+def test_where_residuals_are_kept_changes_nothing(studio, model, cached, device):
+    plain = sample(studio, cached(every(2), model)[0])
+    patched, reports = cached(every(2, history_device=device), model)
+    assert torch.equal(sample(studio, patched), plain)
+    assert reports[0].notes == []
+
+
+def test_where_there_is_no_room_for_them_they_go_to_main_memory(studio, model, cached, monkeypatch):
+    plain = sample(studio, cached(every(2), model)[0], cfg=1.0)
+    free(monkeypatch, 1 << 10)
+    patched, reports = cached(every(2), model)
+    devices: list[Any] = []
+    out = sample(studio, patched, cfg=1.0, callback=lambda step, *_: devices.extend(h.device for h in alive(History)))
+    torch.testing.assert_close(out, plain)
+    assert set(devices) == {model.offload_device}
+    assert reports[0].notes == [ELSEWHERE]
+
+
+def test_what_has_room_stays_and_what_has_none_goes(studio, flux, cached, monkeypatch):
+    """Of three windows' residuals two fit."""
+    patched, reports = cached(every(2), windows(flux, "standard_static", 3, 8, 4))
+    kept: list[Any] = []
+
+    def callback(step, *_):
+        if step == 0:
+            kept.extend((h.device, sum(v.nbytes for v in h.anchors.values())) for h in alive(History))
+
+    plain = studio.sample(patched, steps=STEPS, cfg=1.0, callback=callback)
+    assert [device for device, _ in kept] == [None] * 3
+    smallest, _, largest = sorted(size for _, size in kept)
+    assert largest < 1.5 * smallest
+    free(monkeypatch, int(2.5 * smallest / ROOM))
+    kept.clear()
+    torch.testing.assert_close(studio.sample(patched, steps=STEPS, cfg=1.0, callback=callback), plain)
+    assert sorted(str(device) for device, _ in kept) == ["None", "None", "cpu"]
+    assert [r.notes for r in reports] == [[], [ELSEWHERE]]
+
+
+def test_windows_that_move_on_let_their_residuals_go(studio, flux, cached):
+    patched, _ = cached(every(1), windows(flux, "standard_uniform"))
+    calls: list[int] = []
+    counts: list[tuple[int, int]] = []
+
+    def callback(*_):
+        counts.append((len(held()), len(calls)))
+        calls.clear()
+
+    handle = flux.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
+    studio.sample(patched, cfg=1.0, steps=8, callback=callback)
+    handle.remove()
+    assert all(kept == windows > 1 for kept, windows in counts)
+
+
+@pytest.mark.parametrize("name", ["Flux", "WAN21", "HiDreamO1", "LTXAV", "BaseModel (SD 1)"])
+def test_comfyui_is_told_of_the_residuals_size_before_the_run(name, monkeypatch):
+    """It makes room for them, as for a larger batch; for those that go to main memory it need not."""
+    tiny = next((m for m in zoo.MODELS if m.name == name), None)
+    if tiny is None or not hasattr(comfy.model_base, tiny.base):
+        pytest.skip("this ComfyUI has no such model")
+    told: list[float] = []
+    sizes: list[int] = []
+    prepare = comfy.sampler_helpers._prepare_sampling
+
+    def look(model, noise_shape, *args, **kwargs):
+        told.append(noise_shape[0] * model.memory_required([1, *noise_shape[1:]]))
+        return prepare(model, noise_shape, *args, **kwargs)
+
+    def predict_noise(executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
+        sizes.append(sum(v.nbytes for v in held()))
+        return out
+
+    model = tiny.build()
+    conds = tiny.conds(model)
+    model.model.memory_usage_factor = 1e-6  # what tiny models take, beside which their residuals are something
+    monkeypatch.setattr(comfy.sampler_helpers, "_prepare_sampling", look)
+    for patched in (attach(model, every(2)), attach(model, every(2, history_device="cpu")), model):
+        clone = patched.clone()
+        clone.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "look", predict_noise)
+        with torch.inference_mode():
+            zoo.sample(tiny, clone, *conds, steps=4)
+    auto, cpu, plain = told
+    assert cpu == plain
+    assert 0.4 < (auto - plain) / max(sizes) < 2.5
+
+
+def test_comfyui_is_told_of_residuals_that_are_to_stay_on_the_gpu(flux):
+    reach = reach_of(every(2), flux.model.diffusion_model)
+    run: Any = SimpleNamespace(device=torch.device("cuda"), track=SimpleNamespace(anchors=1))
+    hook = BlockHook(run, SigmaReader(None, [1.0, 0.0]), reach, None)
+    flux.model.memory_usage_factor, before = 1e-6, flux.model.memory_usage_factor
+    shape = hook.prepare_sampling(lambda model, shape, conds: shape, flux, [1, 16, 16, 16], {"positive": [{}]})
+    flux.model.memory_usage_factor = before
+    assert shape[0] > 1
