@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -20,7 +21,6 @@ from skipstone.patch.sigma import SigmaReader
 from skipstone.tests.comfy import zoo
 from skipstone.tests.comfy.onlooker import Raises, every, inner_part, insides, last_part, outer_part, sample, untouched
 from skipstone.tests.comfy.test_slots import windows
-from skipstone.tests.comfy.test_state import alive
 
 STEPS = 6
 
@@ -40,18 +40,32 @@ def oom():
     return torch.OutOfMemoryError("no memory, as a test has it")
 
 
-def held():
-    """Values that histories hold on to."""
-    return [value for h in alive(History) for value in h.anchors.values()]
+@pytest.fixture(autouse=True)
+def histories(monkeypatch):
+    """Those that are alive."""
+    made: weakref.WeakSet[History] = weakref.WeakSet()
+    begin = History.__init__
+
+    def init(self, *args):
+        begin(self, *args)
+        made.add(self)
+
+    monkeypatch.setattr(History, "__init__", init)
+    return made
+
+
+def held(histories):
+    """Values that they hold on to."""
+    return [value for h in histories for value in h.anchors.values()]
 
 
 @pytest.mark.parametrize("where", [outer_part, last_part], ids=["before the decision", "after it"])
-def test_memory_that_runs_out_in_a_skipped_step(studio, model, cached, where):
+def test_memory_that_runs_out_in_a_skipped_step(studio, model, cached, where, histories):
     """It is computed in full, with nothing kept: here the picture is the unpatched model's."""
     patched, reports = cached(every(2), model)
     plain, holding = sample(studio, model, steps=3), []
     with Raises(where(model), 2, oom()) as raises:
-        watch = where(model).register_forward_pre_hook(lambda *_: holding.append(len(held())))
+        watch = where(model).register_forward_pre_hook(lambda *_: holding.append(len(held(histories))))
         out = sample(studio, patched, steps=3)
         watch.remove()
     assert torch.equal(out, plain)
@@ -123,25 +137,25 @@ def test_where_residuals_are_kept_changes_nothing(studio, model, cached, device)
     assert reports[0].notes == []
 
 
-def test_where_there_is_no_room_for_them_they_go_to_main_memory(studio, model, cached, monkeypatch):
+def test_where_there_is_no_room_for_them_they_go_to_main_memory(studio, model, cached, monkeypatch, histories):
     plain = sample(studio, cached(every(2), model)[0], cfg=1.0)
     free(monkeypatch, 1 << 10)
     patched, reports = cached(every(2), model)
     devices: list[Any] = []
-    out = sample(studio, patched, cfg=1.0, callback=lambda step, *_: devices.extend(h.device for h in alive(History)))
+    out = sample(studio, patched, cfg=1.0, callback=lambda step, *_: devices.extend(h.device for h in histories))
     torch.testing.assert_close(out, plain)
     assert set(devices) == {model.offload_device}
     assert reports[0].notes == [ELSEWHERE]
 
 
-def test_what_has_room_stays_and_what_has_none_goes(studio, flux, cached, monkeypatch):
+def test_what_has_room_stays_and_what_has_none_goes(studio, flux, cached, monkeypatch, histories):
     """Of three windows' residuals two fit."""
     patched, reports = cached(every(2), windows(flux, "standard_static", 3, 8, 4))
     kept: list[Any] = []
 
     def callback(step, *_):
         if step == 0:
-            kept.extend((h.device, sum(v.nbytes for v in h.anchors.values())) for h in alive(History))
+            kept.extend((h.device, sum(v.nbytes for v in h.anchors.values())) for h in histories)
 
     plain = studio.sample(patched, steps=STEPS, cfg=1.0, callback=callback)
     assert [device for device, _ in kept] == [None] * 3
@@ -154,13 +168,13 @@ def test_what_has_room_stays_and_what_has_none_goes(studio, flux, cached, monkey
     assert [r.notes for r in reports] == [[], [ELSEWHERE]]
 
 
-def test_windows_that_move_on_let_their_residuals_go(studio, flux, cached):
+def test_windows_that_move_on_let_their_residuals_go(studio, flux, cached, histories):
     patched, _ = cached(every(1), windows(flux, "standard_uniform"))
     calls: list[int] = []
     counts: list[tuple[int, int]] = []
 
     def callback(*_):
-        counts.append((len(held()), len(calls)))
+        counts.append((len(held(histories)), len(calls)))
         calls.clear()
 
     handle = flux.model.diffusion_model.register_forward_pre_hook(lambda *_: calls.append(1))
@@ -170,7 +184,7 @@ def test_windows_that_move_on_let_their_residuals_go(studio, flux, cached):
 
 
 @pytest.mark.parametrize("name", ["Flux", "WAN21", "HiDreamO1", "LTXAV", "BaseModel (SD 1)"])
-def test_comfyui_is_told_of_the_residuals_size_before_the_run(name, monkeypatch):
+def test_comfyui_is_told_of_the_residuals_size_before_the_run(name, monkeypatch, histories):
     """It makes room for them, as for a larger batch; for those that go to main memory it need not."""
     tiny = next((m for m in zoo.MODELS if m.name == name), None)
     if tiny is None or not hasattr(comfy.model_base, tiny.base):
@@ -185,7 +199,7 @@ def test_comfyui_is_told_of_the_residuals_size_before_the_run(name, monkeypatch)
 
     def predict_noise(executor, *args, **kwargs):
         out = executor(*args, **kwargs)
-        sizes.append(sum(v.nbytes for v in held()))
+        sizes.append(sum(v.nbytes for v in held(histories)))
         return out
 
     model = tiny.build()
