@@ -80,6 +80,13 @@ def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
             gate.visit, gate.own = former, own
 
 
+class _Stopped(Exception):
+    """Leaves a block that need not go on."""
+
+
+NOT_RUN = object()
+
+
 class StackSeam:
     """For families whose records have stacks; see blocks.Seam."""
 
@@ -149,16 +156,22 @@ class _Passage:
             self._begin(taken, kwargs.get("transformer_options") or self.asked.options)
         if position == self.first:
             self.entered = True
-            self._enter(taken, own, args, kwargs)
+            ran = self._enter(taken, own, args, kwargs)
+            if ran is not NOT_RUN:
+                return self._leave(position, ran)
         if self.given is not None and self.first <= position <= self.last:
             if position == self.first and self.suffix:
                 # models write between blocks to what a block gave, and may need what it was given: the blocks after `last` do
                 taken = {n: v.clone() for n, v in taken.items()}
             given = self.given if position == self.last else {}
             return _given(stack, taken | given)
-        result = own(*args, **kwargs)
+        return self._leave(position, own(*args, **kwargs))
+
+    def _leave(self, position: int, result: Any) -> Any:
+        """A block has run and gave `result`."""
         if position == self.last:
-            self.call.leave(_returned(stack, result), lambda v: self._image(v, self.stack_of[position]))
+            k = self.stack_of[position]
+            self.call.leave(_returned(self.family.stacks[k], result), lambda v: self._image(v, k))
         return result
 
     def _lose(self) -> None:
@@ -176,31 +189,77 @@ class _Passage:
         if self.probe in ("residual", "states") and self.call.hook.run.indicator is not None:
             self.start = {n: v.clone() if self.family.inplace else v for n, v in taken.items()}
 
-    def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Has it decided whether the blocks from `first` on run. Returns what `first` gave where it had to run to see, else NOT_RUN."""
         here, end = self.stack_of[self.first], self.stack_of[self.last]
         base = self._joined(taken, here, end)
         # blocks after it would read the dead ones too
         left = self.family.same + (self.family.dead if self.last == len(self.stack_of) - 1 else ())
         base = {n: v for n, v in base.items() if n.partition(".")[0] not in left}
+        name = next(iter(taken))
 
-        def look(probe: str) -> Tensor | None:
-            name = next(iter(taken))
-            if probe == "modulated":
-                return self._modulated(taken[name], own, args, kwargs)
-            now = self._image(taken[name], here)
-            if self.start is None:  # the first block was left out by another node
-                return now
-            before = self._image(self._joined(self.start, self.stack_of[0], here)[name], here)
-            return now - before if probe == "residual" else torch.cat((before, now), -1)
+        def decide(modulated: Tensor | None) -> bool:
+            """Is it a skip?"""
 
-        self.given = self.call.enter(base, look, copy=self.family.inplace and here == end)
+            def look(probe: str) -> Tensor | None:
+                if probe == "modulated":
+                    return self._modulated(modulated, taken[name])
+                now = self._image(taken[name], here)
+                if self.start is None:  # the first block was left out by another node
+                    return now
+                before = self._image(self._joined(self.start, self.stack_of[0], here)[name], here)
+                return now - before if probe == "residual" else torch.cat((before, now), -1)
 
-    def _modulated(self, stream: Tensor, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-        """What of it belongs to the picture, where that can be told."""
+            self.given = self.call.enter(base, look, copy=self.family.inplace and here == end)
+            return self.given is not None
+
+        what, hook = self.family.modulated, self.call.hook
+        asked = hook.run.decision is None and (hook.pupil or (self.probe == "modulated" and hook.run.indicator))
+        if not asked or self.first > 0 or not what:
+            decide(None)
+        elif what.startswith("arg:"):
+            place = what[4:]
+            decide(args[int(place)] if place.isdigit() else kwargs.get(place))
+        else:
+            return self._within(own, args, kwargs, decide)
+        return NOT_RUN
+
+    def _within(
+        self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], decide: Callable[[Tensor | None], bool]
+    ) -> Any:
+        """Runs the first block as far as it takes to see its modulated input, and to its end if that is not a skip."""
+        seen: list[Tensor] = []
+
+        def stop(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            if not seen:
+                seen.append(given[0] if given else next(iter(named.values())))
+                if decide(seen[0]):
+                    raise _Stopped
+
+        try:
+            part = resolved(getattr(own, "__self__", None), self.family.modulated)
+        except AttributeError:
+            decide(None)
+            return NOT_RUN
+        handle = part.register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            result = own(*args, **kwargs)
+        except _Stopped:
+            return NOT_RUN
+        finally:
+            handle.remove()
+        if seen:
+            return result
+        skip = decide(None)
+        if self.family.inplace:  # the block may have written to what it was given
+            self.call.base = None
+        return NOT_RUN if skip else result
+
+    def _modulated(self, value: Tensor | None, stream: Tensor) -> Tensor | None:
+        """What of the modulated input belongs to the picture, where that can be told."""
         if self.first > 0:
             return None
-        value = _modulated(self.family.modulated, own, args, kwargs)
-        if value is None:
+        if not torch.is_tensor(value):
             if self.probe == "modulated":
                 self.call.hook.run.report.note(UNSEEN)
             value = stream
@@ -256,38 +315,3 @@ def _given(stack: Stack, streams: Streams) -> Any:
         return streams.get(name)
 
     return value(stack.gives) if isinstance(stack.gives, str) else tuple(value(n) for n in stack.gives)
-
-
-class _Caught(Exception):
-    """Carries a module's input out of a block that need not go on."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.value = value
-
-
-def _modulated(what: str, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor | None:
-    """The modulated input of a block (see Family.modulated), without more of the block than it takes to know it."""
-    if not what:
-        return None
-    if what.startswith("arg:"):
-        name = what[4:]
-        value = args[int(name)] if name.isdigit() else kwargs.get(name)
-        return value if torch.is_tensor(value) else None
-    block = getattr(own, "__self__", None)
-    if block is None:
-        return None
-
-    def stop(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
-        raise _Caught(given[0] if given else next(iter(named.values())))
-
-    try:
-        handle = resolved(block, what).register_forward_pre_hook(stop, with_kwargs=True)
-    except AttributeError:
-        return None
-    try:
-        own(*args, **kwargs)
-    except _Caught as caught:
-        return caught.value
-    finally:
-        handle.remove()
-    return None
