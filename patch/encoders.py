@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from ..core.memo.errors import Broken, Refused
-from ..core.memo.keys import Key, key
+from ..core.memo.keys import Key, digest, key
 from . import identity
 from .identity import HOOKS
 from .memo import opened
@@ -131,12 +131,16 @@ def vae_places(vae: Any) -> Places:
     return {"output": torch.device(vae.output_device), "cpu": torch.device("cpu")}
 
 
-def vae_key(who: str, method: str, given: Any, *args: Any, **kwargs: Any) -> Key:
-    """What the VAE of this identity makes of `given`: pixels (B, [T,] H, W, C), a waveform, or latents. Raises Refused."""
+def content(given: Any) -> list[str]:
+    """By which what a VAE is given is known. Raises Refused for what is no tensor."""
     if not isinstance(given, torch.Tensor):
-        raise Refused(f"{method} of something of class {type(given).__name__}")
-    kind = IMAGE if method.startswith("decode") else VAE
-    return key(kind, who, method, given, given.device.type, list(args), kwargs)
+        raise Refused(f"a VAE given something of class {type(given).__name__}")
+    return [digest(given), given.device.type]
+
+
+def vae_key(who: str, method: str, given: list[str], *args: Any, **kwargs: Any) -> Key:
+    """What the VAE of this identity makes of content: pixels (B, [T,] H, W, C), a waveform, or latents. Raises Refused."""
+    return key(IMAGE if method.startswith("decode") else VAE, who, method, given, list(args), kwargs)
 
 
 @cache
@@ -165,7 +169,7 @@ def _vae_class(base: Any) -> Any:
                 return function(given, *args, **kwargs)
             return _remembered(
                 self,
-                lambda: vae_key(identity.of_vae(self).digest, method, given, *args, **kwargs),
+                lambda: vae_key(identity.of_vae(self).digest, method, content(given), *args, **kwargs),
                 lambda: function(given, *args, **kwargs),
                 lambda: vae_places(self),
                 tiles=method.endswith("_tiled"),

@@ -172,9 +172,24 @@ INPUTS: dict[str, dict[str, str]] = {
         "cache_bins": "STRING",
         "policy": "COMBO",
     },
+    "SkipstoneMemoVAE": {"vae": "VAE", "decode": "BOOLEAN"},
+    "SkipstoneMemoCLIP": {"clip": "CLIP"},
+    "SkipstoneCachedVAEEncode": {"image": "IMAGE", "vae": "VAE"},
+    "SkipstoneCachedTextEncode": {"text": "STRING", "clip": "CLIP"},
+    "SkipstoneMemoStats": {"after": "*"},
+    "SkipstoneMemoClear": {"tier": "COMBO", "kind": "COMBO", "unused_days": "FLOAT", "after": "*"},
 }
-OUTPUTS = {name: ["STEP_MASK" if name == "SkipstoneStepMask" else "MODEL"] for name in INPUTS}
-METHODS = [name for name in INPUTS if name not in ("SkipstoneStepMask", "SkipstoneCompileModel")]
+OTHERS = {
+    "SkipstoneStepMask": ["STEP_MASK"],
+    "SkipstoneMemoVAE": ["VAE"],
+    "SkipstoneMemoCLIP": ["CLIP"],
+    "SkipstoneCachedVAEEncode": ["LATENT"],
+    "SkipstoneCachedTextEncode": ["CONDITIONING"],
+    "SkipstoneMemoStats": ["STRING", "DICT"],
+    "SkipstoneMemoClear": ["STRING", "DICT", "*"],
+}
+OUTPUTS = {name: OTHERS.get(name, ["MODEL"]) for name in INPUTS}
+METHODS = [name for name in INPUTS if name not in (*OTHERS, "SkipstoneCompileModel")]
 LEARNS = ("SkipstoneTeaCache", "SkipstoneMagCache")
 FOUR = ["Quality", "Balanced", "Speed", "Turbo"]
 DEVICES = ["auto", "gpu", "cpu"]
@@ -263,6 +278,10 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "source": ["slow", "medium", "fast", "ultra", "mask", "bins"],
         "policy": ["static", "dynamic"],
     },
+    "SkipstoneMemoClear": {
+        "tier": ["all", "memory", "disk", "redis"],
+        "kind": ["all", "latents", "prompts", "pictures", "loaders", "other nodes"],
+    },
 }
 CHOICES = [(name, widget, value) for name in METHODS for widget, values in OPTIONS[name].items() for value in values]
 SOCKETS = ("MODEL", "STEP_MASK")
@@ -307,6 +326,12 @@ def test_what_people_read_on_them(pack):
         "SkipstoneDiCache": "DiCache",
         "SkipstoneCompileModel": "Compile Model+",
         "SkipstoneStepMask": "Step Mask",
+        "SkipstoneMemoVAE": "Memo VAE",
+        "SkipstoneMemoCLIP": "Memo CLIP",
+        "SkipstoneCachedVAEEncode": "Cached VAE Encode",
+        "SkipstoneCachedTextEncode": "Cached Text Encode",
+        "SkipstoneMemoStats": "Memo Stats",
+        "SkipstoneMemoClear": "Memo Clear",
     }
     others = {n: shown for n, shown in nodes.NODE_DISPLAY_NAME_MAPPINGS.items() if n not in pack}
     assert not set(shown.values()) & set(others.values())
@@ -318,8 +343,9 @@ def test_inputs_never_change(pack, name):
     assert [(i.id, i.io_type) for i in schema.inputs] == list(INPUTS[name].items())
     assert [o.io_type for o in schema.outputs] == OUTPUTS[name]
     combos = {i.id: i.options for i in schema.inputs if i.io_type == "COMBO"}
-    assert combos.keys() == OPTIONS[name].keys()
-    for widget, options in OPTIONS[name].items():
+    offered = OPTIONS.get(name, {})
+    assert combos.keys() == offered.keys()
+    for widget, options in offered.items():
         assert combos[widget][: len(options)] == options
 
 

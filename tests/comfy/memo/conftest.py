@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import copy
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
 import comfy.sd
-import comfy.utils
+import execution
+import folder_paths
 import pytest
 import torch
 from comfy import sd1_clip, sdxl_clip, supported_models_base
 from comfy.ldm.models.autoencoder import AutoencoderKL
 
+import nodes
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.memory import MemoryTier
+from skipstone.nodes import memo as memo_nodes
 from skipstone.patch import memo as process
+
+MODELS = Path(__file__).resolve().parents[3] / "demo" / "models"
 
 TINY = {
     "hidden_size": 32,
@@ -159,3 +167,125 @@ def same():
         return a == b
 
     return equal
+
+
+class Shop:
+    """ComfyUI's executor with ComfyUI's nodes and ours; `run` tells which nodes ran and what reached the end."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
+        self.models = models
+        self.ran: list[str] = []
+        self.got: dict[str, Any] = {}
+        self.error: str | None = None
+        self._patch = monkeypatch
+        known: dict[str, Any] = {made.GET_SCHEMA().node_id: made for made in list[Any](memo_nodes.NODES)}
+        test_nodes = {"TestPicture": self._picture_node(), "TestEnd": self._end_node(), "TestPass": self._pass_node()}
+        for name, made in {**known, **test_nodes}.items():
+            monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, made)
+        for folder, made in (
+            ("vae", "vae"),
+            ("text_encoders", "clip"),
+            ("loras", "loras"),
+            ("embeddings", "embeddings"),
+        ):
+            (models / made).mkdir()
+            monkeypatch.setitem(
+                folder_paths.folder_names_and_paths, folder, ([str(models / made)], {".pt", ".safetensors"})
+            )
+        monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+        (models / "vae" / "demo.safetensors").symlink_to(MODELS / "skipstone_demo_vae.safetensors")
+        (models / "clip" / "demo.pt").symlink_to(MODELS / "skipstone_demo_clip.pt")
+        for loader, method in (
+            (nodes.VAELoader, "load_vae"),
+            (nodes.CLIPLoader, "load_clip"),
+            (nodes.LoraLoader, "load_lora"),
+        ):
+            self._watched(loader, method)
+        self.restart()
+
+    def restart(self) -> None:
+        """ComfyUI, as good as new: nothing in its caches."""
+        there = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *a: None)
+        kinds = execution.CacheType
+        self._executor = execution.PromptExecutor(
+            there, cache_type=kinds.CLASSIC, cache_args={"ram": 0, "ram_inactive": 0, "lru": 0}
+        )
+
+    def run(self, **graph: Any) -> dict[str, Any]:
+        """Run this graph, `name=("ClassType", {inputs})`, to its TestEnd nodes; what reached each, by node."""
+        self.ran.clear()
+        self.got.clear()
+        prompt = {n: {"class_type": kind, "inputs": inputs} for n, (kind, inputs) in graph.items()}
+        ends = [
+            n
+            for n, node in prompt.items()
+            if getattr(nodes.NODE_CLASS_MAPPINGS[node["class_type"]], "OUTPUT_NODE", False)
+        ]
+        with torch.inference_mode(False):  # the executor sees to that itself
+            self._executor.execute(copy.deepcopy(prompt), "prompt", {}, ends)
+        self.error = None
+        if not self._executor.success:
+            self.error = str([about for event, about in self._executor.status_messages if event == "execution_error"])
+        return dict(self.got)
+
+    def _watched(self, kind: Any, method: str) -> None:
+        function, shop = getattr(kind, method), self
+
+        def noted(self: Any, *args: Any, **kwargs: Any) -> Any:
+            shop.ran.append(kind.__name__)
+            return function(self, *args, **kwargs)
+
+        self._patch.setattr(kind, method, noted)
+
+    def _picture_node(self) -> Any:
+        class TestPicture:
+            RETURN_TYPES, FUNCTION, CATEGORY = ("IMAGE",), "make", ""
+
+            @classmethod
+            def INPUT_TYPES(cls):
+                return {"required": {"seed": ("INT", {})}}
+
+            def make(self, seed):
+                return (torch.rand(1, 16, 16, 3, generator=torch.Generator().manual_seed(seed)),)
+
+        return TestPicture
+
+    def _end_node(self) -> Any:
+        shop = self
+
+        class TestEnd:
+            RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_NODE = (), "take", "", True
+
+            @classmethod
+            def INPUT_TYPES(cls):
+                return {"required": {"value": ("*", {}), "name": ("STRING", {})}}
+
+            @classmethod
+            def IS_CHANGED(cls, **_):
+                return float("nan")
+
+            def take(self, value, name):
+                shop.got[name] = value
+                return ()
+
+        return TestEnd
+
+    def _pass_node(self) -> Any:
+        class TestPass:
+            """Another pack's node, of which nobody knows what it does."""
+
+            RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "hand", ""
+
+            @classmethod
+            def INPUT_TYPES(cls):
+                return {"required": {"value": ("*", {})}}
+
+            def hand(self, value):
+                return (value,)
+
+        return TestPass
+
+
+@pytest.fixture
+def shop(monkeypatch, tmp_path):
+    return Shop(monkeypatch, tmp_path)

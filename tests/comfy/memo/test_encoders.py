@@ -514,11 +514,12 @@ def test_embeddings_in_a_prompt_are_part_of_the_content(memo, make_clip, tmp_pat
 
 def test_what_a_text_encoder_adds_comes_back(memo, loads, plain_clip, monkeypatch, same):
     """Masks, byte features, audio codes: any tensor or plain value."""
-    more = {"attention_mask": torch.ones(1, 77, dtype=torch.int64), "n": 3, "names": ["a", None], "x": float("nan")}
+    mask = torch.ones(1, 77, dtype=torch.int64)
+    more = {"n": 3, "names": ["a", None], "x": float("nan")}
     encode_weights = plain_clip.cond_stage_model.encode_token_weights
 
     def adding(tokens):
-        return (*encode_weights(tokens)[:2], {**more, "attention_mask": more["attention_mask"].clone()})
+        return (*encode_weights(tokens)[:2], {"attention_mask": mask.clone(), **more})
 
     monkeypatch.setattr(plain_clip.cond_stage_model, "encode_token_weights", adding)
     clip = memo_clip(plain_clip)
@@ -526,7 +527,7 @@ def test_what_a_text_encoder_adds_comes_back(memo, loads, plain_clip, monkeypatc
     loads.clear()
     again = encode(clip)
     assert not loads
-    assert repr(first) == repr(again) and same(again[0][1]["attention_mask"], more["attention_mask"])
+    assert repr(first) == repr(again) and same(again[0][1]["attention_mask"], mask)
     monkeypatch.setattr(
         plain_clip.cond_stage_model, "encode_token_weights", lambda t: (*encode_weights(t)[:2], {"control": object()})
     )

@@ -1,0 +1,191 @@
+"""Encodings that are known before their encoder is loaded.
+
+When a loader once ran, the memo learns which encoder its graph and files made, as a small entry of kind `loader`. From then on
+the key of an encoding can be told from the graph alone, in this process and after a restart, and on a hit the loader never runs.
+An entry names the source files that the encoder was made of: where one has changed since, it says nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from typing import Any
+
+import torch
+
+from ..core.memo.errors import Broken, Refused
+from ..core.memo.keys import Key, digest, key
+from ..core.memo.store import Found
+from . import identity
+from .encoders import content, memo_clip, memo_vae, vae_key
+from .memo import opened
+from .places import Places, unpacked
+from .upstream import GetNode, embeddings, signature
+
+LOADER = "loader"
+WAITING = 256  # values between a node's question and its execution
+
+
+class _Hand:
+    """Values found when a node was asked what it needs, until it is executed: by then the memo may have dropped them."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._held: OrderedDict[str, tuple[Key, Found]] = OrderedDict()
+
+    def put(self, ticket: str, name: Key, found: Found) -> None:
+        with self._lock:
+            self._held[ticket] = name, found
+            while len(self._held) > WAITING:
+                self._held.popitem(last=False)
+
+    def take(self, ticket: str) -> tuple[Key, Found] | None:
+        with self._lock:
+            return self._held.pop(ticket, None)
+
+
+_hand = _Hand()
+
+
+class Pending:
+    """One encoding whose encoder comes by `link` in the graph. known(): can it be had without? get(): have it, counted as a hit."""
+
+    def __init__(self, get_node: GetNode, link: Any, content: Any) -> None:
+        """content: what is encoded, as digest() takes it; with `link` it names the encoding."""
+        self._memo = opened()
+        self._settled = False
+        self._about: Key | None = None  # the small entry's
+        self._ticket = ""
+        if self._memo is None:
+            return
+        try:
+            made = signature(get_node, link)
+            self._settled = made.settled
+            self._about = self._asked(made.digest)
+            self._ticket = digest(str(self._about), content)
+        except Refused:  # the encoder is loaded, and what it computes kept all the same
+            pass
+
+    def known(self) -> bool:
+        """Whether get() will have it. What was found is held until get() is called."""
+        found = self._find()
+        if found is None:
+            return False
+        _hand.put(self._ticket, *found)
+        return True
+
+    def get(self) -> Any:
+        """The value, or None where the encoder has to be run."""
+        found = _hand.take(self._ticket) or self._find()
+        if self._memo is None or found is None:
+            return None
+        self._memo.used(*found)
+        return unpacked(found[1].entry.value, _places())
+
+    def learn(self, told: dict[str, Any], sources: dict[str, str]) -> None:
+        """The encoder has been loaded: remember what its graph makes."""
+        if self._memo is not None and self._about is not None and self._settled:
+            self._memo.put(self._about, {**told, "sources": sources}, 0.0)
+
+    def _asked(self, graph: str) -> Key:
+        """The name of the small entry."""
+        raise NotImplementedError
+
+    def _named(self, told: dict[str, Any]) -> Key | None:
+        """The name of the encoding, by the small entry."""
+        raise NotImplementedError
+
+    def _find(self) -> tuple[Key, Found] | None:
+        if self._memo is None or self._about is None:
+            return None
+        small = self._memo.look(self._about)
+        told = None if small is None else small.entry.value
+        if not isinstance(told, dict) or not isinstance(told.get("sources"), dict):
+            return None
+        if any(identity.source_of(str(module)) != source for module, source in told["sources"].items()):
+            return None
+        name = self._named(told)
+        found = None if name is None else self._memo.look(name)
+        if name is None or found is None:
+            return None
+        try:
+            unpacked(found.entry.value, _places())
+        except Broken:  # also where it was on a device that only the encoder knows
+            return None
+        return name, found
+
+
+class PendingLatent(Pending):
+    """Of pixels, (B, H, W, C), by VAE Encode."""
+
+    def __init__(self, get_node: GetNode, link: Any, pixels: Any) -> None:
+        self._pixels = pixels
+        try:
+            self._content = content(pixels)
+        except Refused:  # let the encoder say what is wrong with it
+            self._content, link = [], None
+        super().__init__(get_node, link, self._content)
+
+    def _asked(self, graph: str) -> Key:
+        return key(LOADER, "vae", graph)
+
+    def _named(self, told: dict[str, Any]) -> Key | None:
+        who = told.get("identity")
+        return vae_key(who, "encode", self._content) if isinstance(who, str) else None
+
+    def encode(self, vae: Any) -> Any:
+        """By the VAE itself, through the memo."""
+        made = memo_vae(vae)
+        latent = made.encode(self._pixels)
+        try:
+            who = identity.of_vae(made)
+        except Refused:
+            return latent
+        self.learn({"identity": who.digest}, who.sources)
+        return latent
+
+
+class PendingPrompt(Pending):
+    """Of a text, by CLIP Text Encode: what encode_from_tokens() tells, as a dict."""
+
+    def __init__(self, get_node: GetNode, link: Any, text: str) -> None:
+        self._text = text
+        super().__init__(get_node, link, text)
+
+    def _asked(self, graph: str) -> Key:
+        # tokens are made by the CLIP, so the text stands for them, with the files that it may name
+        files, settled = embeddings(self._text)
+        self._settled = self._settled and settled
+        return key(LOADER, "text", graph, self._text, digest(files))
+
+    def _named(self, told: dict[str, Any]) -> Key | None:
+        name = told.get("key")
+        try:
+            return Key("text", name) if isinstance(name, str) else None
+        except ValueError:
+            return None
+
+    def encode(self, clip: Any) -> Any:
+        """By the CLIP itself, through the memo: a CONDITIONING."""
+        made = memo_clip(clip)
+        tokens = made.tokenize(self._text)
+        encoded = made.encode_from_tokens_scheduled(tokens)
+        try:
+            name, who = made.skipstone_key(tokens), identity.of_clip(made)
+        except Refused:
+            return encoded
+        self.learn({"key": name.digest}, who.sources)
+        return encoded
+
+
+def conditioning(told: dict[str, Any]) -> list[list[Any]]:
+    """As encode_from_tokens_scheduled() makes one of what encode_from_tokens() tells."""
+    rest = dict(told)
+    return [[rest.pop("cond"), rest]]
+
+
+def _places() -> Places:
+    from comfy import model_management
+
+    there = model_management.intermediate_device()
+    return {"output": there, "intermediate": there, "cpu": torch.device("cpu")}

@@ -1,0 +1,392 @@
+"""The memo's nodes in ComfyUI's own executor: what is known needs no encoder, and what is not understood is never guessed."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import nodes
+from skipstone.core.memo.store import Store
+from skipstone.core.memo.tiers.disk import DiskTier
+from skipstone.core.memo.tiers.memory import MemoryTier
+from skipstone.nodes import memo as memo_nodes
+from skipstone.patch import memo as process
+from skipstone.patch import upstream
+from skipstone.patch.lazy import PendingLatent
+
+
+def latent(seed=1, vae=("VAELoader", {"vae_name": "demo.safetensors"}), **between):
+    return {
+        "picture": ("TestPicture", {"seed": seed}),
+        "loader": vae,
+        **between,
+        "encode": (
+            "SkipstoneCachedVAEEncode",
+            {"image": ["picture", 0], "vae": [next(reversed(between), "loader"), 0]},
+        ),
+        "end": ("TestEnd", {"value": ["encode", 0], "name": "it"}),
+    }
+
+
+def prompt(text="a red circle", **between):
+    last = next(reversed(between), "loader")
+    output = 1 if between and between[last][0] == "LoraLoader" else 0
+    return {
+        "loader": ("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+        **between,
+        "encode": ("SkipstoneCachedTextEncode", {"text": text, "clip": [last, output]}),
+        "end": ("TestEnd", {"value": ["encode", 0], "name": "it"}),
+    }
+
+
+def stock(graph):
+    """The same graph with ComfyUI's own encode node."""
+    kind, inputs = graph["encode"]
+    if kind == "SkipstoneCachedTextEncode":
+        return {**graph, "encode": ("CLIPTextEncode", inputs)}
+    return {**graph, "encode": ("VAEEncode", {"pixels": inputs["image"], "vae": inputs["vae"]})}
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """Files of this test count as older than the process."""
+    monkeypatch.setattr(upstream, "_began", lambda: math.inf)
+
+
+def test_a_known_latent_needs_no_loader(memo, shop, loads, same):
+    truth = shop.run(**stock(latent()))["it"]
+    shop.restart()
+    first = shop.run(**latent())["it"]
+    assert shop.ran == ["VAELoader"] and same(first, truth)
+    shop.restart()
+    loads.clear()
+    again = shop.run(**latent())["it"]
+    assert shop.ran == [] and not loads and same(again, truth)
+    assert memo.counts("vae") == (1, 1)
+
+
+def test_a_known_prompt_needs_no_loader(memo, shop, loads, same):
+    truth = shop.run(**stock(prompt()))["it"]
+    shop.restart()
+    assert same(shop.run(**prompt())["it"], truth) and shop.ran == ["CLIPLoader"]
+    shop.restart()
+    loads.clear()
+    assert same(shop.run(**prompt())["it"], truth) and shop.ran == [] and not loads
+    assert memo.counts("text") == (1, 1)
+
+
+def test_another_picture_of_the_same_loader_runs_it(memo, shop, same):
+    shop.run(**latent(1))
+    shop.restart()
+    other = shop.run(**latent(2))["it"]
+    assert shop.ran == ["VAELoader"]
+    assert same(other, shop.run(**stock(latent(2)))["it"])
+
+
+def test_the_memo_nodes_and_the_cached_ones_share_what_they_know(memo, shop, same):
+    """Memo VAE before VAE Encode fills it, and Cached VAE Encode with a Memo VAE before it is still lazy."""
+    memoed = {"memo": ("SkipstoneMemoVAE", {"vae": ["loader", 0], "decode": False})}
+    shop.run(**stock(latent(1, **memoed)))
+    shop.run(**latent(2))
+    shop.restart()
+    told = shop.run(**latent(1, **memoed))
+    assert shop.ran == []  # the loader was learned with the other picture
+    assert same(told["it"], shop.run(**stock(latent(1)))["it"])
+
+
+def test_what_is_done_to_the_clip_on_the_way(memo, shop, later, same):
+    """Clip skip and LoRAs are part of what a loader makes; each is right the first time and lazy the second."""
+    generator = torch.Generator().manual_seed(0)
+    name, lora = "lora_te_text_model_encoder_layers_10_mlp_fc", {}
+    for part, rows, columns in (("1", 3072, 768), ("2", 768, 3072)):
+        lora[f"{name}{part}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
+        lora[f"{name}{part}.lora_down.weight"] = torch.randn(2, columns, generator=generator)
+    save_file(lora, shop.models / "loras" / "one.safetensors")
+    save_file({k: v * 2 for k, v in lora.items()}, shop.models / "loras" / "two.safetensors")
+
+    def with_lora(name, strength, after="loader"):
+        how = {
+            "model": ["unet", 0],
+            "clip": [after, 0],
+            "lora_name": name,
+            "strength_model": 1.0,
+            "strength_clip": strength,
+        }
+        return {"lora": ("LoraLoader", how)}
+
+    skip = {"skip": ("CLIPSetLastLayer", {"clip": ["loader", 0], "stop_at_clip_layer": -2})}
+    unet = {"unet": ("TestPicture", {"seed": 0})}  # never asked for what it is
+    graphs = [
+        prompt(),
+        prompt(**skip),
+        prompt(skip=("CLIPSetLastLayer", {"clip": ["loader", 0], "stop_at_clip_layer": -3})),
+        prompt(**with_lora("one.safetensors", 1.0)),
+        prompt(**with_lora("one.safetensors", 0.5)),
+        prompt(**with_lora("two.safetensors", 1.0)),
+        prompt(**skip, **with_lora("one.safetensors", 1.0, "skip")),
+    ]
+    # a LoRA loader wants a model; one that is none is enough for its text encoder
+    shop._patch.setattr(nodes.comfy.sd, "load_lora_for_models", _only_clip(nodes.comfy.sd.load_lora_for_models))
+    truths = []
+    for graph in graphs:
+        shop.restart()
+        truths.append(shop.run(**stock({**unet, **graph}))["it"])
+    loras = [
+        truths[i] for i in (0, 3, 4, 5)
+    ]  # the demo's layers do next to nothing: skipping one is seen in the counts
+    assert not any(same(a, b) for i, a in enumerate(loras) for b in loras[:i])
+    for lazy in (False, True):
+        for graph, truth in zip(graphs, truths, strict=True):
+            shop.restart()
+            assert same(shop.run(**{**unet, **graph})["it"], truth), shop.error
+            assert (shop.ran == []) == lazy
+    assert memo.counts("text") == (len(graphs), len(graphs))
+
+
+def _only_clip(function):
+    return lambda model, clip, lora, a, b, **more: (model, function(None, clip, lora, 0, b, **more)[1])
+
+
+def test_a_file_with_another_content_under_the_same_name(memo, shop, later, same):
+    path = shop.models / "vae" / "mine.safetensors"
+    weights = load_file(shop.models / "vae" / "demo.safetensors")
+    graph = latent(vae=("VAELoader", {"vae_name": "mine.safetensors"}))
+    results = []
+    for factor in (1.0, 1.01):
+        save_file({k: (v * factor).contiguous() for k, v in weights.items()}, path)
+        for expected in (["VAELoader"], []):
+            shop.restart()
+            results.append(shop.run(**graph)["it"])
+            assert shop.ran == expected
+        shop.restart()
+        assert same(shop.run(**stock(graph))["it"], results[-1])
+    assert same(results[0], results[1]) and same(results[2], results[3]) and not same(results[0], results[2])
+
+
+def test_a_file_replaced_while_comfyui_holds_the_old_one(memo, shop, same, monkeypatch):
+    """ComfyUI does not look again at a file that it has loaded: what it holds must not be learned under the new file's name."""
+    path = shop.models / "vae" / "mine.safetensors"
+    weights = load_file(shop.models / "vae" / "demo.safetensors")
+    graph = latent(vae=("VAELoader", {"vae_name": "mine.safetensors"}))
+    save_file(weights, path)
+    shop.run(**stock(graph))
+    path.unlink()
+    save_file({k: (v * 1.5).contiguous() for k, v in weights.items()}, path)
+    shop.run(**graph)  # with the VAE that was loaded before
+    monkeypatch.setattr(upstream, "_began", lambda: math.inf)
+    shop.restart()
+    new = shop.run(**graph)["it"]
+    assert shop.ran == ["VAELoader"]
+    shop.restart()
+    assert same(new, shop.run(**stock(graph))["it"])
+
+
+@pytest.mark.parametrize(
+    "what", ["another pack's node", "a linked file name", "another pack's loader", "an odd output"]
+)
+def test_what_is_not_understood_runs(memo, shop, monkeypatch, what):
+    graph = latent()
+    if what == "another pack's node":
+        graph = latent(other=("TestPass", {"value": ["loader", 0]}))
+    elif what == "a linked file name":
+        graph = {
+            "name": ("TestPass", {"value": "demo.safetensors"}),
+            **latent(vae=("VAELoader", {"vae_name": ["name", 0]})),
+        }
+    elif what == "another pack's loader":
+
+        class VAELoader(nodes.VAELoader):
+            pass
+
+        monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "VAELoader", VAELoader)
+    else:
+        graph["encode"][1]["vae"] = ["loader", 0]
+        monkeypatch.setitem(upstream.PLAIN, "VAELoader", upstream.Plain({"vae_name": "vae"}, outputs=frozenset({2})))
+    for _ in range(2):
+        shop.restart()
+        shop.run(**graph)
+        assert shop.ran[-1:] == ["VAELoader"], shop.error
+    assert memo.counts("vae") == (1, 1), "its weights are known all the same"
+
+
+def test_other_settings_make_other_encoders(memo, shop, monkeypatch):
+    shop.run(**latent())
+    shop.restart()
+    monkeypatch.setattr(nodes.comfy.cli_args.args, "fp32_vae", True)
+    shop.run(**latent())
+    assert shop.ran == ["VAELoader"]
+
+
+def test_changed_code_makes_another_encoder(memo, shop, monkeypatch):
+    from skipstone.patch import identity
+
+    shop.run(**latent())
+    read = identity.source_of
+    monkeypatch.setattr(identity, "source_of", lambda m: "newer" if m == "comfy.taesd.taesd" else read(m))
+    shop.restart()
+    shop.run(**latent())
+    assert shop.ran == ["VAELoader"]
+
+
+def test_embeddings_are_files_that_a_prompt_names(memo, shop, later, same):
+    text, path = "a embedding:style circle", shop.models / "embeddings" / "style.pt"
+    for value in (0.1, 0.2):
+        torch.save({"emb_params": torch.full((1, 768), value)}, path)
+        for expected in (["CLIPLoader"], []):
+            shop.restart()
+            got = shop.run(**prompt(text))["it"]
+            assert shop.ran == expected
+        shop.restart()
+        assert same(got, shop.run(**stock(prompt(text)))["it"])
+
+
+def test_a_value_dropped_between_question_and_execution(memo, shop, same):
+    """Memory may run short in that moment: what was found is held."""
+    shop.run(**latent())
+    shop.restart()
+    pending = PendingLatent
+    known = pending.known
+
+    def dropped(self):
+        answer = known(self)
+        memo.store.clear()
+        return answer
+
+    shop._patch.setattr(pending, "known", dropped)
+    got = shop.run(**latent())["it"]
+    assert shop.ran == [] and same(got, shop.run(**stock(latent()))["it"])
+
+
+def test_no_encoder_and_nothing_known_is_said(memo, shop):
+    with pytest.raises(RuntimeError, match="there is no VAE"):
+        memo_nodes.CachedVAEEncode.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(image=torch.zeros(1, 8, 8, 3))
+
+
+def test_lists_are_encoded_one_by_one(memo, shop, same):
+    """Prompts as a list, as prompt-batch nodes give them: the loader runs if one of them is not known."""
+
+    class Lines:
+        RETURN_TYPES, FUNCTION, CATEGORY, OUTPUT_IS_LIST = ("STRING",), "split", "", (True,)
+
+        @classmethod
+        def INPUT_TYPES(cls):
+            return {"required": {"text": ("STRING", {})}}
+
+        def split(self, text):
+            return (text.split("|"),)
+
+    shop._patch.setitem(nodes.NODE_CLASS_MAPPINGS, "TestLines", Lines)
+    ends: list[Any] = []
+
+    def take(self, value, name):
+        ends.append(value)
+        return ()
+
+    shop._patch.setattr(nodes.NODE_CLASS_MAPPINGS["TestEnd"], "take", take)
+
+    def graph(text):
+        made = prompt()
+        made["encode"][1]["text"] = ["lines", 0]
+        return {"lines": ("TestLines", {"text": text}), **made}
+
+    shop.run(**graph("a|b"))
+    assert shop.ran == ["CLIPLoader"] and len(ends) == 2
+    shop.restart()
+    shop.run(**graph("b|a|b"))
+    assert shop.ran == [] and len(ends) == 5, shop.error
+    assert same(ends[2], ends[1]) and same(ends[3], ends[0]) and same(ends[4], ends[1])
+    shop.restart()
+    shop.run(**graph("a|c|b"))
+    assert shop.ran == ["CLIPLoader"] and len(ends) == 8
+
+
+def test_after_a_restart_the_disk_knows(shop, tmp_path, same):
+    def opened():
+        store = Store([MemoryTier(1 << 28, reserve=0), DiskTier(tmp_path / "kept", spare=0)])
+        assert store.ready(10)
+        process.use(store)
+        return store
+
+    first = opened()
+    truth = shop.run(**latent(), p=("SkipstoneCachedTextEncode", {"text": "x", "clip": ["c", 0]}),
+                     c=("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+                     q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
+    assert first.flush(10)
+    first.close()
+    shop.restart()
+    second = opened()
+    again = shop.run(**latent(), p=("SkipstoneCachedTextEncode", {"text": "x", "clip": ["c", 0]}),
+                     c=("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+                     q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
+    assert shop.ran == [] and same(again, truth)
+    process.use(None)
+    second.close()
+
+
+# statistics and clearing
+
+
+def test_statistics_as_text_and_as_a_dict(memo, shop):
+    ends = {
+        "stats": ("SkipstoneMemoStats", {"after": ["encode", 0]}),
+        "text": ("TestEnd", {"value": ["stats", 0], "name": "text"}),
+        "dict": ("TestEnd", {"value": ["stats", 1], "name": "dict"}),
+    }
+    for hits, misses in ((0, 1), (1, 1)):
+        shop.restart()
+        told = shop.run(**latent(), **ends)
+        assert (told["dict"]["hits"], told["dict"]["misses"]) == (hits, misses)
+        assert f"{hits} of {hits + misses} hit" in told["text"]
+        json.dumps(told["dict"])
+    assert told["dict"]["saved_seconds"] > 0
+    assert told["dict"]["tiers"]["memory"]["entries"] == 2  # the latent, and what the loader makes
+    shop.run(**latent(), **ends)
+    assert "stats" in "".join(shop.got) or shop.got["dict"]["hits"] == 1  # it runs every time
+
+
+def test_clearing_says_what_it_removed(memo, shop):
+    shop.run(**latent(), p=("SkipstoneCachedTextEncode", {"text": "x", "clip": ["c", 0]}),
+             c=("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+             q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
+
+    def clear(**how):
+        inputs = {"tier": "all", "kind": "all", "unused_days": 0.0, **how}
+        told = shop.run(
+            clear=("SkipstoneMemoClear", inputs),
+            text=("TestEnd", {"value": ["clear", 0], "name": "text"}),
+            removed=("TestEnd", {"value": ["clear", 1], "name": "removed"}),
+        )
+        return told["text"], told["removed"]
+
+    assert clear(unused_days=1.0)[1] == {"memory": {"entries": 0, "bytes": 0}}
+    assert clear(kind="prompts")[1]["memory"]["entries"] == 1
+    text, removed = clear(kind="latents", tier="memory")
+    assert removed["memory"]["entries"] == 1 and text.startswith("memory: 1 entries removed, ")
+    assert clear(tier="redis")[0] == "There is no tier redis in the settings."
+    assert clear()[1]["memory"]["entries"] == 2
+    shop.restart()
+    shop.run(**latent())
+    assert shop.ran == ["VAELoader"]
+
+
+def test_what_a_clear_node_is_wired_to_goes_through(memo, shop):
+    got = shop.run(
+        picture=("TestPicture", {"seed": 3}),
+        clear=("SkipstoneMemoClear", {"tier": "all", "kind": "all", "unused_days": 0.0, "after": ["picture", 0]}),
+        end=("TestEnd", {"value": ["clear", 2], "name": "it"}),
+    )
+    assert got["it"].shape == (1, 16, 16, 3)
+
+
+def test_switched_off(shop, same):
+    process.use(None)
+    got = shop.run(
+        **latent(), stats=("SkipstoneMemoStats", {}), end2=("TestEnd", {"value": ["stats", 0], "name": "text"})
+    )
+    assert shop.ran == ["VAELoader"] and "switched off" in got["text"]
+    assert same(got["it"], shop.run(**stock(latent()))["it"])
