@@ -16,8 +16,9 @@ RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-
 demo:
 	$(RUN) demo/run.py $(ARGS)
 
+# two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test: lint
-	$(RUN) -m pytest $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
 
 lint:
 	$(RUN) -m ruff check
