@@ -6,6 +6,7 @@ import math
 from bisect import bisect_left
 from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -63,7 +64,7 @@ class Grid:
     def steps(self) -> int:
         return max(len(self.sigmas) - 1, 0)
 
-    @property
+    @cached_property
     def falling(self) -> bool:
         return all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
 

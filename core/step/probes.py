@@ -93,7 +93,9 @@ class FromAnchorAtWork(Seen):
     def read(self) -> float | None:
         if self.now is None or self.anchor is None or not self.changes:
             return None
-        value, self.typical = torch.stack([change(self.now, self.anchor), typical(self.changes)]).tolist()
+        # right after a computed evaluation the change since then is the last one, which is known
+        moved = self.changes[-1] if self.anchor is self.before else change(self.now, self.anchor)
+        value, self.typical = torch.stack([moved, typical(self.changes)]).tolist()
         return value
 
 
