@@ -67,7 +67,7 @@ VALUES = [
 
 
 @pytest.mark.parametrize("verify", [True, False])
-@pytest.mark.parametrize("value", VALUES, ids=repr)
+@pytest.mark.parametrize("value", VALUES, ids=[f"{i}: {type(v).__name__}" for i, v in enumerate(VALUES)])
 def test_values_come_back_to_the_bit(value, verify):
     assert same(there_and_back(value, verify=verify), value)
 
