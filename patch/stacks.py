@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from .families import Family, Stack
 from .families.tokens import Given, Span, spans
 
 Forward = Callable[..., Any]
-Visit = Callable[[Forward, tuple[Any, ...], dict[str, Any]], Any]
 
 ORDER = "the model does not run its blocks one after the other as its kind does, and nothing is skipped: has another node changed it?"
 LEFT_OUT = "another node leaves out a block at which something is to be seen: calls of the model in which it does so are computed"
@@ -38,6 +37,21 @@ def blocks_of(network: Any, stack: Stack) -> list[Module]:
     return list(found.values() if hasattr(found, "values") else found)
 
 
+NOT_RUN = object()  # what a block gave that has not run
+
+
+class Visit(Protocol):
+    """What happens at one block. Neither is ever compiled, whatever is around it: it is another thing in each block and step."""
+
+    def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """The block is called. Returns what it is to give; NOT_RUN: it is to run."""
+        ...
+
+    def after(self, result: Any) -> None:
+        """It has run."""
+        ...
+
+
 class _Gate:
     """Stands in for a block's `forward`. There is one for each block for as long as the block lives, so that compiled code around it
     finds the same object in every run."""
@@ -48,8 +62,13 @@ class _Gate:
 
     @torch.compiler.disable(recursive=False)
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        assert self.visit is not None and self.own is not None
-        return self.visit(self.own, args, kwargs)
+        visit, own = self.visit, self.own
+        assert visit is not None and own is not None
+        result = visit.before(own, args, kwargs)
+        if result is NOT_RUN:
+            result = own(*args, **kwargs)
+            visit.after(result)
+        return result
 
 
 _GATES: weakref.WeakKeyDictionary[Module, _Gate] = weakref.WeakKeyDictionary()
@@ -57,17 +76,15 @@ _GATES: weakref.WeakKeyDictionary[Module, _Gate] = weakref.WeakKeyDictionary()
 
 @contextmanager
 def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
-    """While it lasts, to call one of the blocks is to call its visit with the block's own forward."""
+    """While it lasts, a call of one of the blocks is a visit to it."""
     before: list[tuple[Module, _Gate, Any, Visit | None, Forward | None]] = []
     try:
         for block, visit in blocks:
             mine = vars(block)
             gate = _GATES.setdefault(block, _Gate())
             before.append((block, gate, mine.get("forward"), gate.visit, gate.own))
-            if (
-                gate.own is None
-            ):  # else it stands there twice, or somebody samples from within a call of the same network
-                gate.own = block.forward
+            # it may stand there twice, and somebody may sample from within a call of the same network
+            gate.own = gate.own or block.forward
             gate.visit = visit
             mine["forward"] = gate
         yield
@@ -82,9 +99,6 @@ def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
 
 class _Stopped(Exception):
     """Leaves a block that need not go on."""
-
-
-NOT_RUN = object()
 
 
 class StackSeam:
@@ -102,7 +116,7 @@ class StackSeam:
             return
         stacks = [(k, block) for k, stack in enumerate(self.family.stacks) for block in blocks_of(network, stack)]
         passage = _Passage(self, network, call, [k for k, _ in stacks], given)
-        with watched([(block, passage.visitor(i)) for i, (_, block) in enumerate(stacks)]):
+        with watched([(block, _Visit(passage, i)) for i, (_, block) in enumerate(stacks)]):
             yield
         if passage.given is not None and passage.next <= passage.last:
             raise Astray(ORDER)
@@ -131,48 +145,42 @@ class _Passage:
         self.spans: list[Span] = []  # by stack: where in its first stream the picture's tokens are
         self.given: Streams | None = None  # on a skip: what block `last` gives
 
-    def visitor(self, position: int) -> Visit:
-        return lambda own, args, kwargs: self.visit(position, own, args, kwargs)
-
-    def visit(self, position: int, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    def before(self, position: int, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """See Visit."""
         stack = self.family.stacks[self.stack_of[position]]
         if position < self.next:
             self._lose()
         self.next = position + 1
-        if self.lost:
-            return own(*args, **kwargs)
         if position == 0 and self.family.state.startswith("arg:"):
             first = self.call.hook.run.clock.evaluation == 0
-            self.idle = first or kwargs.get(self.family.state.removeprefix("arg:")) == ()
-        if self.idle:
-            self.entered = True
-            return own(*args, **kwargs)
+            self.idle = self.entered = first or kwargs.get(self.family.state.removeprefix("arg:")) == ()
+        if self.lost or self.idle:
+            return NOT_RUN
         try:
             taken = _taken(stack, args, kwargs)
         except LookupError:
             self._lose()
-            return own(*args, **kwargs)
+            return NOT_RUN
         if position == 0:
             self._begin(taken, kwargs.get("transformer_options") or self.asked.options)
         if position == self.first:
             self.entered = True
             ran = self._enter(taken, own, args, kwargs)
             if ran is not NOT_RUN:
-                return self._leave(position, ran)
-        if self.given is not None and self.first <= position <= self.last:
-            if position == self.first and self.suffix:
-                # models write between blocks to what a block gave, and may need what it was given: the blocks after `last` do
-                taken = {n: v.clone() for n, v in taken.items()}
-            given = self.given if position == self.last else {}
-            return _given(stack, taken | given)
-        return self._leave(position, own(*args, **kwargs))
+                self.after(position, ran)
+                return ran
+        if self.given is None or not self.first <= position <= self.last:
+            return NOT_RUN
+        if position == self.first and self.suffix:
+            # models write between blocks to what a block gave, and may need what it was given: the blocks after `last` do
+            taken = {n: v.clone() for n, v in taken.items()}
+        return _given(stack, taken | (self.given if position == self.last else {}))
 
-    def _leave(self, position: int, result: Any) -> Any:
-        """A block has run and gave `result`."""
-        if position == self.last:
+    def after(self, position: int, result: Any) -> None:
+        """See Visit."""
+        if position == self.last and not (self.lost or self.idle):
             k = self.stack_of[position]
             self.call.leave(_returned(self.family.stacks[k], result), lambda v: self._image(v, k))
-        return result
 
     def _lose(self) -> None:
         if self.given is not None:
@@ -236,6 +244,7 @@ class _Passage:
                 if decide(seen[0]):
                     raise _Stopped
 
+        own = getattr(own, "_torchdynamo_orig_callable", own)  # nobody looks into compiled code
         try:
             part = resolved(getattr(own, "__self__", None), self.family.modulated)
         except AttributeError:
@@ -278,6 +287,21 @@ class _Passage:
             return value
         start, end = self.spans[stack]
         return value.narrow(self.family.image.dim, start, end - start)
+
+
+class _Visit:
+    """A passage comes by the block at `position`."""
+
+    def __init__(self, passage: _Passage, position: int) -> None:
+        self.passage, self.position = passage, position
+
+    @torch.compiler.disable
+    def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.passage.before(self.position, own, args, kwargs)
+
+    @torch.compiler.disable
+    def after(self, result: Any) -> None:
+        self.passage.after(self.position, result)
 
 
 def _flat(name: str, value: Any) -> Streams:

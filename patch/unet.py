@@ -29,6 +29,7 @@ class _Layer(Module):
         super().__init__()
         self.answer = answer
 
+    @torch.compiler.disable
     def forward(self, x: Tensor) -> Tensor:
         return self.answer(x)
 
