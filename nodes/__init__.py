@@ -12,6 +12,12 @@ log = logging.getLogger(__name__)
 
 
 class SkipstoneExtension(ComfyExtension):
+    async def on_load(self) -> None:
+        try:
+            await import_module(".provider", __package__).register()
+        except Exception:
+            log.exception("[Skipstone] what ComfyUI's own nodes return is not kept over a restart")
+
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         found: list[type[io.ComfyNode]] = []
         for group in GROUPS:

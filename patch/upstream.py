@@ -87,7 +87,7 @@ def signature(get_node: GetNode, link: Any) -> Signature:
         if plain.changes:
             told.append([kind, output, constants])
         if not plain.follow:
-            return Signature(digest(told, files, _ground()), settled(files))
+            return Signature(digest(told, files, ground()), settled(files))
         link = inputs.get(plain.follow)
     raise Refused("too many nodes in a row")
 
@@ -175,7 +175,7 @@ def _below(folder: str) -> Iterator[str]:
             yield os.path.join(at, name)
 
 
-def _ground() -> list[Any]:
+def ground() -> list[Any]:
     """What loaders do besides with the same files: the code that they are, and devices and data types that they choose."""
     from comfy import model_management
 

@@ -177,6 +177,7 @@ class Shop:
         self.ran: list[str] = []
         self.got: dict[str, Any] = {}
         self.error: str | None = None
+        self.prompt: dict[str, Any] = {}
         self._patch = monkeypatch
         known: dict[str, Any] = {made.GET_SCHEMA().node_id: made for made in list[Any](memo_nodes.NODES)}
         test_nodes = {"TestPicture": self._picture_node(), "TestEnd": self._end_node(), "TestPass": self._pass_node()}
@@ -216,6 +217,7 @@ class Shop:
         self.ran.clear()
         self.got.clear()
         prompt = {n: {"class_type": kind, "inputs": inputs} for n, (kind, inputs) in graph.items()}
+        self.prompt = prompt
         ends = [
             n
             for n, node in prompt.items()
