@@ -1,0 +1,126 @@
+"""Where the memo may keep things is the machine's owner's to say: in the environment or in ComfyUI's settings, never in a graph."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+import comfy.cli_args
+import folder_paths
+import pytest
+
+from skipstone.nodes import memo as memo_nodes
+from skipstone.patch import memo as process
+
+
+@pytest.fixture
+def owner(monkeypatch, tmp_path):
+    """Says what the settings are, and opens a memo by them: `owner({...}, MEMO_DISK="1")`."""
+    monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
+    for name in list(os.environ):
+        if name.startswith("SKIPSTONE_"):
+            monkeypatch.delenv(name)
+
+    def says(settings=None, **environment):
+        process.reopen()
+        for name, value in environment.items():
+            monkeypatch.setenv(f"SKIPSTONE_{name}", value)
+        if settings is not None:
+            (tmp_path / "default").mkdir(exist_ok=True)
+            text = settings if isinstance(settings, str) else json.dumps(settings)
+            (tmp_path / "default" / "comfy.settings.json").write_text(text)
+        return process.opened()
+
+    yield says
+    process.reopen()
+    process.use(None)
+
+
+def tiers(store):
+    return {tier.name: tier for tier in (*store._near, *(lane.tier for lane in store._lanes))}
+
+
+def test_as_it_comes(owner, tmp_path):
+    store = owner()
+    held = tiers(store)
+    assert list(held) == ["memory", "disk"]
+    assert held["disk"].folder == tmp_path / "skipstone" / "memo"
+    assert (held["disk"].limit, held["disk"].age) == (10 << 30, 30 * 86400)
+    assert store is process.opened()
+
+
+def test_the_settings_file(owner, tmp_path):
+    said = {
+        "Skipstone.Memo.Memory": 0.5,
+        "Skipstone.Memo.Disk": 2,
+        "Skipstone.Memo.Days": "7",
+        "Skipstone.Memo.Folder": str(tmp_path / "elsewhere"),
+        "Skipstone.Memo.Redis": "redis://127.0.0.1:1",
+        "Skipstone.Memo.RedisDays": 2,
+        "Skipstone.Memo.RedisMB": 8,
+    }
+    held = tiers(owner(said))
+    assert held["memory"].budget == 1 << 29
+    assert (held["disk"].limit, held["disk"].age) == (2 << 30, 7 * 86400)
+    assert held["disk"].folder == tmp_path / "elsewhere"
+    assert (held["redis"].ttl, held["redis"].largest) == (2 * 86400, 8 << 20)
+
+
+def test_the_environment_comes_first(owner):
+    held = tiers(owner({"Skipstone.Memo.Disk": 2, "Skipstone.Memo.Memory": 1}, MEMO_DISK="0"))
+    assert list(held) == ["memory"] and held["memory"].budget == 1 << 30
+
+
+def test_each_tier_can_be_off(owner):
+    assert list(tiers(owner({"Skipstone.Memo.Memory": 0}))) == ["disk"]
+    assert list(tiers(owner({"Skipstone.Memo.Memory": 0, "Skipstone.Memo.Disk": 0}))) == []
+    assert owner({"Skipstone.Memo": False}) is None
+    assert owner({}, MEMO="off") is None
+
+
+def test_settings_of_several_users_are_not_the_owners(owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(comfy.cli_args.args, "multi_user", True)
+    said = {"Skipstone.Memo.Redis": "redis://elsewhere.example", "Skipstone.Memo.Folder": "/nowhere"}
+    held = tiers(owner(said))
+    assert list(held) == ["memory", "disk"] and held["disk"].folder == tmp_path / "skipstone" / "memo"
+
+
+@pytest.mark.parametrize(
+    "broken", ["{ no JSON", "[1, 2]", "", "[" * 100_000, '"\ud800"'.encode("utf-8", "replace").decode()]
+)
+def test_a_settings_file_that_cannot_be_read(owner, broken):
+    assert list(tiers(owner(broken))) == ["memory", "disk"]
+
+
+@pytest.mark.parametrize("value", ["much", -1, "nan", "inf", True, None, [1], {"a": 1}, 1e400])
+def test_a_value_that_makes_no_sense_is_said_and_the_default_taken(owner, value, caplog):
+    with caplog.at_level(logging.WARNING):
+        held = tiers(owner({"Skipstone.Memo.Disk": value}))
+    assert held["disk"].limit == 10 << 30
+    assert value is None or "Skipstone.Memo.Disk" in caplog.text
+
+
+def test_an_address_that_is_none_is_not_repeated(owner, caplog):
+    with caplog.at_level(logging.WARNING):
+        held = tiers(owner({"Skipstone.Memo.Redis": "http://me:secret@there/"}))
+    assert list(held) == ["memory", "disk"]
+    assert "redis://" in caplog.text and "secret" not in caplog.text
+
+
+def test_a_folder_that_cannot_be_made_is_at_worst_a_miss(owner, tmp_path, caplog):
+    (tmp_path / "skipstone").write_text("a file")
+    store = owner()
+    assert "disk" in tiers(store)
+    assert not store.ready(0.1, "disk")
+
+
+def test_no_widget_says_where(owner):
+    """A workflow comes from strangers: nothing in it names a place, an address or a size."""
+    widgets = {
+        f"{node.GET_SCHEMA().node_id}.{i.id}": i.io_type
+        for node in list[Any](memo_nodes.NODES)
+        for i in node.GET_SCHEMA().inputs
+    }
+    assert {name for name, kind in widgets.items() if kind == "STRING"} == {"SkipstoneCachedTextEncode.text"}
