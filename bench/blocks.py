@@ -8,7 +8,7 @@ A row is one of bench-quality's, and besides
                          what the blocks that always run take of it
     speedup              median of the plain run's processor time over the patched run's, one after the other for each pair
     speedup_predicted    what share_computed promises: 1 / (outside + (1 - outside) * share_computed), with `outside` the share of
-                         a forward that passes outside of the blocks, which runs on a skip too. At output level nothing does
+                         the plain run that passes outside of the blocks, which a skip needs too. At output level it needs nothing
 A method "never skips" where its threshold is 0: 1 / speedup is then what it costs.
 """
 
@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from itertools import cycle, islice
+from itertools import cycle, islice, pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -36,12 +36,9 @@ CORE = Cell("euler", 3.0, 50)
 # what the block-level methods are held against: method and variant in bench-quality's table
 OTHERS = (("MeanCache", "calibrated"), ("Skipstone EasyCache", "auto"), ("TaylorSeer", "order 1"))
 NEVER = "never skips"
-ROUNDS = 16  # runs of what never skips, and as many plain ones: a per cent is to be seen
-PROFILED = 12  # evaluations that are looked into
-
-RELATIVE = (0.03, 0.06, 0.12, 0.2, 0.35)
-FEW_RELATIVE = (0.06, 0.12, 0.2)
-INTERVALS = (2, 3, 4, 6)
+ROUNDS = 12  # runs at most, and as many plain ones, where a speed-up is not yet known to CLOSE, as on a machine with other work
+CLOSE = 0.01
+PROFILED = 50  # evaluations that are looked into
 
 
 def inside() -> Iterator[Entry]:
@@ -63,18 +60,17 @@ def inside() -> Iterator[Entry]:
     ):
         for preset in presets:
             yield _entry("preset", preset, make(preset))
-    for t in RELATIVE:
+    for t in (0.06, 0.12, 0.2, 0.35):
         yield _entry("line", f"{t:g}", firstblock_of(CUSTOM, t, warmup=4))
-    for t in FEW_RELATIVE:
-        yield _entry("reuse", f"{t:g}", firstblock_of(CUSTOM, t, warmup=4, predictor="reuse"))
+    yield _entry("reuse", "0.12", firstblock_of(CUSTOM, 0.12, warmup=4, predictor="reuse"))
+    for t in (0.1, 0.2):
         yield _entry("Fn 2, Bn 1", f"{t:g}", dbcache_of(CUSTOM, 2, 1, t, warmup=4))
         yield _entry("Fn 1, Taylor 2", f"{t:g}", dbcache_of(CUSTOM, 1, 0, t, predictor="taylor", order=2, warmup=4))
         yield _entry("line", f"{t:g}", teacache_of(CUSTOM, t, warmup=4))
         yield _entry("change", f"{t:g}", dicache_of(CUSTOM, t))
         yield _entry("line, K 3", f"{t:g}", magcache_of(CUSTOM, t, max_skips=3, warmup=4))
-    for n in INTERVALS:
-        yield _entry("blocks, order 1", f"interval {n}", taylorseer_of(CUSTOM, 1, n, level="blocks"))
-        yield _entry("blocks, order 2", f"interval {n}", taylorseer_of(CUSTOM, 2, n, level="blocks"))
+    for n in (2, 4):
+        yield _entry("order 2", f"interval {n}", taylorseer_of(CUSTOM, 2, n, level="blocks"))
     yield _entry(NEVER, "threshold 0", firstblock_of(CUSTOM, 0.0))
     yield _entry(NEVER, "threshold 0", teacache_of(CUSTOM, 0.0))
     yield _entry(NEVER, "threshold 0", magcache_of(CUSTOM, 0.0))
@@ -98,7 +94,7 @@ def outside() -> Iterator[Entry]:
 
 @dataclass(frozen=True)
 class Profile:
-    """Of one forward: seconds of each block in the order of their running, and of all of it."""
+    """Seconds of a plain run's evaluation, in each block in the order of their running, and from one to the next."""
 
     blocks: tuple[float, ...]
     whole: float
@@ -120,7 +116,8 @@ class Profile:
 def profiled(bench: Bench) -> Profile:
     """Hooks that look at the clock, in a few evaluations of a plain run."""
     network = bench.studio.model.model.diffusion_model
-    spans = [*map(_ends, _blocks(network)), (network, network)]
+    spans = [*map(_ends, _blocks(network))]
+    marks: list[float] = []  # of the network's calls: the demo's prompts are batched, so there is one an evaluation
     began, seconds = [0.0] * len(spans), [list[float]() for _ in spans]
 
     def begin(i: int, *_: Any) -> None:
@@ -129,7 +126,7 @@ def profiled(bench: Bench) -> Profile:
     def end(i: int, *_: Any) -> None:
         seconds[i].append(time.process_time() - began[i])
 
-    handles = []
+    handles = [network.register_forward_pre_hook(lambda *_: marks.append(time.process_time()))]
     for i, (first, last) in enumerate(spans):
         handles += [first.register_forward_pre_hook(partial(begin, i)), last.register_forward_hook(partial(end, i))]
     try:
@@ -137,8 +134,9 @@ def profiled(bench: Bench) -> Profile:
     finally:
         for handle in handles:
             handle.remove()
-    *blocks, whole = map(median, seconds)
-    return Profile(tuple(blocks), whole)
+    if len(marks) != PROFILED:
+        raise RuntimeError(f"{PROFILED} evaluations called the network {len(marks)} times")
+    return Profile(tuple(map(median, seconds)), median(b - a for a, b in pairwise(marks)))
 
 
 def _blocks(network: Any) -> list[Any]:
@@ -167,7 +165,7 @@ class Test:
         self.bench.shot(studio.model, self.bench.pairs[0], 2)  # what happens the first time is in nobody's seconds
         self.profile = profiled(self.bench)
         self.learned: set[str] = set()
-        self.known: dict[Any, tuple[Score, float, float]] = {}
+        self.known: list[tuple[Any, tuple[Score, float, float]]] = []  # a method need not be hashable
 
     @property
     def network(self) -> Any:
@@ -198,11 +196,12 @@ class Test:
 
     def row(self, entry: Entry) -> Row:
         self.learn(entry)
-        rounds = ROUNDS if entry.variant == NEVER else len(self.bench.pairs)
         same = entry.same or entry
-        if same not in self.known:
-            self.known[same] = self._measured(entry, rounds)
-        score, shares, speedup = self.known[same]
+        known = next((found for key, found in self.known if key == same), None)
+        if known is None:
+            known = self._measured(entry)
+            self.known.append((same, known))
+        score, shares, speedup = known
         cell, bench = CORE, self.bench
         row: Row = {"model": self.studio.name, "sampler": cell.sampler, "cfg": cell.cfg, "steps": cell.steps}
         row |= {"method": entry.method, "variant": entry.variant, "level": entry.level}
@@ -215,7 +214,7 @@ class Test:
         row |= {"share_computed": round(shares, 4), "speedup": round(speedup, 4)}
         return row | {"speedup_predicted": round(predicted, 4)}
 
-    def _measured(self, entry: Entry, rounds: int) -> tuple[Score, float, float]:
+    def _measured(self, entry: Entry) -> tuple[Score, float, float]:
         """Scores, share_computed, speedup. Each pair is sampled plainly right before, on the machine as it is then."""
         from skipstone.patch.attach import attach
 
@@ -224,12 +223,16 @@ class Test:
         model = attach(plain, method, (reports.append,)) if method else plain
         share = self.profile.share(method, self.network) if method and method.blocks else 0.0
         shots: list[tuple[Pair, Shot, Shot]] = []
-        for pair in islice(cycle(bench.pairs), rounds):
+        ratios: list[float] = []
+        for pair in islice(cycle(bench.pairs), max(ROUNDS, len(bench.pairs))):
             full = bench.shot(plain, pair)
             shots.append((pair, full, bench.shot(model, pair, entry.steps)))
+            ratios.append(full.seconds / shots[-1][2].seconds)
+            if len(shots) >= len(bench.pairs) and not (method and method.blocks and uncertain(ratios) > CLOSE):
+                break
         judged = shots[: len(bench.pairs)]
         n, steps = len(judged), entry.steps or CORE.steps
-        computed = sum(r.computed for r in reports) / len(reports) if reports else float(steps)
+        computed = sum(r.computed for r in reports[:n]) / n if reports else float(steps)
         score = Score(
             computed=computed,
             psnr_db=sum(psnr(s.picture, full.picture) for _, full, s in judged) / n,
@@ -237,8 +240,13 @@ class Test:
             ssim=sum(ssim(s.picture, full.picture) for _, full, s in judged) / n,
             seconds=median(s.seconds for _, _, s in shots),
         )
-        speedup = median(full.seconds / s.seconds for _, full, s in shots)
-        return score, (computed + share * (steps - computed)) / CORE.steps, speedup
+        return score, (computed + share * (steps - computed)) / CORE.steps, median(ratios)
+
+
+def uncertain(values: list[float]) -> float:
+    """The standard error of their median, as a share of it: from the median deviation, which single interruptions do not move."""
+    middle = median(values)
+    return 1.86 * median(abs(v - middle) for v in values) / len(values) ** 0.5 / middle
 
 
 def judge(studio: Studio, table: Table, args: argparse.Namespace) -> None:
@@ -252,7 +260,7 @@ def judge(studio: Studio, table: Table, args: argparse.Namespace) -> None:
         return
     with own_user_folder():
         test = Test(studio, args.pairs)
-        print(f"{studio.name}: {test.profile.outside:.1%} of a forward is outside of the blocks", flush=True)
+        print(f"{studio.name}: {test.profile.outside:.1%} of a plain run is outside of the blocks", flush=True)
         for i, entry in enumerate(wanted, 1):
             if test.possible(entry):
                 row = test.row(entry)
@@ -286,9 +294,25 @@ model, in evaluations: {steps} / predicted. Over plain: dB above plain sampling 
 """
 
 
+def blockwise(row: Row) -> bool:
+    return row["method"] not in ("plain", *(m for m, _ in OTHERS)) or "blocks" in row["variant"]
+
+
+def summary(rows: list[Row]) -> list[str]:
+    """What the speed-ups of a model's block-level rows come to."""
+    out = ["| Model | Speedup over predicted: median | lowest | never skips: slower by |", "|---|--:|--:|---|"]
+    for name in NAMES:
+        own = [r for r in rows if r["model"] == name and blockwise(r)]
+        found = [r["speedup"] / r["speedup_predicted"] for r in own if r["variant"] != NEVER]
+        idle = [f"{r['method']} {1 / r['speedup'] - 1:.1%}" for r in own if r["variant"] == NEVER]
+        if found:
+            out.append(f"| {name} | {median(found):.1%} | {min(found):.1%} | {', '.join(idle)} |")
+    return [*out, ""]
+
+
 def markdown(rows: list[Row]) -> str:
     pairs = " or ".join(str(n) for n in sorted({r["pairs"] for r in rows}))
-    out = [LEGEND.format(text=CORE.text, steps=CORE.steps, pairs=pairs)]
+    out = [LEGEND.format(text=CORE.text, steps=CORE.steps, pairs=pairs), *summary(rows)]
     out += [f"| {' | '.join(HEAD)} |", f"|---|---|---|---{'|--:' * 10}|"]
     for row in rows:
         work = row["steps"] / row["speedup_predicted"]
@@ -303,8 +327,8 @@ def markdown(rows: list[Row]) -> str:
 
 
 def place(row: Row) -> tuple[object, ...]:
-    first = ("plain", *(method for method, _ in OTHERS))
-    nth = first.index(row["method"]) if row["method"] in first and "blocks" not in row["variant"] else len(first)
+    """Plain sampling, other levels, then blocks, by how much they do."""
+    nth = 2 if blockwise(row) else int(row["method"] != "plain")
     return (NAMES.index(row["model"]), nth, *key_of(row)[4:6], -row["share_computed"])
 
 
