@@ -289,9 +289,9 @@ HEAD = (
     "SSIM", "Speedup", "predicted", "of it",
 )  # fmt: skip
 LEGEND = """\
-{text}; mean over {pairs} pairs. Computed: evaluations of {steps}. Blocks: share of the blocks' work that was done. Work: of the whole
-model, in evaluations: {steps} / predicted. Over plain: dB above plain sampling with as many evaluations; by work: with as much work. Truth: dB
-against a run of 400 steps.
+{text}; mean over {pairs} pairs. Computed: evaluations of {steps}. Blocks: share of the blocks' work that was done. Work: of the
+whole model, in evaluations: {steps} / predicted. Over plain: dB above plain sampling with as many evaluations; by work: with as much
+work. Truth: dB against a run of 400 steps.
 """
 
 
