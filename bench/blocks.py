@@ -36,7 +36,7 @@ CORE = Cell("euler", 3.0, 50)
 # what the block-level methods are held against: method and variant in bench-quality's table
 OTHERS = (("MeanCache", "calibrated"), ("Skipstone EasyCache", "auto"), ("TaylorSeer", "order 1"))
 NEVER = "never skips"
-ROUNDS = 8  # runs at most, and as many plain ones, where a speed-up is not yet known to CLOSE, as on a machine with other work
+ROUNDS = 6  # runs at most, and as many plain ones, where a speed-up is not yet known to CLOSE, as on a machine with other work
 CLOSE = 0.01
 PROFILED = 50  # evaluations that are looked into
 
