@@ -10,7 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,9 +47,14 @@ class Server:
 
 @contextmanager
 def running(
-    comfyui: Path, custom_nodes: dict[str, Path], models: dict[str, list[Path]], threads: int, log: Path
+    comfyui: Path,
+    custom_nodes: dict[str, Path],
+    models: dict[str, list[Path]],
+    threads: int,
+    log: Path,
+    options: Sequence[str] = (),
 ) -> Iterator[Server]:
-    """A starting server, with these custom nodes (name: folder) and models (kind: files) and no others.
+    """A starting server, with these custom nodes (name: folder) and models (kind: files) and no others. options: more of ComfyUI's.
 
     Everything it writes lands in a temporary folder that goes with it; only the log stays.
     """
@@ -63,7 +68,7 @@ def running(
             "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
             "--disable-auto-launch", "--disable-api-nodes",
             # another pack that extra_model_paths.yaml may point to has no say in our figures
-            "--disable-all-custom-nodes", "--whitelist-custom-nodes", *custom_nodes,
+            *options, "--disable-all-custom-nodes", "--whitelist-custom-nodes", *custom_nodes,
         ]  # fmt: skip
         process = subprocess.Popen(
             command,

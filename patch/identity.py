@@ -46,7 +46,8 @@ _NOT_OF_A_VAE = {
     "memory_used_encode",
     "memory_used_decode",
 }
-# ComfyUI's own options that change no bits: addresses, folders, logs, what is kept
+# ComfyUI's own options that change no bits: addresses, folders, logs, what is kept, which of the devices (their kind is told
+# apart), how memory is had and moved
 _HARMLESS = {
     "listen", "port", "tls_keyfile", "tls_certfile", "enable_cors_header", "max_upload_size", "base_directory",
     "extra_model_paths_config", "output_directory", "temp_directory", "input_directory", "user_directory", "models_directory",
@@ -56,6 +57,9 @@ _HARMLESS = {
     "multi_user", "verbose", "log_stdout", "front_end_version", "front_end_root", "enable_compress_response_body", "comfy_api_base",
     "database_url", "enable_assets", "enable_asset_hashing", "feature_flag", "list_feature_flags", "default_hashing_function",
     "mmap_torch_files", "disable_mmap", "fast_disk", "disable_assets_autoscan",
+    "cuda_malloc", "disable_cuda_malloc", "cuda_device", "default_device", "oneapi_device_selector", "reserve_vram",
+    "vram_headroom", "disable_nvml_pressure", "async_offload", "disable_async_offload", "disable_pinned_memory",
+    "force_non_blocking", "disable_smart_memory",
 }  # fmt: skip
 # the code that every encoder runs through
 _SOURCES = (

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
-import urllib.parse
-import urllib.request
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,9 +12,9 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[3]
-sys.path.insert(0, str(ROOT / "demo"))
+sys.path.insert(0, str(ROOT / "bench"))
 
-from comfy_server import Server, running  # noqa: E402
+from served import Server, file, ran, running, wait_until_up  # noqa: E402
 
 MODELS = ROOT / "demo" / "models"
 LOADED = ("VAE load device", "CLIP/text encoder model load device")
@@ -39,46 +36,16 @@ STOCK = {
 }
 
 
-def ask(server: Server, path: str, body: object = None) -> bytes:
-    data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(server.url + path, data, {"Content-Type": "application/json"})
-    with urllib.request.urlopen(request, timeout=30) as answer:
-        return bytes(answer.read())
-
-
-def wait_until_up(server: Server) -> None:
-    for _ in range(1200):
-        assert server.alive, server.log_tail()
-        try:
-            ask(server, "/system_stats")
-            return
-        except OSError:
-            time.sleep(0.25)
-    raise AssertionError(server.log_tail())
-
-
-def history(server: Server, graph: dict[str, Any]) -> dict[str, Any]:
-    """What the server remembers of a prompt that it ran."""
-    prompt = json.loads(ask(server, "/prompt", {"prompt": graph}))["prompt_id"]
-    for _ in range(1200):
-        told = json.loads(ask(server, f"/history/{prompt}"))
-        if prompt in told:
-            assert told[prompt]["status"]["status_str"] == "success", told[prompt]["status"]
-            return dict(told[prompt])
-        time.sleep(0.1)
-    raise AssertionError(server.log_tail())
-
-
 def latent(server: Server, graph: dict[str, Any]) -> bytes:
     """The numbers of the latent that it saves."""
-    (saved,) = history(server, graph)["outputs"]["save"]["latents"]
-    file = ask(server, "/view?" + urllib.parse.urlencode(saved))
-    return file[8 + int.from_bytes(file[:8], "little") :]  # its header holds the prompt
+    (saved,) = ran(server, graph)["outputs"]["save"]["latents"]
+    content = file(server, saved)
+    return content[8 + int.from_bytes(content[:8], "little") :]  # its header holds the prompt
 
 
 def stats(server: Server) -> str:
     graph = {"stats": {"class_type": "SkipstoneMemoStats", "inputs": {}}}
-    return str(history(server, graph)["outputs"]["stats"]["text"][0])
+    return str(ran(server, graph)["outputs"]["stats"]["text"][0])
 
 
 @pytest.fixture

@@ -1,0 +1,351 @@
+"""What the memo saves: pictures and prompts in a real ComfyUI server, with it and without, restarts between.
+
+make bench-memo   (prints a table; writes bench-output/memo.json; on one core about a quarter of an hour)
+
+img2img_ratio        three variations of a picture of 1024 x 1024, each on a freshly started server, with Cached VAE Encode and
+                     Cached Text Encode over the same with ComfyUI's own nodes. Counted from the start to the end of the prompts:
+                     all that the graph does, with the first variation's encode, and without the servers' start.
+                     The VAE is Flux' (its real layers, random weights); 2 steps of the demo's small Flux are sampled. The graph
+                     ends with the latent: decoding is the same with and without, and on a CPU takes longer than all else.
+hit_share_of_encode  a latent from the disk, hashing and all, over encoding it
+encoder_loads_on_hit times that a VAE or a text encoder was built or loaded on the servers of the second and third variation
+hit_rate_vae         20 variations of 3 pictures, in turn, through Memo VAE and VAE Encode on one server
+hit_rate_text        30 prompts of 10, shuffled, through Memo CLIP and CLIP Text Encode on that server
+                     (both with --cache-classic: what ComfyUI itself still has is never asked of the memo, and is not counted)
+hash_gb_s            naming one picture of 1024 x 1024
+*_hit_ms             a latent of 1 x 16 x 128 x 128 floats from one tier alone, medians; Redis on loopback, null without one
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import os
+import random
+import re
+import shutil
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "bench-output"
+from served import Server, ran, running, took, upload, wait_until_up  # noqa: E402
+
+MODELS = ROOT / "demo" / "models"
+STEPS, VARIATIONS, PICTURES, SESSION = 2, 3, 3, 20
+PROMPTS = [
+    f"a {colour} {shape}" for colour in ("red", "green", "blue", "white", "black") for shape in ("circle", "square")
+]
+ASKED = 3  # times, each prompt
+ROUNDS = 30
+BUILT = (
+    "VAE load device",
+    "CLIP/text encoder model load device",
+    "Requested to load Autoenc",
+    "Requested to load SD1Clip",
+)
+
+Graph = dict[str, Any]
+
+
+def img2img(memo: bool, picture: str, seed: int, text: str, vae: str, steps: int) -> Graph:
+    """The graph of a variation. memo: with the nodes that need no encoder for what they know."""
+    encode, prompt = (
+        ("SkipstoneCachedVAEEncode", "SkipstoneCachedTextEncode") if memo else ("VAEEncode", "CLIPTextEncode")
+    )
+    graph: dict[str, tuple[str, dict[str, Any]]] = {
+        "unet": ("UNETLoader", {"unet_name": "skipstone_demo_flux.safetensors", "weight_dtype": "default"}),
+        "clip": ("CLIPLoader", {"clip_name": "skipstone_demo_clip.pt", "type": "stable_diffusion"}),
+        "vae": ("VAELoader", {"vae_name": vae}),
+        "image": ("LoadImage", {"image": picture}),
+        "latent": (encode, {"image" if memo else "pixels": ["image", 0], "vae": ["vae", 0]}),
+        "positive": (prompt, {"text": text, "clip": ["clip", 0]}),
+        "sampled": (
+            "KSampler",
+            {"model": ["unet", 0], "positive": ["positive", 0], "negative": ["positive", 0], "latent_image": ["latent", 0],
+             "seed": seed, "steps": steps, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 0.6},
+        ),
+        "save": ("SaveLatent", {"samples": ["sampled", 0], "filename_prefix": "variation"}),
+    }  # fmt: skip
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in graph.items()}
+
+
+def session(picture: str, text: str, seed: int) -> Graph:
+    """A variation with the encoders that remember and ComfyUI's own encode nodes."""
+    graph = img2img(False, picture, seed, text, "skipstone_demo_vae.safetensors", 1)
+    graph["memo_vae"] = {"class_type": "SkipstoneMemoVAE", "inputs": {"vae": ["vae", 0], "decode": False}}
+    graph["memo_clip"] = {"class_type": "SkipstoneMemoCLIP", "inputs": {"clip": ["clip", 0]}}
+    graph["latent"]["inputs"]["vae"] = ["memo_vae", 0]
+    graph["positive"]["inputs"]["clip"] = ["memo_clip", 0]
+    return graph
+
+
+class Bench:
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size, self.comfyui = folder, size, Path(os.environ["COMFYUI_PATH"])
+        self.threads = len(os.sched_getaffinity(0))
+        self.vae = folder / "bench_flux_vae.safetensors"
+        self.logs = 0
+        os.environ["SKIPSTONE_MEMO_FOLDER"] = str(folder / "memo")
+        os.environ["SKIPSTONE_PROVIDER"] = "0"
+
+    @contextmanager
+    def server(self, *options: str) -> Iterator[Server]:
+        self.logs += 1
+        models = {
+            "diffusion_models": [MODELS / "skipstone_demo_flux.safetensors"],
+            "text_encoders": [MODELS / "skipstone_demo_clip.pt"],
+            "vae": [self.vae, MODELS / "skipstone_demo_vae.safetensors"],
+        }
+        log = self.folder / f"{self.logs}.log"
+        with running(self.comfyui, {"skipstone": ROOT}, models, self.threads, log, options) as server:
+            wait_until_up(server)
+            yield server
+
+    def variations(self, memo: bool) -> tuple[list[float], list[int]]:
+        """Seconds of each variation, and how often an encoder was built or loaded for it."""
+        seconds, loads = [], []
+        for seed in range(VARIATIONS):
+            with self.server() as server:
+                upload(server, "picture.png", png(0, self.size))
+                graph = img2img(memo, "picture.png", seed, "a picture in other colours", self.vae.name, STEPS)
+                seconds.append(took(ran(server, graph)))
+                time.sleep(1.0)  # what waits to be written
+                log = server.log.read_text(errors="replace")
+                loads.append(sum(log.count(word) for word in BUILT))
+            told = f"{'with the memo' if memo else 'without'}, variation {seed + 1}: {seconds[-1]:.1f} s"
+            print(f"{told}, {loads[-1]} encoders built or loaded", flush=True)
+        return seconds, loads
+
+    def rates(self) -> tuple[float, float]:
+        """Hit rates of a session of pictures and of one of prompts."""
+        prompts = shuffled(PROMPTS * ASKED)
+        with self.server("--cache-classic") as server:
+            for i in range(PICTURES):
+                upload(server, f"{i}.png", png(i, 128))
+            for seed in range(SESSION):  # one prompt, which ComfyUI itself keeps
+                ran(server, session(f"{seed % PICTURES}.png", "a picture", seed))
+            pictures = self._counts(server)["vae"]
+            before = self._counts(server)["text"]
+            for seed, text in enumerate(prompts):
+                ran(server, session("0.png", text, seed))
+            after = self._counts(server)["text"]
+        asked = after[1] - before[1]
+        assert (pictures[1], asked) == (SESSION, len(prompts)), "ComfyUI's own cache answered"
+        return pictures[0] / pictures[1], (after[0] - before[0]) / asked
+
+    @staticmethod
+    def _counts(server: Server) -> dict[str, tuple[int, int]]:
+        """Hits and what was asked for, by kind."""
+        graph = {"stats": {"class_type": "SkipstoneMemoStats", "inputs": {}}}
+        text = ran(server, graph)["outputs"]["stats"]["text"][0]
+        found = re.findall(r"^(\w+): (\d+) of (\d+) hit", text, re.MULTILINE)
+        return {kind: (int(hits), int(asked)) for kind, hits, asked in found}
+
+    def encode_and_hit(self) -> tuple[float, float]:
+        """Seconds of an encode, and of its hit on the disk, of the servers' picture with the servers' VAE, in this process."""
+        import comfy.sd
+        import comfy.utils
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        from skipstone.core.memo.store import Store
+        from skipstone.core.memo.tiers.disk import DiskTier
+        from skipstone.patch import memo
+        from skipstone.patch.encoders import memo_vae
+
+        torch.set_num_threads(self.threads)
+        store = Store([DiskTier(self.folder / "memo", spare=0)])
+        store.ready(10)
+        memo.use(store)
+        sd, metadata = comfy.utils.load_torch_file(str(self.vae), return_metadata=True)
+        vae = memo_vae(comfy.sd.VAE(sd=sd, metadata=metadata))
+        pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png(0, self.size)))).astype(np.float32) / 255.0)[None]
+        with torch.inference_mode():
+            vae.encode(pixels)
+            store.flush(30)
+            hit = median(lambda: vae.encode(pixels))
+        told = store.report()["kinds"]["vae"]
+        memo.use(None)
+        store.close()
+        assert told["hits"] >= ROUNDS
+        if told["misses"]:
+            print("the servers' latent is not known in this process: it was encoded once more")
+        # an entry carries what its computing cost
+        return (told["saved_seconds"] + told["hits"] * hit) / told["hits"], hit
+
+    def tiers(self) -> dict[str, float | None]:
+        """Milliseconds of a hit, by tier."""
+        import torch
+
+        from skipstone.core.memo.keys import key
+        from skipstone.core.memo.store import Store
+        from skipstone.core.memo.tiers.base import Tier
+        from skipstone.core.memo.tiers.disk import DiskTier
+        from skipstone.core.memo.tiers.memory import MemoryTier
+        from skipstone.core.memo.tiers.redis import RedisTier
+
+        name, latent = key("vae", "latent"), torch.randn(1, 16, 128, 128)
+
+        def measured(tier: Tier) -> float:
+            store = Store([tier])
+            try:
+                assert store.ready(10), f"{tier.name} does not serve"
+                store.put(name, {"value": latent, "places": ["output"]}, 1.0)
+                store.flush(10)
+                assert torch.equal(store.get(name)["value"], latent)
+                return 1000 * median(lambda: store.get(name))
+            finally:
+                store.close()
+
+        told: dict[str, float | None] = {
+            "memory": measured(MemoryTier(1 << 28, reserve=0)),
+            "disk": measured(DiskTier(self.folder / "tier", spare=0)),
+            "redis": None,
+        }
+        with redis_server(self.folder) as url:
+            if url:
+                told["redis"] = measured(RedisTier(url))
+        return told
+
+
+def median(function: Callable[[], object]) -> float:
+    """Seconds."""
+    times = []
+    for _ in range(ROUNDS):
+        started = time.perf_counter()
+        function()
+        times.append(time.perf_counter() - started)
+    return statistics.median(times)
+
+
+def hashing(size: int) -> float:
+    """GB a second."""
+    import torch
+
+    from skipstone.core.memo.keys import digest
+
+    pixels = torch.rand(1, size, size, 3)
+    return pixels.nbytes / median(lambda: digest(pixels)) / 1e9
+
+
+def shuffled(texts: list[str]) -> list[str]:
+    """In an order that is always the same, none after itself."""
+    chance = random.Random(0)
+    while True:
+        chance.shuffle(texts)
+        if all(a != b for a, b in pairwise(texts)):
+            return texts
+
+
+def png(seed: int, size: int) -> bytes:
+    """A picture with something everywhere."""
+    import numpy as np
+    from PIL import Image
+
+    rough = np.random.default_rng(seed).integers(0, 256, (size // 32, size // 32, 3), dtype=np.uint8)
+    made = io.BytesIO()
+    Image.fromarray(rough).resize((size, size), Image.Resampling.BICUBIC).save(made, "PNG")
+    return made.getvalue()
+
+
+def write_vae(path: Path) -> None:
+    """Flux' VAE, layer for layer, with random weights that keep numbers in bounds."""
+    import torch
+    from comfy.ldm.models.autoencoder import AutoencodingEngine
+    from safetensors.torch import save_file
+
+    shape = {"double_z": True, "z_channels": 16, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+             "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}  # fmt: skip
+    parts = "comfy.ldm.modules.diffusionmodules.model."
+    made = AutoencodingEngine(
+        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+        encoder_config={"target": f"{parts}Encoder", "params": shape},
+        decoder_config={"target": f"{parts}Decoder", "params": shape},
+    )
+    generator = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, weight in made.state_dict().items():
+        if weight.ndim > 1:
+            weights[name] = torch.randn(weight.shape, generator=generator) * weight[0].numel() ** -0.5
+        else:
+            weights[name] = torch.full(weight.shape, float("norm" in name and name.endswith("weight")))
+    save_file(weights, path)
+    old = time.time() - 3600  # not younger than the servers: they would not trust it
+    os.utime(path, (old, old))
+    time.sleep(3.0)
+
+
+@contextmanager
+def redis_server(folder: Path) -> Iterator[str]:
+    """The address of a Redis of our own; "" where there is none on this machine."""
+    program = shutil.which("redis-server") or shutil.which("valkey-server")
+    try:
+        import redis  # noqa: F401
+    except ImportError:
+        program = None
+    if program is None:
+        yield ""
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = ["--save", "", "--appendonly", "no", "--bind", "127.0.0.1", "--dir", str(folder)]
+    process = subprocess.Popen([program, "--port", str(port), *quiet], stdout=subprocess.DEVNULL)
+    try:
+        yield f"redis://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="What the memo saves, measured.")
+    parser.add_argument("--size", type=int, default=1024, help="width and height of the variations' picture")
+    size = parser.parse_args().size
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+    import comfy.cli_args
+
+    comfy.cli_args.args.cpu = True  # as the servers are
+    with tempfile.TemporaryDirectory(prefix="skipstone-memo-") as folder:
+        bench = Bench(Path(folder), size)
+        write_vae(bench.vae)
+        without, _ = bench.variations(memo=False)
+        with_memo, loads = bench.variations(memo=True)
+        assert loads[0] > 0, "the log does not tell of encoders"
+        encode, hit = bench.encode_and_hit()
+        vae, text = bench.rates()
+        tiers = bench.tiers()
+    told = {
+        "img2img_ratio": round(sum(with_memo) / sum(without), 3),
+        "hit_share_of_encode": round(hit / encode, 6),
+        "encoder_loads_on_hit": sum(loads[1:]),
+        "hash_gb_s": round(hashing(size), 2),
+        "hit_rate_vae": round(vae, 3),
+        "hit_rate_text": round(text, 3),
+        **{f"{tier}_hit_ms": None if ms is None else round(ms, 2) for tier, ms in tiers.items()},
+        "encode_seconds": round(encode, 1),
+        "seconds_without": [round(s, 1) for s in without],
+        "seconds_with": [round(s, 1) for s in with_memo],
+        "threads": bench.threads,
+    }
+    OUTPUT.mkdir(exist_ok=True)
+    (OUTPUT / "memo.json").write_text(json.dumps(told, indent=1) + "\n")
+    print()
+    for name, value in told.items():
+        print(f"{name:22} {value}")
+
+
+if __name__ == "__main__":
+    main()
