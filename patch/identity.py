@@ -45,6 +45,7 @@ _NOT_OF_A_VAE = {
     "size",
     "memory_used_encode",
     "memory_used_decode",
+    "skipstone_decode",
 }
 # ComfyUI's own options that change no bits: addresses, folders, logs, what is kept, which of the devices (their kind is told
 # apart), how memory is had and moved

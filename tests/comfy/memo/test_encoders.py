@@ -243,6 +243,12 @@ def test_decoding_is_kept_only_when_asked_for(memo, loads, plain_vae, pixels, sa
     assert memo.counts("image") == (1, 1) and len(loads) == 1
 
 
+def test_remembering_pictures_makes_no_other_latents(memo, plain_vae, pixels):
+    memo_vae(plain_vae).encode(pixels())
+    memo_vae(plain_vae, decode=True).encode(pixels())
+    assert memo.counts(VAE) == (1, 1)
+
+
 def test_nodes_that_encode_on_the_way(memo, loads, plain_vae, plain_clip, pixels, same):
     """For Inpaint, inpainting models, reference latents, videos."""
     picture, mask = pixels(size=(32, 32)), torch.zeros(1, 32, 32)
