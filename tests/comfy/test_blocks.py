@@ -17,6 +17,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 from nodes import ConditioningCombine, ConditioningSetMask, ControlNetApplyAdvanced
 from skipstone.core.step.report import Report
+from skipstone.patch import course
 from skipstone.patch.attach import attach
 from skipstone.patch.families import Family, family_of
 from skipstone.patch.stacks import LEFT_OUT
@@ -311,6 +312,20 @@ def test_a_prompt_that_comes_or_goes(studio, flux, cached, looked, begins):
     studio.sample(model, ConditioningCombine().combine(studio.prompt(), extra)[0], steps=ALL)
     onlooker.check(reports[0])
     assert computed_at(reports[0])[MIDDLE] == "event"
+
+
+def test_a_prompt_that_comes_unforeseen(studio, flux, cached, looked, monkeypatch):
+    """It is run after the others, and yet the one decision for all of them knows that there is nothing to skip with."""
+    monkeypatch.setattr(course, "changes", lambda *_: frozenset())
+    patched, reports = cached(every(5), flux)
+    model, onlooker = looked(patched)
+    first, second = ranged(studio.long_prompt, 0.0, PERCENT), ranged(studio.long_prompt, PERCENT, 1.0)
+    studio.sample(model, negative=ConditioningCombine().combine(first, second)[0], steps=ALL)
+    onlooker.check(reports[0])
+    assert computed_at(reports[0])[MIDDLE] == "new conditioning"
+    here = onlooker.evaluations()[MIDDLE]
+    assert len(here) == 2
+    assert not any(onlooker.skips(call) for call in here)
 
 
 @pytest.mark.parametrize("begins", [True, False])

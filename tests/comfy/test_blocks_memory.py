@@ -129,6 +129,15 @@ def free(monkeypatch, amount):
     )
 
 
+def test_what_is_kept_of_a_conditioning_holds_on_to_no_other(studio, model, cached, histories):
+    """Two are run together: a part of what they gave would keep the whole of it."""
+    kept: list[Any] = []
+    callback = lambda *_: kept.extend((v.nbytes, v.untyped_storage().nbytes()) for v in held(histories))  # noqa: E731
+    sample(studio, cached(every(2), model)[0], callback=callback)
+    assert len(kept) == 2 * STEPS
+    assert all(own == whole for own, whole in kept)
+
+
 @pytest.mark.parametrize("device", ["auto", "gpu", "cpu"])
 def test_where_residuals_are_kept_changes_nothing(studio, model, cached, device):
     plain = sample(studio, cached(every(2), model)[0])
