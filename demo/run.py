@@ -98,7 +98,8 @@ def clear(output: Path) -> None:
 async def shoot(client: Client, workflow: graphs.Graph, preset: str | None, pair: Pair, steps: int) -> Shot:
     """One run of the workflow."""
     outcome = await client.run(graphs.prepare(workflow, preset, pair.caption, pair.seed, steps))
-    times, reports = outcome.events.get(SAMPLER_EVENT, []), outcome.events.get(REPORT_EVENT, [])
+    times = outcome.events.get(SAMPLER_EVENT, [])
+    reports = [r for r in outcome.events.get(REPORT_EVENT, []) if not r["running"]]
     if len(times) != 1 or len(outcome.pictures) != 1:
         raise DemoError(f"one sampler run and one picture expected, got {len(times)} and {len(outcome.pictures)}")
     if preset is None:
@@ -107,7 +108,7 @@ async def shoot(client: Client, workflow: graphs.Graph, preset: str | None, pair
         report = reports[0]["report"]
         ran, computed, skipped = int(report["steps"]), int(report["computed"]), int(report["skipped"])
     else:
-        raise DemoError(f"one {REPORT_EVENT} event expected from the node, got {len(reports)}")
+        raise DemoError(f"one {REPORT_EVENT} of a run that ended expected from the node, got {len(reports)}")
     (_, png), (timed,) = outcome.pictures[0], times
     return Shot(preset, pair, png, float(timed["seconds"]), int(timed["threads"]), ran, computed, skipped)
 

@@ -1,24 +1,57 @@
-"""Handing a run's report to whoever watches: the browser, over the server's websocket."""
+"""What is known of the runs of a node: told to the browser as they go, and kept for whoever asks later."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+import uuid
+from dataclasses import replace
+from typing import Any
 
+from ..core.step.journal import Entry, Journal
 from ..core.step.report import Report
+from ..patch.executing import place
 
 EVENT = "skipstone.report"
+PAUSE = 0.2  # seconds between two messages of one run
+JOURNAL = Journal()
 
 
-def to_browser(node_id: str | None) -> Callable[[Report], None]:
-    """A listener that sends every report as `{"node": id, "report": {...}}`; quiet where no server runs."""
+class Reporter:
+    """Listens to one patched MODEL. Every message is the whole of what is known, `Entry.as_dict`: a lost one does no harm."""
 
-    def send(report: Report) -> None:
-        try:
-            from server import PromptServer
-        except ImportError:
+    def __init__(self, node: str | None) -> None:
+        self.node = node or ""
+        self.source = uuid.uuid4().hex
+        self.told = 0.0
+
+    def watch(self, report: Report) -> None:
+        """During a run."""
+        now = time.monotonic()
+        entry = JOURNAL.of_report(report)
+        if entry is None:
+            entry = self._entry(report)
+            JOURNAL.keep(entry)
+        elif now - self.told < PAUSE:
             return
-        server = getattr(PromptServer, "instance", None)
-        if server is not None:
-            server.send_sync(EVENT, {"node": node_id, "report": report.as_dict()})
+        self.told = now
+        tell(entry.as_dict())
 
-    return send
+    def __call__(self, report: Report) -> None:
+        """At its end."""
+        entry = replace(JOURNAL.of_report(report) or self._entry(report), running=False)
+        JOURNAL.keep(entry)
+        tell(entry.as_dict())
+
+    def _entry(self, report: Report) -> Entry:
+        return Entry(self.source, self.node, place(), report)
+
+
+def tell(message: dict[str, Any]) -> None:
+    """Over the server's websocket, to every page: the one that shows the workflow knows it by its id. Quiet where no server runs."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return
+    server = getattr(PromptServer, "instance", None)
+    if server is not None:
+        server.send_sync(EVENT, message)

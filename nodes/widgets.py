@@ -11,7 +11,7 @@ from comfy_api.latest import io
 from ..core.step.method import Method
 from ..core.step.policies import Cap, Mask, Policy, StepMask, Warmup, Window
 from ..patch.attach import attach
-from .reporting import to_browser
+from .reporting import Reporter
 
 CUSTOM = "Custom"
 CATEGORY = "Skipstone/step cache"
@@ -62,7 +62,8 @@ def device(value: str) -> Literal["auto", "gpu", "cpu"]:
 
 def patched(node: type[io.ComfyNode], model: Any, method: Method) -> io.NodeOutput:
     """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id."""
-    return io.NodeOutput(attach(model, method, (to_browser(node.hidden.unique_id),)))
+    reporter = Reporter(node.hidden.unique_id)
+    return io.NodeOutput(attach(model, method, (reporter,), (reporter.watch,)))
 
 
 def model() -> Any:

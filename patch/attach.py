@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import comfy.model_patcher
@@ -24,8 +25,11 @@ Listener = Callable[[Report], None]
 log = logging.getLogger(__name__)
 
 
-def attach(model: Any, method: Method, listeners: tuple[Listener, ...] = ()) -> Any:
-    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`; `listeners` get the report of every run.
+def attach(
+    model: Any, method: Method, listeners: tuple[Listener, ...] = (), watchers: tuple[Listener, ...] = ()
+) -> Any:
+    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`; `listeners` get the report of every run, `watchers` are
+    shown it after every decision as well.
 
     Raises StepCacheError when the MODEL cannot be sampled, has a step cache already, or has blocks that the method cannot work on.
     """
@@ -38,7 +42,7 @@ def attach(model: Any, method: Method, listeners: tuple[Listener, ...] = ()) -> 
     if method.blocks is not None:
         reach_of(method, model.model.diffusion_model)
     patched = model.clone()
-    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners))
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners, watchers))
     return patched
 
 
@@ -59,9 +63,10 @@ def _refuse_second(
 class StepCache:
     """The OUTER_SAMPLE wrapper: configuration only. ComfyUI shares it between clones of a model."""
 
-    def __init__(self, method: Method, listeners: tuple[Listener, ...]) -> None:
+    def __init__(self, method: Method, listeners: tuple[Listener, ...], watchers: tuple[Listener, ...] = ()) -> None:
         self.method = method
         self.listeners = listeners
+        self.watchers = watchers
 
     def __call__(
         self, executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
@@ -70,6 +75,7 @@ class StepCache:
         _refuse_second(self.method, guider.model_options, {}, own=self)
         course = born(self.method, guider, sampler, sigmas, latent)
         run = course.run
+        run.watch = partial(self._tell, self.watchers) if self.watchers else None
         # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
         given = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(given)
@@ -90,8 +96,17 @@ class StepCache:
             log.info("[Skipstone] %s", report.line())
             for note in report.notes:
                 log.warning("[Skipstone] %s: %s", report.method, note)
-            for listener in self.listeners:
-                try:
-                    listener(report)
-                except Exception:  # nobody who only listens ends the run, or hides the error that did
-                    log.exception("[Skipstone] the report of %s was not taken", report.method)
+            self._tell(self.listeners, report)
+
+    def _tell(self, listeners: tuple[Listener, ...], report: Report) -> None:
+        for listener in listeners:
+            try:
+                listener(report)
+            except Exception:  # nobody who only listens ends the run, or hides the error that did
+                log.exception("[Skipstone] the report of %s was not taken", self.method.name)
+
+
+def listeners_of(model: Any) -> tuple[Listener, ...]:
+    """Who gets the reports of a MODEL's step cache; nobody where it has none."""
+    wrappers = getattr(model, "wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, ())
+    return tuple(listener for w in wrappers if isinstance(w, StepCache) for listener in w.listeners)

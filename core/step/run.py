@@ -104,6 +104,7 @@ class Run:
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed
         self.laps = Laps() if method.blocks else None
         self.on_host = False  # what is kept comes from the CPU
+        self.watch: Callable[[Report], None] | None = None  # is shown the report after every decision
         self.started = time.perf_counter()
         if not grid.falling:
             self.report.note("nothing is skipped, because this sampler's sigmas do not fall from step to step")
@@ -151,7 +152,11 @@ class Run:
             else:
                 self.weights = self.prediction.weights(clock, self.track)
                 self.track.predicted(clock.evaluation, clock.sigma, self.weights)
-            self.report.deciding += time.perf_counter() - began
+            now = time.perf_counter()
+            self.report.deciding += now - began
+            self.report.seconds = now - self.started
+            if self.watch:
+                self.watch(self.report)
         if not self.decision.compute and not all(self._known(s) for s in slots):
             self.fresh = True
             return COMPUTE("new conditioning")

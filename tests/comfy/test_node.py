@@ -437,12 +437,33 @@ def mask(pack, **widgets):
 
 
 @pytest.fixture
-def browser(monkeypatch):
+def messages(monkeypatch):
     """What a browser would get of us: (event, data) pairs."""
     sent: list[Any] = []
-    there = SimpleNamespace(send_sync=lambda event, data: sent.append((event, data)))
+    there = SimpleNamespace(send_sync=lambda event, data: sent.append((event, json.loads(json.dumps(data)))))
     monkeypatch.setattr(server.PromptServer, "instance", there, raising=False)
     return sent
+
+
+class Ended(list[Any]):
+    """Of all messages those that end a run."""
+
+    def __init__(self, messages):
+        self.messages = messages
+
+    def __iter__(self):
+        return (m for m in self.messages if not m[1]["running"])
+
+    def __getitem__(self, i):
+        return [*self][i]
+
+    def clear(self):
+        self.messages.clear()
+
+
+@pytest.fixture
+def browser(messages):
+    return Ended(messages)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -461,6 +482,34 @@ def test_it_runs_and_tells_the_browser(pack, studio, tiny_flux, browser, name):
     assert report["variant"] == "Turbo"
     assert report["skipped"] > 0
     assert report["computed"] + report["skipped"] == 16
+
+
+def test_it_tells_while_it_runs(pack, studio, messages, monkeypatch):
+    monkeypatch.setattr(
+        sys.modules[f"{pack['SkipstoneMeanCache'].__module__.rpartition('.')[0]}.reporting"], "PAUSE", 0
+    )
+    model = run(pack, "SkipstoneMeanCache", studio.model, preset="Speed")
+    for _ in range(2):
+        studio.sample(model, steps=8)
+    first, second = (messages[: len(messages) // 2], messages[len(messages) // 2 :])
+    for part in (first, second):
+        assert [len(data["report"]["timeline"]) for _, data in part] == [*range(1, 9), 8]
+        assert [data["running"] for _, data in part] == [True] * 8 + [False]
+        assert len({data["run"] for _, data in part}) == 1
+    assert first[0][1]["run"] != second[0][1]["run"]
+
+
+def test_a_run_that_fails_is_told_to_have_ended(pack, studio, messages):
+    def stop(step, *_):
+        if step == 2:
+            raise KeyboardInterrupt
+
+    model = run(pack, "SkipstoneMeanCache", studio.model, preset="Speed")
+    with pytest.raises(KeyboardInterrupt):
+        studio.sample(model, steps=8, callback=stop)
+    last = messages[-1][1]
+    assert not last["running"]
+    assert not last["report"]["finished"]
 
 
 def test_it_does_what_the_pack_does_elsewhere(pack, studio, meancache, browser):
