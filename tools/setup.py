@@ -35,7 +35,11 @@ except ImportError:
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".work"
 LINK = WORK / "link"  # holds nothing but the pack under its own name
-REDIS_FOR = {"pytest", "bench/memo.py"}  # what is run with a Redis beside it
+# Debian's packages: the programs that will do, and what is run with one beside it
+PROGRAMS = {
+    "redis-server": (("redis-server", "valkey-server"), {"pytest", "bench/memo.py"}),
+    "chromium": (("chromium", "chromium-browser", "google-chrome"), {"pytest", "demo/screenshots.py"}),
+}
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
 
@@ -54,8 +58,9 @@ def main(args: list[str]) -> None:
         link(LINK)
         comfyui = find_comfyui(pins)
         python = find_python(pins, comfyui, args)
-        if not args or REDIS_FOR & set(args[:2]):
-            find_redis()
+        for package, (programs, users) in PROGRAMS.items():
+            if not args or users & set(args[:2]):
+                find_program(package, programs)
     path = os.pathsep.join(filter(None, [str(LINK), os.environ.get("PYTHONPATH")]))
     if args:
         sys.stdout.flush()
@@ -159,22 +164,26 @@ def check(given: str, pins: dict[str, Any], args: list[str]) -> str:
     return python
 
 
-def find_redis() -> None:
-    """Have a redis-server, Debian's if there is none: tests start it on a port of their own. Without it they are skipped."""
-    if shutil.which("redis-server") or shutil.which("valkey-server"):
+def find_program(package: str, programs: tuple[str, ...]) -> None:
+    """Have one of these programs, Debian's if there is none. What is tested with it is skipped where it cannot be had."""
+
+    def found() -> bool:
+        return any(shutil.which(program) for program in programs)
+
+    if found():
         return
-    install = ["apt-get", "install", "-qq", "--no-install-recommends", "redis-server"]
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", package]
     if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
-        say("installing Debian's redis-server")
+        say(f"installing Debian's {package}")
         os.environ["DEBIAN_FRONTEND"] = "noninteractive"
         for command in (install, ["apt-get", "update", "-qq"], install):  # the lists may be old, or not there
             try:
                 call(*command)
             except Problem as problem:
                 say(str(problem))
-            if shutil.which("redis-server"):
+            if found():
                 return
-    say(f"there is no redis-server, so nothing is tested with one; mend it with: {' '.join(install)}")
+    say(f"there is no {package}, so nothing is tested with one; mend it with: {' '.join(install)}")
 
 
 def tools(pins: dict[str, Any]) -> Path:
