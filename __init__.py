@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .nodes import SkipstoneExtension
 
+WEB_DIRECTORY = "./web"
+
 
 async def comfy_entrypoint() -> SkipstoneExtension:
     """What ComfyUI calls to get the nodes; imported here, so that importing the pack alone needs no ComfyUI."""

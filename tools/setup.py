@@ -38,7 +38,7 @@ LINK = WORK / "link"  # holds nothing but the pack under its own name
 # Debian's packages: the programs that will do, and what is run with one beside it
 PROGRAMS = {
     "redis-server": (("redis-server", "valkey-server"), {"pytest", "bench/memo.py"}),
-    "chromium": (("chromium", "chromium-browser", "google-chrome"), {"pytest", "demo/screenshots.py"}),
+    "chromium fonts-liberation": (("chromium", "chromium-browser", "google-chrome"), {"pytest", "demo/screenshots.py"}),
 }
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
@@ -58,9 +58,9 @@ def main(args: list[str]) -> None:
         link(LINK)
         comfyui = find_comfyui(pins)
         python = find_python(pins, comfyui, args)
-        for package, (programs, users) in PROGRAMS.items():
+        for packages, (programs, users) in PROGRAMS.items():
             if not args or users & set(args[:2]):
-                find_program(package, programs)
+                find_program(packages, programs)
     path = os.pathsep.join(filter(None, [str(LINK), os.environ.get("PYTHONPATH")]))
     if args:
         sys.stdout.flush()
@@ -164,17 +164,17 @@ def check(given: str, pins: dict[str, Any], args: list[str]) -> str:
     return python
 
 
-def find_program(package: str, programs: tuple[str, ...]) -> None:
-    """Have one of these programs, Debian's if there is none. What is tested with it is skipped where it cannot be had."""
+def find_program(packages: str, programs: tuple[str, ...]) -> None:
+    """Have one of these programs, out of Debian's packages if there is none. What is tested with it is skipped where it cannot be had."""
 
     def found() -> bool:
         return any(shutil.which(program) for program in programs)
 
     if found():
         return
-    install = ["apt-get", "install", "-qq", "--no-install-recommends", package]
+    install = ["apt-get", "install", "-qq", "--no-install-recommends", *packages.split()]
     if os.name == "posix" and os.geteuid() == 0 and shutil.which("apt-get"):
-        say(f"installing Debian's {package}")
+        say(f"installing Debian's {packages}")
         os.environ["DEBIAN_FRONTEND"] = "noninteractive"
         for command in (install, ["apt-get", "update", "-qq"], install):  # the lists may be old, or not there
             try:
@@ -183,7 +183,7 @@ def find_program(package: str, programs: tuple[str, ...]) -> None:
                 say(str(problem))
             if found():
                 return
-    say(f"there is no {package}, so nothing is tested with one; mend it with: {' '.join(install)}")
+    say(f"there is no {programs[0]}, so nothing is tested with one; mend it with: {' '.join(install)}")
 
 
 def tools(pins: dict[str, Any]) -> Path:

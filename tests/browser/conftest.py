@@ -1,0 +1,67 @@
+"""A real ComfyUI server with the pack and the demo's models, and a real browser on its front end."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODELS = ROOT / "demo" / "models"
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+sys.path[:0] = [str(ROOT / "bench"), str(Path(__file__).parent)]
+
+from desk import Desk  # noqa: E402
+from served import running, wait_until_up  # noqa: E402
+
+FILES = {
+    "diffusion_models": [MODELS / f"skipstone_demo_{name}.safetensors" for name in ("flux", "nextdit", "unet")],
+    "vae": [MODELS / "skipstone_demo_vae.safetensors"],
+    "text_encoders": [MODELS / "skipstone_demo_clip.pt"],
+}
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory):
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
+    log = tmp_path_factory.mktemp("server") / "log"
+    with running(Path(os.environ["COMFYUI_PATH"]), {"skipstone": ROOT}, FILES, 1, log) as server:
+        wait_until_up(server)
+        yield server
+
+
+@pytest.fixture(scope="session")
+def chromium(server):
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def open_desk(server, chromium):
+    """Opens pages on the front end: `open_desk(vue=True, dark=False)`. At the end all are closed, and no error of ours may have been logged."""
+    desks: list[Desk] = []
+    contexts = []
+
+    def opened(**settings):
+        contexts.append(chromium.new_context(viewport={"width": 1500, "height": 900}, reduced_motion="reduce"))
+        desks.append(Desk(contexts[-1].new_page(), server, **settings))
+        return desks[-1]
+
+    yield opened
+    for context in contexts:
+        context.close()
+    assert [e for desk in desks for e in desk.errors] == []
+
+
+@pytest.fixture(params=["canvas", "vue"])
+def desk(request, open_desk):
+    """An empty graph, once drawn by the classic canvas and once by Vue nodes."""
+    return open_desk(vue=request.param == "vue")

@@ -1,0 +1,148 @@
+"""ComfyUI's front end in a browser, as a person has it before them: nodes are found, clicked and looked at."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page
+from served import Server, ask
+
+SHOTS = Path(__file__).resolve().parents[2] / "demo-output" / "screenshots"
+LOADED = 60_000  # ms
+READY = "() => window.app?.vueAppReady && window.app.graph && window.app.canvas && !document.querySelector('#splash-loader')"
+
+
+class Desk:
+    """A page on an empty graph. vue: which of the two ways of drawing nodes; dark: the theme. errors: what the page logged of ours."""
+
+    def __init__(self, page: Page, server: Server, vue: bool = False, dark: bool = True, **settings: Any) -> None:
+        self.page, self.server, self.vue = page, server, vue
+        self.errors: list[str] = []
+        page.on("console", lambda m: self._heard(m.type, m.text))
+        page.on("pageerror", lambda e: self._heard("error", f"{e} {e.stack}"))
+        wanted = {
+            "Comfy.VueNodes.Enabled": vue,
+            "Comfy.ColorPalette": "dark" if dark else "light",
+            "Comfy.TutorialCompleted": True,
+            "Comfy.Graph.CanvasInfo": False,
+            "Comfy.Minimap.Visible": False,
+            "Comfy.Locale": "en",
+            **settings,
+        }
+        ask(server, "/settings", wanted)
+        self.load()
+        self.evaluate("() => app.graph.clear()")
+
+    def _heard(self, kind: str, text: str) -> None:
+        if kind == "error" and re.search("skipstone", text, re.IGNORECASE):
+            self.errors.append(text)
+
+    def load(self) -> None:
+        """Open the page, or load it anew."""
+        self.page.goto(self.server.url, timeout=LOADED)
+        self.page.wait_for_function(READY, timeout=LOADED)
+        self.settle()
+
+    def evaluate(self, script: str, *args: Any) -> Any:
+        return self.page.evaluate(script, [*args] if len(args) != 1 else args[0])
+
+    def settle(self) -> None:
+        """Until what was asked for is drawn."""
+        self.page.evaluate("() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))")
+
+    # graphs
+
+    def add(self, kind: str, x: int = 300, y: int = 120, **widgets: Any) -> str:
+        """A node, its widgets set as a program would; its id."""
+        found = self.evaluate(
+            """([kind, x, y, values]) => {
+                const node = LiteGraph.createNode(kind)
+                if (!node) return null
+                node.pos = [x, y]
+                app.graph.add(node)
+                for (const [name, value] of Object.entries(values))
+                    node.widgets.find(w => w.name === name).value = value
+                return String(node.id)
+            }""",
+            kind, x, y, widgets,
+        )  # fmt: skip
+        assert found, f"the front end knows no node {kind}"
+        self.settle()
+        return str(found)
+
+    def connect(self, source: str, output: str, target: str, into: str) -> None:
+        self.evaluate(
+            """([source, output, target, into]) => {
+                const [from, to] = [app.graph.getNodeById(source), app.graph.getNodeById(target)]
+                from.connect(from.findOutputSlot(output), to, to.findInputSlot(into))
+            }""",
+            source, output, target, into,
+        )  # fmt: skip
+
+    def open(self, workflow: Any) -> None:
+        """A workflow in the front end's format, as if its file had been dropped."""
+        if isinstance(workflow, Path):
+            workflow = json.loads(workflow.read_text())
+        self.page.evaluate("(w) => app.loadGraphData(w)", workflow)
+        self.settle()
+
+    def saved(self) -> Any:
+        """What would be written to a file."""
+        return self.page.evaluate("() => app.graph.serialize()")
+
+    def prompt(self) -> Any:
+        """What would be exported for the API."""
+        return self.page.evaluate("async () => (await app.graphToPrompt()).output")
+
+    def values(self, node: str) -> dict[str, Any]:
+        """A node's widgets, hidden ones too: name -> value."""
+        script = "(id) => Object.fromEntries(app.graph.getNodeById(id).widgets.map(w => [w.name, w.value]))"
+        return dict(self.page.evaluate(script, node))
+
+    def queue(self, seconds: float = 120) -> None:
+        """Press Run, and wait until nothing is queued any more. Raises AssertionError if a prompt failed."""
+        before = {*json.loads(ask(self.server, "/history"))}
+        self.page.get_by_test_id("queue-button").or_(
+            self.page.get_by_role("button", name="Run", exact=True)
+        ).first.click()
+        for _ in range(int(seconds * 10)):
+            self.page.wait_for_timeout(100)
+            history = json.loads(ask(self.server, "/history"))
+            new = {*history} - before
+            queue = json.loads(ask(self.server, "/queue"))
+            if new and not queue["queue_running"] and not queue["queue_pending"]:
+                for one in new:
+                    assert history[one]["status"]["status_str"] == "success", history[one]["status"]["messages"][-1]
+                return
+        raise AssertionError(f"the prompt did not end:\n{self.server.log_tail()}")
+
+    # the picture
+
+    def place(self, node: str, widget: str = "") -> tuple[float, float]:
+        """Where a person would point at: a node's title, or the middle of one of its widgets, in the page's pixels. Only in the classic
+        canvas for widgets; Vue nodes are found with `self.page`'s locators in `self.node(id)`."""
+        x, y = self.evaluate(
+            """([id, name]) => {
+                const node = app.graph.getNodeById(id), box = app.canvas.canvas.getBoundingClientRect()
+                const widget = name && node.widgets.find(w => w.name === name)
+                const [dx, dy] = widget ? [node.size[0] / 2, widget.last_y + 10] : [40, -12]
+                const [x, y] = app.canvas.ds.convertOffsetToCanvas([node.pos[0] + dx, node.pos[1] + dy])
+                return [x + box.left, y + box.top]
+            }""",
+            node, widget,
+        )  # fmt: skip
+        return float(x), float(y)
+
+    def node(self, node: str) -> Any:
+        """A Vue node's element."""
+        return self.page.locator(f"[data-node-id='{node}']").first
+
+    def shoot(self, name: str) -> Path:
+        """A picture of the page, for people to look at."""
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        path = SHOTS / f"{name}.png"
+        self.page.screenshot(path=path)
+        return path
