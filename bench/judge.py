@@ -102,11 +102,12 @@ def watched(model: Any, tally: Tally) -> Iterator[Any]:
 
 @dataclass(frozen=True)
 class Shot:
-    """A decoded picture (1, H, W, 3) in 0..1, and the processor's seconds that its sampling took: what else the machine does is
+    """A decoded picture (1, H, W, 3) in 0..1, its latent, and the processor's seconds that its sampling took: what else the machine does is
     not in them. With one thread (see main of quality.py) they are what a clock shows on an idle machine."""
 
     picture: Tensor
     seconds: float
+    latent: Tensor
 
 
 @dataclass(frozen=True)
@@ -133,7 +134,7 @@ class Bench:
         began = time.process_time()
         latent = self._sampled(model, [pair.seed], words, steps or self.cell.steps)
         seconds = time.process_time() - began
-        return Shot(self._decoded(latent), seconds)
+        return Shot(self._decoded(latent), seconds, latent)
 
     def _sampled(self, model: Any, seeds: list[int], words: Any, steps: int, sampler: str = "") -> Tensor:
         """The seed goes to the sampler too, so a noisy one draws the same noise with every step cache."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from .choice import Choice, Circumstances
 from .fitted import Lessons
 from .indicators import Watch
 from .policies import ByModel, Policy, Ratios
@@ -45,7 +46,8 @@ class Method:
     keeps: what of the model's answer is kept and predicted. "velocity": (x - D) / sigma, the velocity of flow models, the noise of
     others. "denoised": D. "residual": the network's output minus its input. "auto": what suits the sampler. Of no account with `blocks`.
     blocks: for a method at block level, which keeps and predicts the residual of the blocks between; None at output level.
-    calibration: whether costs are taken from full runs of the user's own model: see patch/calibration.py.
+    calibration: whether costs are taken from full runs of the user's own model: see patch/calibration.py. "known": where there are such,
+    but none are recorded. choice: why it was chosen, where the user did not choose it himself.
     """
 
     name: str
@@ -56,7 +58,12 @@ class Method:
     keeps: Kept = "auto"
     indicator: Watch | None = None
     blocks: Blocks | None = None
-    calibration: Literal["auto", "record", "default", "off"] = "default"
+    calibration: Literal["auto", "record", "known", "default", "off"] = "default"
+    choice: Choice | None = None
+
+    def resolve(self, here: Circumstances) -> Method:
+        """What is at work in a run: itself. See auto.py for what chooses only then."""
+        return self
 
     def suited(self, integrator: Integrator) -> tuple[Predictor, Kept]:
         """The predictor for a sampler of this kind, and what it is given: never "auto"."""

@@ -25,7 +25,7 @@ class Evaluation:
 class Report:
     """One run of a sampler. `notes` are sentences for the person who ran it.
 
-    threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
+    chosen: what was chosen for the run and why, in one sentence, where a node chose for the person. threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
     expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from, or
     whose polynomial or ratios were used. seconds:
     of the whole run; deciding: of that, in policies and predictors, on the host. share: of a
@@ -45,6 +45,7 @@ class Report:
     seconds: float = 0.0
     deciding: float = 0.0
     share: float = 0.0
+    chosen: str = ""
     finished: bool = False
 
     @property

@@ -10,6 +10,8 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 import torch
 from torch import Tensor
 
+from .choice import ADVICE as WISH_LESS
+from .choice import Choice
 from .clock import Clock, Grid
 from .fitted import Lessons
 from .gram import Gram
@@ -70,6 +72,7 @@ class Run:
         self.need = predictor.need
         self.device = device
         self.learning = learning
+        self.choice: Choice | None = method.choice
         self.clock = Clock(grid)
         setting = Setting(grid, predictor, costs, network=network or {}, lessons=lessons)
         rules: list[Policy] = [LastStep(), Events(frozenset(events))]
@@ -92,6 +95,8 @@ class Run:
             planned=list(plan.anchors),
             threshold=self._threshold(),
         )
+        if self.choice:
+            self.report.chosen = self.choice.sentence(method.name, plan.anchors, grid.steps, learning)
         for p in self.policies:
             if isinstance(p, Schedule) and p.plan is plan:
                 self.report.error, self.report.costs = p.error, p.costs
@@ -263,6 +268,8 @@ class Run:
             self.report.share = self.laps.share
         self.report.finished = finished
         self.report.seconds = time.perf_counter() - self.started
+        if finished and self.choice and not self.learning and (missed := self.choice.missed(self.report)):
+            self.report.note(missed)
         for listener in listeners:
             listener(self.report)
         return self.report
@@ -277,6 +284,7 @@ class Run:
         advice = next(
             (p.advice() for p in self.policies if isinstance(p, Accumulating | Thresholding | Ratios)), ADVICE
         )
+        advice = WISH_LESS if self.choice else advice
         return f"nothing was skipped: every evaluation was computed for {why}; {advice}"
 
 

@@ -12,10 +12,11 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "demo" / "models"
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-sys.path[:0] = [str(ROOT / "bench"), str(Path(__file__).parent)]
+sys.path.insert(0, str(ROOT / "bench"))
 
-from desk import Desk  # noqa: E402
 from served import running, wait_until_up  # noqa: E402
+
+from skipstone.tests.browser.desk import Desk  # noqa: E402
 
 FILES = {
     "diffusion_models": [MODELS / f"skipstone_demo_{name}.safetensors" for name in ("flux", "nextdit", "unet")],
@@ -46,7 +47,7 @@ def chromium(server):
 
 @pytest.fixture
 def open_desk(server, chromium):
-    """Opens pages on the front end: `open_desk(vue=True, dark=False)`. At the end all are closed, and no error of ours may have been logged."""
+    """Opens pages on the front end: `open_desk(vue=True, dark=False)`. No error of ours may be logged in any."""
     desks: list[Desk] = []
     contexts = []
 

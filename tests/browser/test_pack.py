@@ -1,8 +1,11 @@
 """The pack as the front end has it."""
 
 import json
+from pathlib import Path
 
 from served import ask
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_every_node_can_be_dropped(desk):
@@ -14,8 +17,6 @@ def test_every_node_can_be_dropped(desk):
 
 
 def test_the_demos_workflow_opens_and_runs(desk, request):
-    from conftest import ROOT
-
     desk.open(ROOT / "workflows" / "meancache.json")
     desk.queue()
     desk.shoot(f"meancache-{request.node.callspec.id}")

@@ -3,7 +3,7 @@
 from .accumulate import Accumulating, Accumulator
 from .base import COMPUTE, SKIP, Deciding, Decision, Indicator, Policy, Setting
 from .bymodel import ByModel
-from .guards import Cap, Events, LastStep, Total, Warmup, Window
+from .guards import Cap, Events, Full, LastStep, Total, Warmup, Window
 from .interval import Interval
 from .mask import Mask, StepMask
 from .ratios import Ratios
@@ -21,6 +21,7 @@ __all__ = [
     "Deciding",
     "Decision",
     "Events",
+    "Full",
     "Indicator",
     "Interval",
     "LastStep",

@@ -23,6 +23,20 @@ class Warmup:
 
 
 @dataclass(frozen=True)
+class Full:
+    """Everything is computed. why: one word of the report."""
+
+    why: str
+
+    def start(self, setting: Setting) -> Full:
+        setting.force(range(setting.grid.steps))
+        return self
+
+    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
+        return COMPUTE(self.why)
+
+
+@dataclass(frozen=True)
 class LastStep:
     """The last step is computed: no later one could mend it."""
 

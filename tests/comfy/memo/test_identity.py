@@ -1,8 +1,14 @@
 """Who an encoder is, where it is too large to be read in full, and where its weights are no plain numbers."""
 
+import functools
 import gc
+import sys
+import types
 import weakref
+from pathlib import Path
 
+import comfy.sd
+import comfy.sd1_clip
 import pytest
 import torch
 
@@ -94,3 +100,73 @@ def test_the_code_that_it_runs_is_part_of_it(make_vae, monkeypatch):
     before, read = identity.of_vae(same).digest, identity.source_of
     monkeypatch.setattr(identity, "source_of", lambda m: "changed" if m == "comfy.ldm.models.autoencoder" else read(m))
     assert identity.of_vae(make_vae()).digest != before
+
+
+def bent(conv, factor):
+    """As packs for seamless pictures bend an encoder: a method of one layer is put in another's place."""
+
+    def forward(self, x, weight, bias):
+        return torch.nn.functional.conv2d(x, weight, bias, self.stride, self.padding) * factor
+
+    conv._conv_forward = forward.__get__(conv)
+
+
+def test_what_is_changed_in_place_later_is_another(make_vae):
+    vae = make_vae()
+    conv = vae.first_stage_model.encoder.conv_in
+    prints = [identity.of_vae(vae).digest]
+    conv.padding_mode = "circular"
+    prints.append(identity.of_vae(vae).digest)
+    bent(conv, 2.0)
+    prints.append(identity.of_vae(vae).digest)
+    bent(conv, 3.0)
+    prints.append(identity.of_vae(vae).digest)
+    conv.forward = functools.partial(torch.nn.functional.relu, inplace=False)
+    prints.append(identity.of_vae(vae).digest)
+    conv.forward = functools.partial(torch.nn.functional.gelu, approximate="none")
+    prints.append(identity.of_vae(vae).digest)
+    assert len(set(prints)) == len(prints)
+    del conv.forward, conv._conv_forward
+    conv.padding_mode = "zeros"
+    assert identity.of_vae(vae).digest == prints[0]
+
+
+@pytest.mark.parametrize("hook", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_on_its_modules_are_refused(make_vae, hook):
+    vae = make_vae()
+    identity.of_vae(vae)
+    handle = getattr(vae.first_stage_model.encoder.conv_in, hook)(lambda *_: None)
+    with pytest.raises(Refused, match="hook"):
+        identity.of_vae(vae)
+    handle.remove()
+    identity.of_vae(vae)
+
+
+def test_methods_that_another_pack_put_in_place_are_part_of_it(make_vae, make_clip, monkeypatch):
+    """They are in no source file of ComfyUI's."""
+    before = [identity.of_vae(make_vae()).digest, identity.of_clip(make_clip()).digest]
+    crop, encode = comfy.sd.VAE.vae_encode_crop_pixels, comfy.sd1_clip.SDClipModel.encode
+    monkeypatch.setattr(comfy.sd.VAE, "vae_encode_crop_pixels", lambda self, pixels: crop(self, pixels))
+    monkeypatch.setattr(comfy.sd1_clip.SDClipModel, "encode", lambda self, tokens: encode(self, tokens))
+    after = [identity.of_vae(make_vae()).digest, identity.of_clip(make_clip()).digest]
+    assert not set(before) & set(after)
+
+
+def test_code_that_changed_under_a_running_comfyui_is_refused(tmp_path, monkeypatch):
+    """What runs is what was imported; what lies there now is what the next process runs."""
+    module = types.ModuleType("changed_under_us")
+    module.__file__ = str(tmp_path / "changed_under_us.py")
+    Path(module.__file__).write_text("")
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    with pytest.raises(Refused, match="since ComfyUI was started"):
+        identity.source_of(module.__name__)
+
+
+def test_what_was_not_foreseen_is_refused(make_vae, make_clip, monkeypatch):
+    vae, clip = make_vae(), make_clip()
+    monkeypatch.delattr(comfy.sd.VAE, "vae_output_dtype")
+    monkeypatch.delattr(type(clip.cond_stage_model), "reset_clip_options")
+    with pytest.raises(Refused, match="VAE that is not understood"):
+        identity.of_vae(vae)
+    with pytest.raises(Refused, match="CLIP that is not understood"):
+        identity.of_clip(clip)
