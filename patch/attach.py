@@ -11,6 +11,7 @@ import comfy.model_patcher
 import comfy.patcher_extension
 from comfy.patcher_extension import WrappersMP
 
+from ..core.step.auto import Wish
 from ..core.step.method import Method
 from ..core.step.report import Report
 from .course import born
@@ -26,10 +27,10 @@ log = logging.getLogger(__name__)
 
 
 def attach(
-    model: Any, method: Method, listeners: tuple[Listener, ...] = (), watchers: tuple[Listener, ...] = ()
+    model: Any, method: Method | Wish, listeners: tuple[Listener, ...] = (), watchers: tuple[Listener, ...] = ()
 ) -> Any:
-    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`; `listeners` get the report of every run, `watchers` are
-    shown it after every decision as well.
+    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`, or with what a wish comes to in each run; `listeners` get
+    the report of every run, `watchers` are shown it after every decision as well.
 
     Raises StepCacheError when the MODEL cannot be sampled, has a step cache already, or has blocks that the method cannot work on.
     """
@@ -39,7 +40,7 @@ def attach(
             "Connect the MODEL output of a checkpoint or diffusion model loader."
         )
     _refuse_second(method, model.model_options, model.wrappers)
-    if method.blocks is not None:
+    if isinstance(method, Method) and method.blocks is not None:
         reach_of(method, model.model.diffusion_model)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners, watchers))
@@ -47,7 +48,7 @@ def attach(
 
 
 def _refuse_second(
-    method: Method, model_options: dict[str, Any], wrappers: dict[str, Any], own: StepCache | None = None
+    method: Method | Wish, model_options: dict[str, Any], wrappers: dict[str, Any], own: StepCache | None = None
 ) -> None:
     merged = [wrappers, model_options.get("transformer_options", {}).get("wrappers", {})]
     outer = {key: ws for source in merged for key, ws in source.get(WrappersMP.OUTER_SAMPLE, {}).items() if ws}
@@ -63,7 +64,9 @@ def _refuse_second(
 class StepCache:
     """The OUTER_SAMPLE wrapper: configuration only. ComfyUI shares it between clones of a model."""
 
-    def __init__(self, method: Method, listeners: tuple[Listener, ...], watchers: tuple[Listener, ...] = ()) -> None:
+    def __init__(
+        self, method: Method | Wish, listeners: tuple[Listener, ...], watchers: tuple[Listener, ...] = ()
+    ) -> None:
         self.method = method
         self.listeners = listeners
         self.watchers = watchers
@@ -93,6 +96,8 @@ class StepCache:
             if finished:
                 course.learn()
             report = run.close(finished)
+            if report.chosen:
+                log.info("[Skipstone] %s", report.chosen)
             log.info("[Skipstone] %s", report.line())
             for note in report.notes:
                 log.warning("[Skipstone] %s: %s", report.method, note)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_sampling
 
+from ..core.step.auto import Wish
+from ..core.step.choice import Circumstances
 from ..core.step.clock import Grid
 from ..core.step.fitted import Lessons, Pupil
 from ..core.step.gram import Gram
@@ -36,6 +39,7 @@ class Course:
     hook: EvaluationHook
     recipe: Recipe | None = None
     taught: Callable[[str], Gram | Lessons] | None = None
+    next: Callable[[Gram], Run] | None = None  # a run like this one, when such costs are known
     always: bool = False  # every run of this node is recorded
 
     def learn(self) -> None:
@@ -49,12 +53,15 @@ class Course:
             note(f"the costs of your model could not be recorded: {error}")
             return
         then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
+        if self.next and isinstance(kept, Gram) and not self.always:
+            planned = self.next(kept).report.planned
+            then = f"runs like it compute {len(planned)} of its {self.run.clock.grid.steps} steps from now on"
         note(
             f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {kept.runs} run(s) kept): {then}"
         )
 
 
-def born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> Course:
+def born(method: Method | Wish, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> Course:
     """The course of a run of `guider` (a comfy CFGGuider or the like) that is about to sample `latent`. Raises StepCacheError where the
     method cannot reach into the model's blocks."""
     # asked of the patcher: object patches (shift nodes) are not on the model yet
@@ -63,6 +70,7 @@ def born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) ->
     flow = isinstance(sampling, comfy.model_sampling.CONST)
     grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
     integrator = integrator_of(sampler)
+    method = method.resolve(Circumstances(integrator, grid.steps, steps_alone(sampler)))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
     conds = getattr(guider, "conds", None) or {}
     reach = reach_of(method, patcher.model.diffusion_model) if method.blocks else None
@@ -71,17 +79,8 @@ def born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) ->
     lesson = _lesson(method, guider, sampler, grid, latent, reach)
     costs, lessons = lesson.costs, lesson.lessons
     learning = lesson.wanted and (reach is None or method.calibration == "record" or method.lacks(network, lessons))
-    run = Run(
-        method,
-        grid,
-        integrator,
-        device,
-        events=changes(conds, grid),
-        network=network,
-        costs=costs,
-        lessons=lessons,
-        learning=learning,
-    )
+    made = partial(Run, method, grid, integrator, device, events=changes(conds, grid), network=network)
+    run = made(costs=costs, lessons=lessons, learning=learning)
     if lesson.problem and (reach is None or method.lacks(network, lessons)):
         run.report.note(f"{lesson.problem}; default costs are used" if reach is None else lesson.problem)
     elif learning and lesson.recipe is not None and costs is None and lessons is None:
@@ -93,12 +92,13 @@ def born(method: Method, guider: Any, sampler: Any, sigmas: Any, latent: Any) ->
     if reach is None:
         recorder = Recorder(grid, method.suited(integrator)[1]) if learning else None
         hook: EvaluationHook = OutputHook(run, reader, recorder)
-        return Course(run, hook, lesson.recipe, recorder.gram if recorder else None, always)
+        following = (lambda gram: made(costs=gram)) if recorder else None
+        return Course(run, hook, lesson.recipe, recorder.gram if recorder else None, following, always)
     run.report.share = reach.share
     pupil = Pupil(grid) if learning else None
     offload = patcher.offload_device if method.history_device == "auto" else None
     hook = BlockHook(run, reader, reach, offload, pupil)
-    return Course(run, hook, lesson.recipe, pupil.lessons if pupil else None, always)
+    return Course(run, hook, lesson.recipe, pupil.lessons if pupil else None, None, always)
 
 
 @dataclass
@@ -114,7 +114,7 @@ class _Lesson:
 
 def _lesson(method: Method, guider: Any, sampler: Any, grid: Grid, latent: Any, reach: Reach | None) -> _Lesson:
     found = _Lesson()
-    if method.calibration not in ("auto", "record") or not grid.falling or grid.steps < 2:
+    if method.calibration not in ("auto", "record", "known") or not grid.falling or grid.steps < 2:
         return found
     try:
         found.recipe = recipe_of(guider, sampler, grid, latent, reach.text if reach else "")
@@ -125,7 +125,8 @@ def _lesson(method: Method, guider: Any, sampler: Any, grid: Grid, latent: Any, 
     except Exception as error:  # a model that cannot be looked at is sampled as one that nothing is known of
         log.debug("[Skipstone] no recipe", exc_info=True)
         found.problem = f"your model could not be told from others ({error})"
-    if not found.problem and (method.calibration == "record" or (found.costs is None and found.lessons is None)):
+    lacking = found.costs is None and found.lessons is None
+    if not found.problem and (method.calibration == "record" or (method.calibration == "auto" and lacking)):
         found.problem = STEPS_OF_ITS_OWN if steps_alone(sampler) else can_keep()
         found.wanted = not found.problem
     return found

@@ -1,0 +1,65 @@
+"""What a method was chosen for: the wish, the circumstances of the run, and the sentence that says so. Plain data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from .predictors import Integrator
+
+if TYPE_CHECKING:
+    from .report import Report
+
+ADVICE = "to skip more wish for more speed or fewer decibels, or take more steps"
+NEARLY = 0.95  # of a speed-up: what is done beside the model is not what was wished to be faster
+
+
+@dataclass(frozen=True)
+class Circumstances:
+    """What is known of a run before its first step. roams: the sampler chooses its own steps, so that none can be planned."""
+
+    integrator: Integrator
+    steps: int
+    roams: bool = False
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Why a method was chosen, in a few words, and what was wished for: a speed-up (times), or decibels of the picture against
+    the full run; 0 where something else was."""
+
+    why: str
+    speedup: float = 0.0
+    decibels: float = 0.0
+
+    def sentence(self, name: str, planned: Sequence[int], steps: int, learning: bool) -> str:
+        """What was chosen and why. planned: the steps that will be computed, none where that is decided as it goes."""
+        if learning:
+            return f"{name}: {self.why}. This run is computed in full, once, to learn what skipping costs on your model"
+        count = f"{len(planned)} of {steps} steps" if planned else "decides as it goes"
+        return f"{name}, {count}: {self.why}"
+
+    def missed(self, report: Report) -> str:
+        """How the speed-up that was wished for was missed in a finished run; "" where it was not."""
+        total, computed = len(report.evaluations), report.computed
+        if not self.speedup or not computed:
+            return ""
+        possible = total / computed
+        if possible < NEARLY * self.speedup:
+            return (
+                f"{self.speedup:g}x was wished for, and {possible:.1f}x is what {computed} of {total} evaluations come to: the first "
+                "steps, the last one and those where a prompt begins or ends are computed whatever is wished for"
+            )
+        if report.speedup < NEARLY * self.speedup:
+            return (
+                f"{self.speedup:g}x was wished for, and about {report.speedup:.1f}x reached: predicting takes time too"
+            )
+        return ""
+
+
+def tolerance(decibels: float) -> float:
+    """The largest predicted error, as a share of the run's displacement (Report.error), that is taken to keep a picture within
+    `decibels` (PSNR, peak 1) of the full run's."""
+    return 10 ** (-decibels / 20)
