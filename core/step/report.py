@@ -25,11 +25,11 @@ class Evaluation:
 class Report:
     """One run of a sampler. `notes` are sentences for the person who ran it.
 
-    chosen: what was chosen for the run and why, in one sentence, where a node chose for the person. threshold: what an adaptive policy's accumulated indicator was held against. error: the error that a solved schedule was
-    expected to make, as a share of the whole run's displacement; costs: the recipe of the costs that it was told from, or
-    whose polynomial or ratios were used. seconds:
-    of the whole run; deciding: of that, in policies and predictors, on the host. share: of a
-    computed evaluation's work, what a skipped one still takes: of the blocks, and by time where that was told in the run (see laps.py).
+    chosen: what was chosen for the run and why, in one sentence, where a node chose for the person. threshold: what an adaptive
+    policy's accumulated indicator was held against. error: the error that a solved schedule was expected to make, as a share of
+    the whole run's displacement; costs: the recipe of the costs that it was told from, or whose polynomial or ratios were used.
+    seconds: of the whole run; deciding: of that, in policies and predictors, on the host. share: of a computed evaluation's
+    work, what a skipped one still takes: of the blocks, and by time where that was told in the run (see laps.py).
     """
 
     method: str
