@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from comfy_api.latest import io
 
+from ..core.step.auto import Wish
 from ..core.step.method import Method
 from ..core.step.policies import Cap, Mask, Policy, StepMask, Warmup, Window
 from ..patch.attach import attach
@@ -60,7 +61,7 @@ def device(value: str) -> Literal["auto", "gpu", "cpu"]:
     return value  # type: ignore[return-value]
 
 
-def patched(node: type[io.ComfyNode], model: Any, method: Method) -> io.NodeOutput:
+def patched(node: type[io.ComfyNode], model: Any, method: Method | Wish) -> io.NodeOutput:
     """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id."""
     reporter = Reporter(node.hidden.unique_id)
     return io.NodeOutput(attach(model, method, (reporter,), (reporter.watch,)))

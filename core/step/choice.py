@@ -11,7 +11,7 @@ from .predictors import Integrator
 if TYPE_CHECKING:
     from .report import Report
 
-ADVICE = "to skip more wish for more speed or fewer decibels, or take more steps"
+EXCESS: dict[Integrator, float] = {"euler": 0.0, "multistep": -7.0, "ode": -6.0, "sde": -8.0}
 NEARLY = 0.95  # of a speed-up: what is done beside the model is not what was wished to be faster
 
 
@@ -27,18 +27,19 @@ class Circumstances:
 @dataclass(frozen=True)
 class Choice:
     """Why a method was chosen, in a few words, and what was wished for: a speed-up (times), or decibels of the picture against
-    the full run; 0 where something else was."""
+    the full run; 0 where something else was. advice: what would have more skipped."""
 
     why: str
     speedup: float = 0.0
     decibels: float = 0.0
+    advice: str = "to skip more wish for more speed or fewer decibels, or take more steps"
 
     def sentence(self, name: str, planned: Sequence[int], steps: int, learning: bool) -> str:
         """What was chosen and why. planned: the steps that will be computed, none where that is decided as it goes."""
         if learning:
             return f"{name}: {self.why}. This run is computed in full, once, to learn what skipping costs on your model"
-        count = f"{len(planned)} of {steps} steps" if planned else "decides as it goes"
-        return f"{name}, {count}: {self.why}"
+        count = f", {len(planned)} of {steps} steps" if planned else ""
+        return f"{name}{count}: {self.why}"
 
     def missed(self, report: Report) -> str:
         """How the speed-up that was wished for was missed in a finished run; "" where it was not."""
@@ -58,7 +59,7 @@ class Choice:
         return ""
 
 
-def tolerance(decibels: float) -> float:
+def tolerance(decibels: float, integrator: Integrator) -> float:
     """The largest predicted error, as a share of the run's displacement (Report.error), that is taken to keep a picture within
     `decibels` (PSNR, peak 1) of the full run's."""
-    return 10 ** (-decibels / 20)
+    return float(10 ** (-(decibels - EXCESS[integrator]) / 20))

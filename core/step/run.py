@@ -10,7 +10,6 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 import torch
 from torch import Tensor
 
-from .choice import ADVICE as WISH_LESS
 from .choice import Choice
 from .clock import Clock, Grid
 from .fitted import Lessons
@@ -284,7 +283,7 @@ class Run:
         advice = next(
             (p.advice() for p in self.policies if isinstance(p, Accumulating | Thresholding | Ratios)), ADVICE
         )
-        advice = WISH_LESS if self.choice else advice
+        advice = self.choice.advice if self.choice else advice
         return f"nothing was skipped: every evaluation was computed for {why}; {advice}"
 
 

@@ -28,6 +28,13 @@ COMMON = {"history_device": "COMBO", "step_mask": "STEP_MASK"}
 CACHE = {"cache_device": "COMBO", "step_mask": "STEP_MASK"}  # of the methods at block level
 # In the order of the widgets: a saved workflow holds their values by place. Never remove, rename or reorder; append.
 INPUTS: dict[str, dict[str, str]] = {
+    "SkipstoneAuto": {
+        "model": "MODEL",
+        "wish": "COMBO",
+        "speedup": "FLOAT",
+        "decibels": "FLOAT",
+        "first_run": "COMBO",
+    },
     "SkipstoneMeanCache": {
         "model": "MODEL",
         "preset": "COMBO",
@@ -189,12 +196,16 @@ OTHERS = {
     "SkipstoneMemoClear": ["STRING", "DICT", "*"],
 }
 OUTPUTS = {name: OTHERS.get(name, ["MODEL"]) for name in INPUTS}
-METHODS = [name for name in INPUTS if name not in (*OTHERS, "SkipstoneCompileModel")]
+METHODS = [name for name in INPUTS if name not in (*OTHERS, "SkipstoneAuto", "SkipstoneCompileModel")]
 LEARNS = ("SkipstoneTeaCache", "SkipstoneMagCache")
 FOUR = ["Quality", "Balanced", "Speed", "Turbo"]
 DEVICES = ["auto", "gpu", "cpu"]
 # Likewise: what a workflow may have chosen must be there to be chosen.
 OPTIONS: dict[str, dict[str, list[str]]] = {
+    "SkipstoneAuto": {
+        "wish": [*FOUR, "speed-up", "at least this dB"],
+        "first_run": ["learn", "skip at once"],
+    },
     "SkipstoneMeanCache": {
         "preset": [*FOUR, "Custom"],
         "schedule": [
@@ -284,7 +295,7 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
     },
 }
 # what goes into the demo's workflow; the memo's nodes have workflows of their own (tests/comfy/memo)
-ON_MODELS = [*METHODS, "SkipstoneStepMask", "SkipstoneCompileModel"]
+ON_MODELS = [*METHODS, "SkipstoneAuto", "SkipstoneStepMask", "SkipstoneCompileModel"]
 CHOICES = [(name, widget, value) for name in METHODS for widget, values in OPTIONS[name].items() for value in values]
 SOCKETS = ("MODEL", "STEP_MASK")
 
@@ -315,6 +326,7 @@ def test_every_id_is_ours_and_here(pack):
 def test_what_people_read_on_them(pack):
     shown = {name: nodes.NODE_DISPLAY_NAME_MAPPINGS[name] for name in pack}
     assert shown == {
+        "SkipstoneAuto": "Step Cache (Auto)",
         "SkipstoneMeanCache": "MeanCache",
         "SkipstoneEasyCache": "Skipstone EasyCache",  # ComfyUI has an EasyCache of its own
         "SkipstoneUCache": "UCache",
@@ -617,6 +629,10 @@ def test_a_workflow_with_it_would_run(pack, workflow, name):
             ("max_error", -0.1),
             ("max_error", 1.1),
         )),
+        ("SkipstoneAuto", "speedup", 0.9),
+        ("SkipstoneAuto", "speedup", 8.1),
+        ("SkipstoneAuto", "decibels", 19.0),
+        ("SkipstoneAuto", "decibels", 81.0),
         ("SkipstoneEasyCache", "threshold", -0.1),
         ("SkipstoneEasyCache", "end_percent", 1.1),
         ("SkipstoneUCache", "threshold", -0.1),
