@@ -2,22 +2,27 @@
 
 Its weights as they were loaded, what patches them, how it is built, the source of its classes, and the settings and the
 machine that it runs with. Not the names of files: the same file has other names elsewhere, and another the same name.
-Where something takes part that is not understood, that is Refused: what cannot be named is not kept.
+Where something takes part that is not understood, that is Refused: what cannot be named is not kept. Not noticed: weights that
+somebody writes to in place, around ComfyUI's patches, after they were first read.
 """
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
+import time
 import types
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
+from weakref import WeakKeyDictionary, ref
 
+import psutil
 import torch
 from torch import Tensor
 
@@ -32,10 +37,12 @@ RUNS, RUN = 32, 64  # of each weight of a larger encoder: so many places, so man
 _STATE = {
     "training", "device", "execution_device", "can_assign_sd", "model_loaded_weight_memory", "model_offload_buffer_memory",
     "model_lowvram", "lowvram_patch_counter", "current_weight_patches_uuid", "current_patcher", "weight_function", "bias_function",
-    "weight_lowvram_function", "bias_lowvram_function", "pin_failed", "seed_key", "skip_injection",
+    "weight_lowvram_function", "bias_lowvram_function", "pin_failed", "seed_key", "skip_injection", "logged_once",
+    "last_token_tags",
 }  # fmt: skip
 _STATES = ("_", "comfy_", "prev_comfy_", "dynamic_")  # and names that begin so
-_BUILT = {"_full_precision_mm_config"}  # but for these
+_BUILT = {"_full_precision_mm_config"}  # but for these, and for methods that somebody put in place
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 # of a VAE: where it runs is among the settings, how much memory it needs changes no bits
 _NOT_OF_A_VAE = {
     "first_stage_model",
@@ -73,9 +80,11 @@ _SOURCES = (
     "comfy.ldm.modules.attention",
 )
 _DEPTH = 6
+_CONSTANTS = {type(None), bool, int, float, str}
+_METHODS = (types.FunctionType, types.MethodType, partial)
 _VERSIONED = {"builtins", "torch", *sys.stdlib_module_names}
 
-_bases: WeakKeyDictionary[Any, tuple[str, dict[str, str]]] = WeakKeyDictionary()  # by module
+_bases: WeakKeyDictionary[Any, tuple[object, str, dict[str, str]]] = WeakKeyDictionary()  # by module
 _patched: WeakKeyDictionary[Any, tuple[object, str]] = WeakKeyDictionary()  # by patcher
 
 
@@ -89,25 +98,34 @@ class Identity:
 
 def of_vae(vae: Any) -> Identity:
     """A comfy VAE's. Raises Refused, with the reason as a short phrase."""
-    module = vae.first_stage_model
-    if module is not vae.patcher.model:
-        raise Refused("a VAE whose model is not its patcher's")
-    how = {
-        name: _described(value, 0) for name, value in vars(vae).items() if name not in _NOT_OF_A_VAE and name[0] != "_"
-    }
-    about = [_name_of(_comfys(type(vae))), how, str(vae.vae_output_dtype()), vae.device.type, vae.output_device.type]
-    return _identity(vae.patcher, module, about)
+    with _or_refused("a VAE"):
+        module = vae.first_stage_model
+        if module is not vae.patcher.model:
+            raise Refused("a VAE whose model is not its patcher's")
+        how = {n: _described(v, 0) for n, v in vars(vae).items() if n not in _NOT_OF_A_VAE and n[0] != "_"}
+        where = [str(vae.vae_output_dtype()), vae.device.type, vae.output_device.type]
+        return _identity(vae.patcher, module, [_class(_comfys(type(vae))), how, where])
 
 
 def of_clip(clip: Any) -> Identity:
     """A comfy CLIP's, without its tokenizer: tokens are input. Raises Refused, with the reason as a short phrase."""
-    module = clip.cond_stage_model
-    if module is not clip.patcher.model:
-        raise Refused("a CLIP whose model is not its patcher's")
-    if module not in _bases:
+    with _or_refused("a CLIP"):
+        module = clip.cond_stage_model
+        if module is not clip.patcher.model:
+            raise Refused("a CLIP whose model is not its patcher's")
         module.reset_clip_options()  # as every encoding begins
-    about = [_name_of(_comfys(type(clip))), clip.layer_idx]
-    return _identity(clip.patcher, module, about)
+        return _identity(clip.patcher, module, [_class(_comfys(type(clip))), clip.layer_idx])
+
+
+@contextmanager
+def _or_refused(what: str) -> Iterator[None]:
+    """Whatever another version of ComfyUI, another pack's encoder or a strange class of weights says."""
+    try:
+        yield
+    except Refused:
+        raise
+    except Exception as error:
+        raise Refused(f"{what} that is not understood ({type(error).__name__})") from error
 
 
 def _comfys(kind: type) -> type:
@@ -116,27 +134,43 @@ def _comfys(kind: type) -> type:
 
 
 def _identity(patcher: Any, module: Any, about: list[Any]) -> Identity:
-    patches = _patches(patcher)
-    if module not in _bases:
-        _bases[module] = _base(patcher, module)
-    base, sources = _bases[module]
-    return Identity(digest(base, patches, about, settings(patcher.load_device)), sources)
+    seen = _seen(module)
+    if module not in _bases or _bases[module][0] != seen:
+        _bases[module] = seen, *_base(patcher, module)
+    _, base, sources = _bases[module]
+    return Identity(digest(base, _patches(patcher), about, settings(patcher.load_device)), sources)
+
+
+def _seen(module: Any) -> object:
+    """By which a module is known to be built as it was: cheap, good in this process alone, and keeps nothing alive."""
+    return [
+        (ref(part), type(part), [(name, _glance(value)) for name, value in vars(part).items() if _tells(name, value)])
+        for part in module.modules()
+    ]
+
+
+def _glance(value: Any) -> object:
+    if type(value) in _CONSTANTS:
+        return value
+    if isinstance(value, tuple | list):
+        return [_glance(v) for v in value]
+    if isinstance(value, _METHODS):
+        return _described(value, 0)
+    try:
+        return ref(value)  # an id may be another's later
+    except TypeError:
+        return type(value), id(value)
 
 
 def _base(patcher: Any, module: Any) -> tuple[str, dict[str, str]]:
     """How a module is built and what weights it has, patches aside; and the source files of its classes."""
-    try:
-        built = [[name, _name_of(type(part)), _attributes(part, 0)] for name, part in module.named_modules()]
-        classes = {c for _, part in module.named_modules() for c in type(part).__mro__}
-        sources = {
-            name: source for name in (*_SOURCES, *sorted(c.__module__ for c in classes)) if (source := source_of(name))
-        }
-        weights = _read(as_loaded(patcher, module))
-    except Refused:
-        raise
-    except Exception as error:  # whatever a class of weights says that cannot be read so
-        raise Refused(f"weights that cannot be read ({type(error).__name__})") from error
-    return digest(built, sources, weights), sources
+    parts = dict(module.named_modules())
+    if any(_filled(getattr(part, hooks, None)) for part in parts.values() for hooks in _HOOKS):
+        raise Refused("a hook on a module of the encoder")
+    built = [[name, _name_of(type(part)), _attributes(part, 0)] for name, part in parts.items()]
+    classes = sorted({c for part in parts.values() for c in type(part).__mro__}, key=_name_of)
+    sources = {name: source for name in (*_SOURCES, *(c.__module__ for c in classes)) if (source := source_of(name))}
+    return digest(built, [_class(c) for c in classes], sources, _read(as_loaded(patcher, module))), sources
 
 
 # weights
@@ -281,13 +315,33 @@ def _attributes(part: Any, depth: int) -> dict[str, Any]:
         held = vars(part)
     except TypeError:  # no __dict__
         return {}
-    names = (n for n in held if n in _BUILT or not (n in _STATE or n.startswith(_STATES)))
-    return {name: _described(held[name], depth) for name in names}
+    return {name: _described(value, depth) for name, value in held.items() if _tells(name, value)}
+
+
+def _tells(name: str, value: Any) -> bool:
+    """Whether an attribute says how a thing is built."""
+    if name in _HOOKS:
+        return bool(value)
+    return name in _BUILT or isinstance(value, _METHODS) or not _is_state(name)
+
+
+@lru_cache(maxsize=4096)
+def _is_state(name: str) -> bool:
+    return name in _STATE or name.startswith(_STATES)
+
+
+def _class(kind: type) -> Any:
+    """A class by its name, as far as its source file tells the rest; by their code those methods that are not from that file."""
+    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if kind.__module__.split(".")[0] in _VERSIONED or not own:
+        return _name_of(kind)
+    methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
+    return [_name_of(kind), {n: _function(f, 0) for n, f in methods.items() if f.__code__.co_filename != own}]
 
 
 def _described(value: Any, depth: int) -> Any:
     """Any Python value as far as it can be told: plain data, functions by their code, objects by class and attributes."""
-    if value is None or type(value) in (bool, int, float, str, bytes):
+    if type(value) in _CONSTANTS or type(value) is bytes:
         return value
     if isinstance(value, torch.dtype):
         return str(value)
@@ -309,6 +363,8 @@ def _described(value: Any, depth: int) -> Any:
         return _described(value.__func__, depth + 1)
     if isinstance(value, types.FunctionType):
         return _function(value, depth)
+    if isinstance(value, partial):
+        return [_described(part, depth + 1) for part in (value.func, value.args, value.keywords)]
     return [_name_of(type(value)), _attributes(value, depth + 1)]
 
 
@@ -343,9 +399,18 @@ def source_of(module: str) -> str:
 def _file(path: str) -> str:
     """As it was when first looked at: Python, too, does not look twice."""
     try:
+        about = os.stat(path)
+        if max(about.st_mtime, about.st_ctime) > began():
+            raise Refused("code that changed since ComfyUI was started")
         return digest(Path(path).read_bytes())
     except OSError as error:
         raise Refused("an encoder without source code") from error
+
+
+@lru_cache(maxsize=1)
+def began() -> float:
+    """When this process did, in seconds since 1970."""
+    return min(psutil.Process().create_time(), time.time())
 
 
 # where it runs
@@ -396,12 +461,14 @@ def _switches(device: torch.device) -> list[Any]:
         torch.backends.cudnn.allow_tf32,
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.enabled,
+        torch.backends.cudnn.deterministic,
         str(getattr(cuda.matmul, "allow_fp16_accumulation", None)),
         str(cuda.matmul.allow_fp16_reduced_precision_reduction),
         str(cuda.matmul.allow_bf16_reduced_precision_reduction),
         cuda.flash_sdp_enabled(),
         cuda.mem_efficient_sdp_enabled(),
         cuda.math_sdp_enabled(),
+        cuda.cudnn_sdp_enabled(),
         torch.are_deterministic_algorithms_enabled(),
         torch.backends.mkldnn.enabled,
         torch.get_num_threads() if device.type == "cpu" else 0,  # sums are split among them

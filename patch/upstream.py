@@ -9,13 +9,9 @@ remembered of a file that is younger than this process.
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
-
-import psutil
 
 from ..core.memo.errors import Refused
 from ..core.memo.keys import digest
@@ -109,7 +105,7 @@ def embeddings(text: str) -> tuple[list[tuple[Any, ...]], bool]:
 
 def settled(files: list[tuple[Any, ...]]) -> bool:
     """Whether none of the files changed since this process began, as far as their times tell."""
-    return all(max(changed) / 1e9 < _began() - MARGIN for *_, changed in files)
+    return all(max(changed) / 1e9 < identity.began() - MARGIN for *_, changed in files)
 
 
 def stamp(path: str) -> tuple[Any, ...]:
@@ -186,9 +182,3 @@ def ground() -> list[Any]:
         for m in ("nodes", "comfy.sd", "comfy.model_detection", "comfy.supported_models", "comfy.utils")
     ]
     return [[identity.settings(d) for d in devices], chosen, code]
-
-
-@lru_cache(maxsize=1)
-def _began() -> float:
-    """When this process did, in seconds since 1970."""
-    return min(psutil.Process().create_time(), time.time())

@@ -15,8 +15,8 @@ from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
+from skipstone.patch import identity, upstream
 from skipstone.patch import memo as process
-from skipstone.patch import upstream
 from skipstone.patch.lazy import PendingLatent
 
 
@@ -55,7 +55,7 @@ def stock(graph):
 @pytest.fixture
 def later(monkeypatch):
     """Files of this test count as older than the process."""
-    monkeypatch.setattr(upstream, "_began", lambda: math.inf)
+    monkeypatch.setattr(identity, "began", lambda: math.inf)
 
 
 def test_a_known_latent_needs_no_loader(memo, shop, loads, same):
@@ -178,7 +178,7 @@ def test_a_file_replaced_while_comfyui_holds_the_old_one(memo, shop, same, monke
     path.unlink()
     save_file({k: (v * 1.5).contiguous() for k, v in weights.items()}, path)
     shop.run(**graph)  # with the VAE that was loaded before
-    monkeypatch.setattr(upstream, "_began", lambda: math.inf)
+    monkeypatch.setattr(identity, "began", lambda: math.inf)
     shop.restart()
     new = shop.run(**graph)["it"]
     assert shop.ran == ["VAELoader"]
