@@ -55,7 +55,7 @@ class Course:
         then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
         if self.next and isinstance(kept, Gram) and not self.always:
             planned = self.next(kept).report.planned
-            then = f"runs like it compute {len(planned)} of its {self.run.clock.grid.steps} steps from now on"
+            then = f"runs like it compute {len(planned)} of {self.run.clock.grid.steps} steps from now on"
         note(
             f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {kept.runs} run(s) kept): {then}"
         )

@@ -50,6 +50,16 @@ def memo_clip(clip: Any) -> Any:
     return made
 
 
+def is_latent(value: Any) -> bool:
+    """What a VAE gives, decoded pictures too."""
+    return isinstance(value, torch.Tensor)
+
+
+def is_told(value: Any) -> bool:
+    """What encode_from_tokens() tells, as a dict."""
+    return type(value) is dict and isinstance(value.get("cond"), torch.Tensor) and "pooled_output" in value
+
+
 # asking the store
 
 
@@ -58,9 +68,10 @@ def _remembered(
     name: Callable[[], Key],
     compute: Callable[[], Any],
     places: Callable[[], Places],
+    fits: Callable[[Any], bool],
     tiles: bool = False,
 ) -> Any:
-    """What compute() returns, from the memo if it is there. name: may raise Refused; then it is computed and not kept.
+    """What compute() returns, from the memo if it is there and fits. name: may raise Refused; then it is computed and not kept.
 
     What came to be by chance is not kept either, nor what was computed in tiles unless `tiles` says that it has to be.
     """
@@ -69,29 +80,38 @@ def _remembered(
         return compute()
     try:
         what, where = name(), places()
-    except Refused as reason:
-        memo.stats.refused(str(reason))
+    except Exception as reason:  # whatever another version says when it is asked
+        memo.stats.refused(str(reason) if isinstance(reason, Refused) else f"not understood ({type(reason).__name__})")
         return compute()
 
     def kept() -> dict[str, Any]:
         started = time.perf_counter()
         value, unfit = _attempt(patched, compute, tiles)
         try:
-            if unfit:
-                raise Refused(unfit)
+            if unfit or not fits(value):
+                raise Refused(unfit or f"no {'embedding' if what.kind == TEXT else 'tensor'}")
             return packed(value, where)
         except Refused as reason:
             raise _Unkept(value, f"{what.kind}: {reason}", time.perf_counter() - started) from None
 
+    def ours(found: Any) -> Any:
+        value = unpacked(found, where)
+        if not fits(value):
+            raise Broken("something else than was asked for")
+        return value
+
     try:
-        return unpacked(memo.compute(what, kept, _interrupted), where)
+        try:
+            return ours(memo.compute(what, kept, _interrupted))
+        except Broken as error:
+            memo.stats.trouble(
+                "memo", f"a value of kind {what.kind} is of another make; it is computed again", str(error)
+            )
+            return ours(memo.renew(what, kept))
     except _Unkept as computed:
         memo.stats.spent(what.kind, computed.seconds)
         memo.stats.refused(computed.reason)
         return computed.value
-    except Broken as error:
-        memo.stats.trouble("memo", f"a value of kind {what.kind} is of another make; it is computed again", str(error))
-        return compute()
 
 
 def _interrupted() -> None:
@@ -172,6 +192,7 @@ def _vae_class(base: Any) -> Any:
                 lambda: vae_key(identity.of_vae(self).digest, method, content(given), *args, **kwargs),
                 lambda: function(given, *args, **kwargs),
                 lambda: vae_places(self),
+                is_latent,
                 tiles=method.endswith("_tiled"),
             )
 
@@ -228,6 +249,7 @@ def _clip_class(base: Any) -> Any:
                 lambda: self.skipstone_key(tokens, return_pooled),
                 lambda: encode(tokens, return_pooled=return_pooled, return_dict=True),
                 lambda: clip_places(self),
+                is_told,
             )
             if return_dict:
                 return told

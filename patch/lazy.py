@@ -8,6 +8,7 @@ An entry names the source files that the encoder was made of: where one has chan
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
 from typing import Any
 
@@ -15,15 +16,15 @@ import torch
 
 from ..core.memo.errors import Broken, Refused
 from ..core.memo.keys import Key, digest, key
-from ..core.memo.store import Found
+from ..core.memo.store import Found, Store
 from . import identity
-from .encoders import content, memo_clip, memo_vae, vae_key
+from .encoders import content, is_latent, is_told, memo_clip, memo_vae, vae_key
 from .memo import opened
-from .places import Places, unpacked
+from .places import Places, nbytes, unpacked
 from .upstream import GetNode, embeddings, signature
 
 LOADER = "loader"
-WAITING = 256  # values between a node's question and its execution
+WAITING, LARGEST = 60.0, 64 << 20  # seconds and bytes of values between a node's question and its execution
 
 
 class _Hand:
@@ -31,17 +32,28 @@ class _Hand:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, tuple[Key, Found]] = OrderedDict()
+        self._held: OrderedDict[str, tuple[float, int, Key, Found]] = OrderedDict()  # since when, and how many bytes
 
     def put(self, ticket: str, name: Key, found: Found) -> None:
+        """What is too much is let go: the memo is asked once more then."""
+        now, size = time.monotonic(), nbytes(found.entry.value)
         with self._lock:
-            self._held[ticket] = name, found
-            while len(self._held) > WAITING:
+            self._held.pop(ticket, None)
+            self._held[ticket] = now, size, name, found
+            while self._held and (self._bytes() > LARGEST or now - next(iter(self._held.values()))[0] > WAITING):
                 self._held.popitem(last=False)
 
     def take(self, ticket: str) -> tuple[Key, Found] | None:
         with self._lock:
-            return self._held.pop(ticket, None)
+            _, _, *held = self._held.pop(ticket, (0.0, 0))
+            return (held[0], held[1]) if held else None
+
+    def bytes(self) -> int:
+        with self._lock:
+            return self._bytes()
+
+    def _bytes(self) -> int:
+        return sum(size for _, size, *_ in self._held.values())
 
 
 _hand = _Hand()
@@ -65,6 +77,9 @@ class Pending:
             self._ticket = digest(str(self._about), content)
         except Refused:  # the encoder is loaded, and what it computes kept all the same
             pass
+        except Exception as error:  # whatever another version says when it is asked
+            self._about = None
+            self._memo.stats.refused(f"{LOADER}: not understood ({type(error).__name__})")
 
     def known(self) -> bool:
         """Whether get() will have it. What was found is held until get() is called."""
@@ -82,6 +97,10 @@ class Pending:
         self._memo.used(*found)
         return unpacked(found[1].entry.value, _places())
 
+    def fits(self, value: Any) -> bool:
+        """Whether it is what this encoding makes."""
+        raise NotImplementedError
+
     def learn(self, told: dict[str, Any], sources: dict[str, str]) -> None:
         """The encoder has been loaded: remember what its graph makes."""
         if self._memo is not None and self._about is not None and self._settled:
@@ -98,21 +117,28 @@ class Pending:
     def _find(self) -> tuple[Key, Found] | None:
         if self._memo is None or self._about is None:
             return None
-        small = self._memo.look(self._about)
+        try:
+            return self._found(self._memo, self._about)
+        except Exception as error:  # whatever another version says when it is asked
+            self._memo.stats.refused(f"{LOADER}: not understood ({type(error).__name__})")
+            return None
+
+    def _found(self, memo: Store, about: Key) -> tuple[Key, Found] | None:
+        small = memo.look(about)
         told = None if small is None else small.entry.value
         if not isinstance(told, dict) or not isinstance(told.get("sources"), dict):
             return None
         if any(identity.source_of(str(module)) != source for module, source in told["sources"].items()):
             return None
         name = self._named(told)
-        found = None if name is None else self._memo.look(name)
+        found = None if name is None else memo.look(name)
         if name is None or found is None:
             return None
         try:
-            unpacked(found.entry.value, _places())
+            value = unpacked(found.entry.value, _places())
         except Broken:  # also where it was on a device that only the encoder knows
             return None
-        return name, found
+        return (name, found) if self.fits(value) else None
 
 
 class PendingLatent(Pending):
@@ -132,6 +158,9 @@ class PendingLatent(Pending):
     def _named(self, told: dict[str, Any]) -> Key | None:
         who = told.get("identity")
         return vae_key(who, "encode", self._content) if isinstance(who, str) else None
+
+    def fits(self, value: Any) -> bool:
+        return is_latent(value)
 
     def encode(self, vae: Any) -> Any:
         """By the VAE itself, through the memo."""
@@ -164,6 +193,9 @@ class PendingPrompt(Pending):
             return Key("text", name) if isinstance(name, str) else None
         except ValueError:
             return None
+
+    def fits(self, value: Any) -> bool:
+        return is_told(value)
 
     def encode(self, clip: Any) -> Any:
         """By the CLIP itself, through the memo: a CONDITIONING."""

@@ -45,6 +45,18 @@ def unpacked(kept: Any, places: Places) -> Any:
     return value
 
 
+def nbytes(value: Any) -> int:
+    """Of the tensors in a value."""
+    sizes: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.nbytes)
+        return tensor
+
+    _mapped(value, note)
+    return sum(sizes)
+
+
 def _same(a: device, b: device) -> bool:
     # "cuda" is the current one, which is how ComfyUI names it where there is one
     return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)

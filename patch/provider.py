@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from comfy_api.latest import Caching
+from torch import Tensor
 
 from ..core.memo.errors import Broken, Refused
 from ..core.memo.keys import Key, key
@@ -87,7 +88,7 @@ class Provider(Caching.CacheProvider):
             outputs = unpacked(found.entry.value, _places())
         except Broken:
             return None
-        if not isinstance(outputs, list):
+        if not _fit(outputs, context.class_type):
             return None
         memo.used(named[0], found)
         return Caching.CacheValue(outputs=outputs, ui=None)
@@ -100,7 +101,7 @@ class Provider(Caching.CacheProvider):
         if memo is None or named is None:
             return
         name, old_files = named
-        if value.ui or not old_files or memo.look(name) is not None:
+        if value.ui or not old_files:
             return
         memo.stats.miss(NODE)
         cost = time.perf_counter() - self._asked.get(context.node_id, time.perf_counter())
@@ -137,6 +138,29 @@ class Provider(Caching.CacheProvider):
             return name, settled(known)
         except (Refused, KeyError, TypeError):
             return None
+
+
+def _fit(outputs: Any, class_type: str) -> bool:
+    """Whether these may be a node's outputs: a list for each, of what its type asks for."""
+    import nodes
+
+    types = nodes.NODE_CLASS_MAPPINGS[class_type].RETURN_TYPES
+    if type(outputs) is not list or len(outputs) != len(types):
+        return False
+    return all(t in _IS and type(o) is list and all(_IS[t](v) for v in o) for o, t in zip(outputs, types, strict=True))
+
+
+def _is_latent(value: Any) -> bool:
+    return type(value) is dict and isinstance(value.get("samples"), Tensor)
+
+
+def _is_conditioning(value: Any) -> bool:
+    return type(value) is list and all(
+        type(c) is list and len(c) == 2 and isinstance(c[0], Tensor) and type(c[1]) is dict for c in value
+    )
+
+
+_IS = {"LATENT": _is_latent, "CONDITIONING": _is_conditioning}
 
 
 def _with_ancestors(graph: Graph, node_id: str) -> Iterator[Graph]:

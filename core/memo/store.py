@@ -74,13 +74,17 @@ class Store:
                 self.stats.hit(tier, key.kind, entry.cost, time.perf_counter() - started)
                 value: T = entry.value
                 return value
-            self.stats.miss(key.kind)
-            started = time.perf_counter()
-            value = function()
-            self.put(key, value, time.perf_counter() - started)
-            return value
+            return self.renew(key, function)
         finally:
             self._release(key)
+
+    def renew(self, key: Key, function: Callable[[], T]) -> T:
+        """The value as function computes it, kept in place of what there is."""
+        self.stats.miss(key.kind)
+        started = time.perf_counter()
+        value = function()
+        self.put(key, value, time.perf_counter() - started)
+        return value
 
     def get(self, key: Key) -> Any:
         """The value, the caller's own, or None."""

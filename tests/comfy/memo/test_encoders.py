@@ -11,8 +11,10 @@ from comfy_extras import nodes_clip_sdxl, nodes_flux, nodes_wan
 
 import nodes
 from skipstone.core.memo.store import Store
+from skipstone.patch import encoders
 from skipstone.patch import memo as process
 from skipstone.patch.encoders import memo_clip, memo_vae
+from skipstone.patch.places import packed
 
 TEXT, VAE = "text", "vae"
 
@@ -319,14 +321,40 @@ def test_without_a_memo_all_is_computed(plain_vae, plain_clip, loads, pixels, sa
     assert len(loads) == 4
 
 
-def test_a_value_of_another_make_is_computed_again(memo, plain_vae, pixels, same):
+def test_a_value_of_another_make_is_computed_again(memo, loads, plain_vae, plain_clip, pixels, same):
     """Somebody else's entry, in a Redis that is shared, may be anything that an entry can be."""
-    vae = memo_vae(plain_vae)
-    truth = vae.encode(pixels())
-    (name,) = memo.store._near[0]._held
-    for wrong in ({}, [1], {"value": truth, "places": ["moon"]}, {"value": truth, "places": []}):
-        memo.store.put(name, wrong, 0.0)
-        assert same(vae.encode(pixels()), truth)
+    vae, clip = memo_vae(plain_vae), memo_clip(plain_clip)
+    for ask in (lambda: vae.encode(pixels()), lambda: encode(clip)):
+        truth, (name,) = ask(), memo.store._near[0]._held
+        wrongs: list[object] = [{}, [1], {"value": torch.zeros(1), "places": ["moon"]}]
+        told = [torch.zeros(1), {"pooled_output": None}, {"cond": None, "pooled_output": None}, [1], 5, None]
+        for value in told[1:] if name.kind == VAE else told:
+            wrongs.append(packed(value, {"cpu": torch.device("cpu")}))
+        for wrong in (*wrongs, {"value": torch.zeros(1), "places": []}):
+            memo.store.put(name, wrong, 0.0)
+            loads.clear()
+            assert same(ask(), truth) and len(loads) == 1
+            assert same(ask(), truth) and len(loads) == 1, "and replaced"
+        memo.store.clear()
+
+
+def test_an_encoding_of_nothing_is_not_kept(memo, plain_vae):
+    """ComfyUI gives None for a batch of no pictures."""
+    nothing = torch.zeros(0, 16, 16, 3)
+    assert plain_vae.encode(nothing) is None
+    assert memo_vae(plain_vae).encode(nothing) is None
+    assert memo.not_kept == {"vae: no tensor": 1}
+
+
+def test_what_was_not_foreseen_is_computed_and_not_kept(memo, plain_vae, plain_clip, pixels, same, monkeypatch):
+    def fails(*_):
+        raise KeyError("another version")
+
+    monkeypatch.setattr(encoders, "vae_places", fails)
+    monkeypatch.setattr(encoders, "text_key", fails)
+    assert same(memo_vae(plain_vae).encode(pixels()), plain_vae.encode(pixels()))
+    assert same(encode(memo_clip(plain_clip)), encode(plain_clip))
+    assert sum(memo.not_kept.values()) == 2 and memo.store.usage()["memory"] == {}
 
 
 # CLIP

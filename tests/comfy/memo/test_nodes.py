@@ -15,7 +15,7 @@ from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch import identity, upstream
+from skipstone.patch import identity, lazy, upstream
 from skipstone.patch import memo as process
 from skipstone.patch.lazy import PendingLatent
 
@@ -140,11 +140,11 @@ def test_what_is_done_to_the_clip_on_the_way(memo, shop, later, same):
         truths[i] for i in (0, 3, 4, 5)
     ]  # the demo's layers do next to nothing: skipping one is seen in the counts
     assert not any(same(a, b) for i, a in enumerate(loras) for b in loras[:i])
-    for lazy in (False, True):
+    for cached in (False, True):
         for graph, truth in zip(graphs, truths, strict=True):
             shop.restart()
             assert same(shop.run(**{**unet, **graph})["it"], truth), shop.error
-            assert (shop.ran == []) == lazy
+            assert (shop.ran == []) == cached
     assert memo.counts("text") == (len(graphs), len(graphs))
 
 
@@ -260,6 +260,76 @@ def test_a_value_dropped_between_question_and_execution(memo, shop, same):
     shop._patch.setattr(pending, "known", dropped)
     got = shop.run(**latent())["it"]
     assert shop.ran == [] and same(got, shop.run(**stock(latent()))["it"])
+
+
+def test_what_is_held_for_a_node_is_bounded(memo, shop, monkeypatch):
+    """Prompts that are interrupted never fetch what was held for them."""
+    pictures = [torch.rand(1, 16, 16, 3) for _ in range(8)]
+    shop.run(**latent())
+
+    def pending(picture):
+        return PendingLatent(shop.prompt.get, ["loader", 0], picture)
+
+    vae = nodes.VAELoader().load_vae("demo.safetensors")[0]
+    size = pending(pictures[0]).encode(vae).nbytes
+    for picture in pictures:
+        pending(picture).encode(vae)
+    monkeypatch.setattr(lazy, "LARGEST", 3 * size)
+    hand = lazy._Hand()
+    monkeypatch.setattr(lazy, "_hand", hand)
+    assert all(pending(p).known() for p in pictures)
+    assert hand.bytes() == 3 * size
+    assert all(pending(p).get() is not None for p in pictures), "found once more where it was let go"
+    assert hand.bytes() == 0
+    assert pending(pictures[0]).known()
+    monkeypatch.setattr(lazy, "WAITING", 0.0)
+    assert pending(pictures[1]).known()
+    assert hand.bytes() == size
+
+
+@pytest.mark.parametrize("kind", ["vae", "text", "loader"])
+@pytest.mark.parametrize("graph", [latent, prompt])
+def test_a_garbled_entry_runs_the_loader(memo, shop, same, graph, kind):
+    truth = shop.run(**stock(graph()))["it"]
+    shop.run(**graph())
+    there = [name for name in memo.store._near[0]._held if name.kind == kind]
+    wrongs = [
+        3,
+        [],
+        {},
+        {"value": 3, "places": []},
+        {"value": {"cond": 1}, "places": []},
+        {"value": None, "places": []},
+    ]
+    wrongs += [{"sources": {}}, {"sources": {"a": 1}, "identity": 3, "key": "../x"}, {"sources": [], "key": "0" * 40}]
+    for name in there:
+        for wrong in wrongs:
+            memo.store.put(name, wrong, 0.0)
+            for loaded in (1, 0):  # and is replaced
+                shop.restart()
+                assert same(shop.run(**graph())["it"], truth) and len(shop.ran) == loaded
+
+
+def test_an_encoding_of_nothing(memo, shop, same):
+    vae = nodes.VAELoader().load_vae("demo.safetensors")[0]
+    nothing = torch.zeros(0, 16, 16, 3)
+    asked = PendingLatent(
+        {"a": {"class_type": "VAELoader", "inputs": {"vae_name": "demo.safetensors"}}}.get, ["a", 0], nothing
+    )
+    assert asked.encode(vae) is None and not asked.known()
+
+
+def test_what_was_not_foreseen_runs_the_loader(memo, shop, same, monkeypatch):
+    def fails(*_):
+        raise KeyError("another version")
+
+    shop.run(**latent())
+    for name in ("signature", "unpacked", "_places"):
+        with monkeypatch.context() as changed:
+            changed.setattr(lazy, name, fails)
+            shop.restart()
+            shop.run(**latent())
+            assert shop.error is None and shop.ran == ["VAELoader"]
 
 
 def test_no_encoder_and_nothing_known_is_said(memo, shop):

@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import nodes
 from skipstone.nodes import provider as registration
 from skipstone.patch import identity
+from skipstone.patch.places import packed
 from skipstone.patch.provider import Provider
 
 
@@ -153,11 +154,17 @@ def test_a_file_younger_than_the_process_is_not_trusted(memo, provided):
 def test_a_garbled_entry_is_a_miss(memo, provided, same):
     truth = provided.run(**latent())["it"]
     (name,) = memo.store._near[0]._held
-    for wrong in ({"value": 3, "places": []}, [1, 2], {"value": [torch.zeros(1)], "places": ["moon"]}):
+    garbled = [3, [], [truth], [[truth], [truth]], [3], [{}], [[3]], [[{"samples": 3}]], [["x"]]]
+    for wrong in (
+        *(packed(v, {"intermediate": torch.device("cpu")}) for v in garbled),
+        [1, 2],
+        {"value": [torch.zeros(1)], "places": ["moon"]},
+    ):
         memo.store.put(name, wrong, 0.0)
-        provided.restart()
-        got = provided.run(**latent())
-        assert provided.error is None and same(got["it"], truth) and provided.ran == ["VAELoader"]
+        for loaded in (["VAELoader"], []):  # and is replaced
+            provided.restart()
+            got = provided.run(**latent())
+            assert provided.error is None and same(got["it"], truth) and provided.ran == loaded
 
 
 # whether it is wanted
