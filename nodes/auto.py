@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from comfy_api.latest import io
@@ -14,7 +15,7 @@ from .widgets import CUSTOM, among
 
 SPEEDUP, DECIBELS = "speed-up", "at least this dB"
 WISHES = (*PRESETS, SPEEDUP, DECIBELS)
-FIRST_RUNS = {"learn": "auto", "skip at once": "known"}
+LEARN, AT_ONCE = FIRST_RUNS = ("learn", "skip at once")
 # where steps cannot be planned: UCache's preset for a speed-up of at least so many times
 FREE = ((1.0, "Quality"), (1.3, "Balanced"), (1.6, "Speed"), (2.0, "Turbo"))
 
@@ -24,19 +25,20 @@ def auto_of(wish: str = "Balanced", speedup: float = 2.0, decibels: float = 40.0
     only where they are wished for. Raises ValueError for a value out of its range, saying which range that is."""
     among("wish", wish, WISHES)
     among("first_run", first_run, FIRST_RUNS)
-    calibration = FIRST_RUNS[first_run]
     if wish == SPEEDUP:
         if not 1 <= speedup <= 8:
             raise ValueError(f"speedup is how many times as fast, from 1 to 8, not {speedup}")
         preset = next(name for least, name in reversed(FREE) if speedup >= least)
-        planned = method_of(CUSTOM, budget=1 / speedup, calibration=calibration)
-        return Wish(f"{speedup:g}x", planned, ucache_of(preset), speedup=speedup)
-    if wish == DECIBELS:
+        planned = method_of(CUSTOM, budget=1 / speedup, calibration="auto")
+        made = Wish(f"{speedup:g}x", planned, ucache_of(preset), speedup=speedup)
+    elif wish == DECIBELS:
         if not 20 <= decibels <= 80:
             raise ValueError(f"decibels are from 20 to 80 (40 is hard to tell by eye), not {decibels}")
         # without costs of the model itself nothing can be said of its pictures
         return Wish(f"{decibels:g} dB", method_of(CUSTOM, calibration="auto"), decibels=decibels)
-    return Wish(wish, method_of(wish, calibration=calibration), ucache_of(wish))
+    else:
+        made = Wish(wish, method_of(wish, calibration="auto"), ucache_of(wish))
+    return made if first_run == LEARN else replace(made, planned=replace(made.planned, calibration="known"))
 
 
 class StepCacheAuto(io.ComfyNode):

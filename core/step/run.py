@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 import torch
 from torch import Tensor
 
-from .choice import Choice
+from .choice import GUESS, Choice
 from .clock import Clock, Grid
 from .fitted import Lessons
 from .gram import Gram
@@ -96,6 +96,8 @@ class Run:
         )
         if self.choice:
             self.report.chosen = self.choice.sentence(method.name, plan.anchors, grid.steps, learning)
+            if self.choice.decibels and plan.anchors and not (learning or costs):
+                self.report.note(GUESS)
         for p in self.policies:
             if isinstance(p, Schedule) and p.plan is plan:
                 self.report.error, self.report.costs = p.error, p.costs

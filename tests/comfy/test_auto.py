@@ -1,0 +1,274 @@
+"""Step Cache (Auto) on the demo's three models, as a newcomer uses it: dropped in, wired, queued twice."""
+
+from __future__ import annotations
+
+import logging
+import math
+import sys
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from comfy_extras.nodes_easycache import EasyCacheNode
+
+from skipstone.nodes.auto import DECIBELS, SPEEDUP, auto_of
+from skipstone.nodes.meancache import method_of
+from skipstone.patch.attach import attach
+from skipstone.patch.errors import StepCacheError
+
+pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
+
+DEMO = Path(__file__).resolve().parents[2] / "demo"
+MODELS = ("flux", "nextdit", "unet")
+SAMPLERS = ("euler", "heun", "dpmpp_2m", "euler_ancestral")
+LEARNED = "computed in full to learn"
+
+
+@pytest.fixture(autouse=True)
+def user(tmp_path):
+    """ComfyUI's user directory: this test's own, and empty."""
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path / "user"))
+    yield tmp_path / "user"
+    folder_paths.set_user_directory(before)
+
+
+@pytest.fixture(scope="session")
+def trained(studio):
+    """The demo's MODELs by name; and how many tokens of a prompt each was trained to read."""
+    before = list(sys.path)
+    sys.path.insert(0, str(DEMO / "training"))
+    try:
+        import small
+
+        words = small.WORDS
+        models = {n: small.load(n, DEMO / "models" / f"skipstone_demo_{n}.safetensors") for n in small.BUILDERS}
+    finally:
+        sys.path[:] = before
+    return {"flux": (studio.model, None), **{n: (m, words) for n, m in models.items()}}
+
+
+@pytest.fixture
+def sampled(studio, trained):
+    """A run: `out, report = sampled(model, name, sampler="heun")`; report is None where the model has no step cache of ours."""
+
+    def run(model, name="flux", text="a red circle on blue", **how):
+        words = trained[name][1]
+        positive, negative = ([[tokens[:, :words], more] for tokens, more in studio.prompt(t)] for t in (text, ""))
+        return studio.sample(model, positive, negative, **{"steps": 10, "cfg": 1.0, **how})
+
+    return run
+
+
+@pytest.fixture
+def wishing(trained):
+    """A MODEL with the node on it, and the reports of its runs: `model, reports = wishing("unet", wish="Turbo")`."""
+
+    def patched(name="flux", **values):
+        reports: list[Any] = []
+        return attach(trained[name][0], auto_of(**values), (reports.append,)), reports
+
+    return patched
+
+
+def notes(report):
+    return " | ".join(report.notes)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_first_run_learns_and_the_second_skips_by_it(trained, sampled, wishing, name, sampler):
+    model, reports = wishing(name)
+    first, second = (sampled(model, name, sampler=sampler) for _ in range(2))
+    full = sampled(trained[name][0], name, sampler=sampler)
+    learning, skipping = reports
+    assert torch.equal(first, full)
+    assert learning.skipped == 0
+    assert LEARNED in notes(learning)
+    assert learning.chosen.startswith("MeanCache: ")
+    assert "This run is computed in full, once, to learn" in learning.chosen
+    assert not torch.equal(second, full)
+    assert torch.dist(second, full) < 0.5 * full.norm()  # never another picture
+    assert skipping.costs == next(iter(learned_of(learning)))
+    count = len(skipping.planned)
+    assert 0 < count < 10
+    assert f"compute {count} of 10 steps from now on" in notes(learning)  # the first run said what the second would do
+    assert skipping.chosen.startswith(f"MeanCache, {count} of 10 steps: ")
+    assert skipping.notes == []
+
+
+def learned_of(report):
+    """The recipe that a run that learned says it has learned."""
+    for note in report.notes:
+        if LEARNED in note:
+            yield note.split("your model (", 1)[1].rsplit("; 1 run(s) kept", 1)[0]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_sampler_that_chooses_its_own_steps_is_followed_step_by_step(trained, sampled, wishing, name):
+    model, reports = wishing(name, wish="Speed")
+    out = sampled(model, name, sampler="dpm_adaptive", steps=20)
+    full = sampled(trained[name][0], name, sampler="dpm_adaptive", steps=20)
+    assert reports[0].skipped > 0
+    assert reports[0].method == "UCache"
+    assert "this sampler chooses its own steps" in reports[0].chosen
+    assert torch.dist(out, full) < 0.3 * full.norm()
+
+
+def test_what_is_chosen_follows_the_sampler_and_not_the_run_before(sampled, wishing):
+    """The node holds a wish only."""
+    model, reports = wishing(first_run="skip at once")
+    a, _, b = (sampled(model, sampler=s) for s in ("euler", "dpm_adaptive", "euler"))
+    assert torch.equal(a, b)
+    assert [r.method for r in reports] == ["MeanCache", "UCache", "MeanCache"]
+
+
+def test_skip_at_once_skips_at_once(sampled, wishing, user):
+    model, reports = wishing(first_run="skip at once")
+    sampled(model)
+    assert reports[0].skipped > 0
+    assert "demo" in reports[0].costs
+    assert not list(user.rglob("*.json"))  # and learns nothing
+
+
+def test_skip_at_once_uses_what_was_learned_before(sampled, wishing, user):
+    sampled(wishing(first_run="learn")[0])
+    files = {p: p.read_bytes() for p in user.rglob("*.json")}
+    model, reports = wishing(first_run="skip at once")
+    sampled(model)
+    assert reports[0].skipped > 0
+    assert "sample_euler" in reports[0].costs
+    assert {p: p.read_bytes() for p in user.rglob("*.json")} == files
+
+
+def test_it_learns_once_for_all_wishes_and_for_meancache(studio, sampled, wishing):
+    sampled(wishing(wish="Quality")[0])
+    for wish in ("Turbo", SPEEDUP, DECIBELS):
+        model, reports = wishing(wish=wish)
+        sampled(model)
+        assert LEARNED not in notes(reports[0])
+    reports = []
+    sampled(attach(studio.model, method_of("Speed", calibration="auto"), (reports.append,)))
+    assert reports[0].skipped > 0
+
+
+@pytest.mark.parametrize("wish", ["Quality", "Balanced", "Speed", "Turbo"])
+def test_a_preset_does_what_meancaches_does(studio, sampled, wishing, wish):
+    model, reports = wishing(wish=wish, first_run="skip at once")
+    out = sampled(model, steps=16)
+    assert torch.equal(out, sampled(attach(studio.model, method_of(wish)), steps=16))
+    assert (reports[0].method, reports[0].variant) == ("MeanCache", f"Auto, {wish}")
+
+
+@pytest.mark.parametrize("times", [1.5, 2.0, 4.0])
+def test_a_speed_up_is_planned_for(sampled, wishing, times):
+    model, reports = wishing(wish=SPEEDUP, speedup=times, first_run="skip at once")
+    sampled(model, steps=20)
+    assert reports[0].computed == int(20 / times)
+    assert reports[0].variant == f"Auto, {times:g}x"
+
+
+def test_a_speed_up_that_cannot_be_had_is_said(sampled, wishing):
+    model, reports = wishing(wish=SPEEDUP, speedup=8.0, first_run="skip at once")
+    sampled(model, steps=8)
+    assert "8x was wished for, and" in notes(reports[0])
+
+
+# decibels
+
+UNSEEN = (("a green square on white", 31), ("a yellow triangle on black", 32), ("a blue circle on red", 33))
+
+
+@pytest.fixture(scope="module")
+def decoded():
+    vae = comfy.sd.VAE(sd=comfy.utils.load_torch_file(str(DEMO / "models" / "skipstone_demo_vae.safetensors")))
+
+    def picture(latent):
+        with torch.no_grad():
+            return vae.decode(latent).clamp(0, 1).float().cpu()
+
+    return picture
+
+
+def psnr(a, b):
+    return -10 * math.log10(max(float((a - b).pow(2).mean()), 1e-10))
+
+
+@pytest.mark.parametrize("decibels", [30.0, 40.0])
+def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(studio, sampled, wishing, decoded, decibels):
+    model, reports = wishing(wish=DECIBELS, decibels=decibels)
+    how = {"steps": 20, "cfg": 3.0}
+    sampled(model, text="a white triangle on green", seed=5, **how)
+    for text, seed in UNSEEN:
+        cached = sampled(model, text=text, seed=seed, **how)
+        full = sampled(studio.model, text=text, seed=seed, **how)
+        assert reports[-1].skipped > 0
+        assert psnr(decoded(cached), decoded(full)) >= decibels
+
+
+def test_decibels_are_learned_for_even_where_the_first_run_is_to_skip(sampled, wishing):
+    model, reports = wishing(wish=DECIBELS, first_run="skip at once")
+    sampled(model)
+    assert LEARNED in notes(reports[0])
+
+
+def test_decibels_that_cannot_be_foretold_have_everything_computed(studio, sampled, wishing):
+    model, reports = wishing(wish=DECIBELS)
+    out = sampled(model, sampler="dpm_adaptive")
+    assert torch.equal(out, sampled(studio.model, sampler="dpm_adaptive"))
+    assert "no decibels can be foretold" in reports[0].chosen
+
+
+def test_decibels_without_costs_of_the_model_are_said_to_be_a_guess(sampled, wishing, user):
+    user.parent.mkdir(exist_ok=True)
+    user.write_text("")  # a file where the directory would be: nothing can be kept
+    model, reports = wishing(wish=DECIBELS)
+    sampled(model)
+    assert "the decibels are a guess" in notes(reports[0])
+
+
+# beside others
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_a_second_step_cache_is_refused_by_name(studio, first):
+    auto, other = auto_of(), method_of("Speed")
+    inner, outer = (auto, other) if first else (other, auto)
+    with pytest.raises(StepCacheError, match=r"(?=.*Step Cache \(Auto\))(?=.*MeanCache \(Speed\))"):
+        attach(attach(studio.model, inner), outer)
+
+
+def test_comfyuis_own_beside_it_is_refused_by_name(studio):
+    rival = EasyCacheNode.execute(studio.model, 0.2, 0.15, 0.95, False)[0]
+    with pytest.raises(StepCacheError, match=r"(?=.*Step Cache \(Auto\))(?=.*EasyCache)"):
+        attach(rival, auto_of())
+
+
+def test_the_log_says_what_was_chosen(sampled, wishing, caplog):
+    model, reports = wishing(first_run="skip at once")
+    with caplog.at_level(logging.INFO):
+        sampled(model)
+    assert reports[0].chosen in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"wish": "Magic"}, "wish is one of Quality"),
+        ({"first_run": "never"}, "first_run is one of learn"),
+        ({"wish": SPEEDUP, "speedup": 0.5}, "from 1 to 8"),
+        ({"wish": SPEEDUP, "speedup": math.nan}, "from 1 to 8"),
+        ({"wish": DECIBELS, "decibels": 100.0}, "from 20 to 80"),
+    ],
+)
+def test_a_wish_that_is_none(values, said):
+    with pytest.raises(ValueError, match=said):
+        auto_of(**values)
+
+
+def test_a_value_that_is_not_wished_for_does_not_count():
+    assert auto_of("Speed", speedup=math.nan, decibels=1000.0) == auto_of("Speed")

@@ -1,0 +1,177 @@
+"""A wish becomes a method when the run is known, and the report says which, and why."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import pytest
+
+from skipstone.core.step.auto import WHY, Wish, within
+from skipstone.core.step.choice import Choice, Circumstances, tolerance
+from skipstone.core.step.clock import Grid
+from skipstone.core.step.gram import default
+from skipstone.core.step.method import Method
+from skipstone.core.step.policies import Budget, Schedule, Warmup
+from skipstone.core.step.predictors import Auto, Integrator, Reuse
+from skipstone.core.step.report import Evaluation, Report
+from skipstone.core.step.run import Run
+
+PLANNED = Method("Planned", "", (Warmup(2), Schedule(Budget.of(0.5))), Auto())
+FREE = Method("Free", "", (Warmup(3),), Reuse())
+WISH = Wish("Balanced", PLANNED, FREE)
+INTEGRATORS: tuple[Integrator, ...] = get_args(Integrator)
+COSTS = default()
+
+
+def grid(steps):
+    return Grid.of([1 - i / steps for i in range(steps + 1)])
+
+
+def run(wish, steps=20, integrator="euler", roams=False, **more):
+    """A finished run of one that wishes: nothing is sampled, but everything is decided."""
+    method = wish.resolve(Circumstances(integrator, steps, roams))
+    at = grid(steps)
+    run = Run(method, at, integrator, **more)
+    for sigma in at.sigmas[:-1]:
+        run.tick(sigma)
+        if run.decide(["a"]).compute:
+            run.keep("a", default_value())
+    return run.close(True)
+
+
+def default_value():
+    import torch
+
+    return torch.zeros(1)
+
+
+def test_a_method_is_what_it_is_in_every_run():
+    assert PLANNED.resolve(Circumstances("sde", 4, True)) is PLANNED
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_steps_are_planned_where_they_can_be(integrator):
+    report = run(WISH, integrator=integrator)
+    assert (report.method, report.variant, report.computed) == ("Planned", "Auto, Balanced", 10)
+    assert report.chosen == f"Planned, 10 of 20 steps: {WHY[integrator]}"
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_and_decided_as_they_come_where_they_cannot(integrator):
+    report = run(WISH, integrator=integrator, roams=True)
+    assert report.method == "Free"
+    assert report.chosen.startswith("Free: decided as it goes, because this sampler chooses its own steps")
+
+
+def test_every_kind_of_sampler_has_its_reason():
+    assert WHY.keys() == set(INTEGRATORS)
+    assert len({*WHY.values()}) == len(INTEGRATORS)
+
+
+def test_what_nobody_chose_for_a_person_says_nothing():
+    assert run(PLANNED).chosen == ""
+
+
+def test_a_run_that_learns_says_that_it_does_and_counts_nothing():
+    report = run(WISH, learning=True)
+    assert report.skipped == 0
+    assert "This run is computed in full, once, to learn" in report.chosen
+    assert " of 20 steps" not in report.chosen
+    assert report.notes == []
+
+
+@pytest.mark.parametrize("steps", [8, 4])
+def test_few_steps_are_said_to_be_few(steps):
+    assert "so few steps" in run(WISH, steps).chosen
+    assert "so few steps" not in run(WISH, 20).chosen
+
+
+def test_a_wish_that_skips_nothing_says_what_to_wish_for():
+    report = run(WISH, 3)
+    assert report.skipped == 0
+    assert "wish for more speed" in " ".join(report.notes)
+
+
+# a speed-up
+
+
+def faster(times):
+    planned = Method("Planned", "", (Warmup(2), Schedule(Budget.of(1 / times))), Auto())
+    return Wish(f"{times:g}x", planned, FREE, speedup=times)
+
+
+@pytest.mark.parametrize("steps", [20, 28, 50])
+@pytest.mark.parametrize("times", [1.5, 2.0, 3.0, 4.0])
+def test_no_more_steps_are_computed_than_the_speed_up_allows(steps, times):
+    report = run(faster(times), steps)
+    assert report.computed == int(steps / times)
+    assert not any("x was wished for, and" in n and "is what" in n for n in report.notes)
+
+
+def test_a_speed_up_that_so_few_steps_cannot_give_is_said_to_be_missed():
+    report = run(faster(8), 8)
+    assert report.computed >= 1 and report.computed > 8 / 8
+    (note,) = report.notes
+    assert note.startswith(
+        f"8x was wished for, and {8 / report.computed:.1f}x is what {report.computed} of 8 evaluations"
+    )
+
+
+def timed(computed, total, seconds, deciding):
+    timeline = [Evaluation(i, 1.0, i < computed, "") for i in range(total)]
+    return Report("Planned", "", total, evaluations=timeline, seconds=seconds, deciding=deciding)
+
+
+def test_a_speed_up_that_predicting_eats_up_is_said_to_be_missed():
+    choice = Choice("", speedup=2.0)
+    assert choice.missed(timed(10, 20, 10.0, 0.1)) == ""
+    assert choice.missed(timed(10, 20, 10.0, 5.0)).startswith("2x was wished for, and about 1.5x reached")
+    assert Choice("").missed(timed(20, 20, 10.0, 5.0)) == ""
+
+
+def test_a_run_in_which_nothing_was_looked_at_missed_nothing():
+    assert Choice("", speedup=2.0).missed(Report("Planned", "", 20)) == ""
+
+
+# decibels
+
+
+def near(decibels):
+    return Wish(f"{decibels:g} dB", PLANNED, decibels=decibels)
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_the_predicted_error_is_what_the_decibels_allow(integrator):
+    counts = []
+    for decibels in (20, 30, 40, 50):
+        report = run(near(decibels), 50, integrator, costs=COSTS)
+        assert report.error is not None and report.error <= tolerance(decibels, integrator)
+        counts.append(report.computed)
+    assert counts == sorted(counts)
+    assert counts[0] < counts[-1]
+
+
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_more_decibels_allow_less(integrator):
+    allowed = [tolerance(d, integrator) for d in range(20, 81)]
+    assert allowed == sorted(allowed, reverse=True)
+    assert len({*allowed}) == len(allowed)
+
+
+def test_decibels_that_no_skip_keeps_are_kept_by_skipping_nothing():
+    report = run(near(80), 10, costs=COSTS)
+    assert report.skipped == 0
+    assert "10 of 10 steps" in report.chosen
+    assert "fewer decibels" in " ".join(report.notes)
+
+
+def test_where_no_decibels_can_be_foretold_everything_is_computed():
+    report = run(near(40), roams=True)
+    assert report.skipped == 0
+    assert report.chosen == "Full run: no decibels can be foretold, because this sampler chooses its own steps"
+    assert "another sampler" in " ".join(report.notes)
+
+
+def test_only_schedules_are_given_an_error_to_keep_within():
+    assert within(FREE, 0.1) == FREE
+    assert within(PLANNED, 0.1).policies == (Warmup(2), Schedule(Budget.of(0.5), max_error=0.1))
