@@ -45,8 +45,8 @@ class _Hand:
 
     def take(self, ticket: str) -> tuple[Key, Found] | None:
         with self._lock:
-            _, _, *held = self._held.pop(ticket, (0.0, 0))
-            return (held[0], held[1]) if held else None
+            held = self._held.pop(ticket, None)
+            return held and held[2:]
 
     def bytes(self) -> int:
         with self._lock:

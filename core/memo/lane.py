@@ -19,7 +19,7 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 from .errors import Broken, Refused
-from .keys import Key
+from .keys import Key, key
 from .stats import Stats
 from .tiers.base import Claim, LowerTier, Shared, Unavailable, Usage
 
@@ -28,6 +28,7 @@ RESTS = (2.0, 60.0)  # seconds, the shortest and the longest between two attempt
 BROKEN = 5  # entries in a row after which a tier is not believed
 LEFT = 4  # threads left behind, after which a tier is not used again
 TICK = 1.0
+NOTHING = key("none", "that is never kept")
 
 T = TypeVar("T")
 
@@ -156,6 +157,11 @@ class Lane:
 
         self._put_job(_Job(give_up))
 
+    def _answers(self) -> bool:
+        """Whether the tier answers within its patience, and so may be asked for what takes long."""
+        self._ask(lambda: self.tier.get(NOTHING, self._beat), None)
+        return self.serves
+
     def _ask(self, function: Callable[[], T], otherwise: T) -> T:
         if not self.serves:
             return otherwise
@@ -226,11 +232,11 @@ class Lane:
             self.stats.refused(f"{self.name}: too many writes at once")
 
     def clear(self, kind: str | None, older_than: float | None, timeout: float) -> Usage | None:
-        """Also of what still waits to be written. None where the tier fails, or needs longer."""
-        return self._job(lambda: self.tier.clear(kind, older_than), timeout)
+        """Also of what still waits to be written. None where the tier fails, needs longer, or does not answer and is not waited for."""
+        return self._job(lambda: self.tier.clear(kind, older_than), timeout if self._answers() else 0.0)
 
     def usage(self, timeout: float) -> dict[str, Usage] | None:
-        return self._job(self.tier.usage, timeout)
+        return self._job(self.tier.usage, timeout) if self._answers() else None
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing is left to write; whether that came to pass."""

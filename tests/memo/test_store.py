@@ -417,6 +417,21 @@ def test_a_tier_that_does_not_say_what_it_holds_is_told_so(opened):
     assert "far: 0 hits, does not answer" in store.text()
 
 
+@pytest.mark.parametrize("serves", [True, False])
+def test_a_tier_that_hangs_holds_up_neither_statistics_nor_clearing(opened, serves):
+    hung, go, done = Fake(patience=0.05), threading.Event(), []
+    store = opened(hung)
+    for what in ("get", "usage", "clear", "probe"):
+        hung.on[what] = lambda: done.append(go.wait(20))
+    if not serves:
+        assert store.get(KEY) is None
+    assert store.usage() == {"fake": None}
+    assert "usage" not in hung.calls
+    assert store.clear() == {"fake": None}
+    assert done == []
+    go.set()
+
+
 def test_clear_says_what_it_removed(opened):
     near, far = memory(), Fake("far")
     store = opened(near, far)
