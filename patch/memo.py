@@ -26,11 +26,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from ..core.memo.settings import Settings
 from ..core.memo.store import Store
-from ..core.memo.tiers.base import Tier
-from ..core.memo.tiers.disk import DAY, GB, DiskTier
-from ..core.memo.tiers.memory import MemoryTier
-from ..core.memo.tiers.redis import RedisTier
+from ..core.memo.tiers.disk import DiskTier
 
 FOLDER = ("skipstone", "memo")
 DISK_SECONDS, REDIS_SECONDS = 1.0, 0.03  # that the first who asks waits for a tier to be there
@@ -66,10 +64,10 @@ def reopen() -> None:
 
 
 def provider_wanted() -> bool:
-    return _switch(Settings(), "PROVIDER", "Skipstone.Provider", False)
+    return _switch(Said(), "PROVIDER", "Skipstone.Provider", False)
 
 
-class Settings:
+class Said:
     """What the machine's owner said, as text or as JSON has it."""
 
     def __init__(self) -> None:
@@ -83,10 +81,10 @@ class Settings:
 
 def _made() -> Store | None:
     try:
-        settings = Settings()
-        if not _switch(settings, "MEMO", "Skipstone.Memo", True):
+        said = Said()
+        if not _switch(said, "MEMO", "Skipstone.Memo", True):
             return None
-        store = Store(_tiers(settings))
+        store = _settings(said).open()
         atexit.register(store.close)  # what waits to be written is written
         store.ready(DISK_SECONDS, DiskTier.name)
         store.ready(REDIS_SECONDS)
@@ -96,31 +94,34 @@ def _made() -> Store | None:
         return None
 
 
-def _tiers(settings: Settings) -> list[Tier]:
-    tiers: list[Tier] = []
-    memory = _number(settings, "MEMO_MEMORY", "Skipstone.Memo.Memory", None)
-    if memory != 0:
-        tiers.append(MemoryTier(None if memory is None else int(memory * GB)))
-    disk = _number(settings, "MEMO_DISK", "Skipstone.Memo.Disk", 10.0) or 0.0
-    if disk > 0:
-        days = _number(settings, "MEMO_DAYS", "Skipstone.Memo.Days", 30.0) or 30.0
-        tiers.append(DiskTier(_folder(settings), int(disk * GB), days * DAY))
-    address = settings.get("MEMO_REDIS", "Skipstone.Memo.Redis")
-    if address:
-        days = _number(settings, "MEMO_REDIS_DAYS", "Skipstone.Memo.RedisDays", 14.0) or 14.0
-        largest = _number(settings, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", 64.0) or 64.0
-        try:
-            tiers.append(RedisTier(str(address), days * DAY, int(largest * (1 << 20))))
-        except ValueError as error:  # which does not repeat the address
-            log.warning("[Skipstone] memo: Redis is not used: %s", error)
-    return tiers
+def _settings(said: Said) -> Settings:
+    usual = Settings()
+    chosen: dict[str, Any] = {
+        "memory": _number(said, "MEMO_MEMORY", "Skipstone.Memo.Memory", usual.memory),
+        "folder": _folder(said),
+        "disk": _number(said, "MEMO_DISK", "Skipstone.Memo.Disk", usual.disk),
+        "disk_days": _number(said, "MEMO_DAYS", "Skipstone.Memo.Days", usual.disk_days) or usual.disk_days,
+        "redis_days": _number(said, "MEMO_REDIS_DAYS", "Skipstone.Memo.RedisDays", usual.redis_days)
+        or usual.redis_days,
+        "redis_entry": _number(said, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", usual.redis_entry) or usual.redis_entry,
+    }
+    address = said.get("MEMO_REDIS", "Skipstone.Memo.Redis")
+    try:
+        return Settings(**chosen, redis=str(address or ""))
+    except ValueError as error:  # which does not repeat the address
+        log.warning("[Skipstone] memo: Redis is not used: %s", error)
+        return Settings(**chosen)
 
 
-def _folder(settings: Settings) -> Path:
+def _folder(said: Said) -> Path:
     import folder_paths
 
-    said = settings.get("MEMO_FOLDER", "Skipstone.Memo.Folder")
-    return Path(said) if isinstance(said, str) and said else Path(folder_paths.get_user_directory(), *FOLDER)
+    folder = said.get("MEMO_FOLDER", "Skipstone.Memo.Folder")
+    return (
+        Path(folder).expanduser()
+        if isinstance(folder, str) and folder
+        else Path(folder_paths.get_user_directory(), *FOLDER)
+    )
 
 
 def _settings_file() -> dict[str, Any]:
@@ -140,28 +141,28 @@ def _settings_file() -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
-def _switch(settings: Settings, variable: str, name: str, default: bool) -> bool:
-    said = settings.get(variable, name)
-    if said is None:
+def _switch(said: Said, variable: str, name: str, default: bool) -> bool:
+    value = said.get(variable, name)
+    if value is None:
         return default
-    if isinstance(said, bool):
-        return said
-    word = str(said).strip().lower()
+    if isinstance(value, bool):
+        return value
+    word = str(value).strip().lower()
     if word not in _YES | _NO:
-        log.warning("[Skipstone] %s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, said)
+        log.warning("[Skipstone] %s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, value)
         return default
     return word in _YES
 
 
-def _number(settings: Settings, variable: str, name: str, default: float | None) -> float | None:
-    said = settings.get(variable, name)
-    if said is None or said == "":
+def _number(said: Said, variable: str, name: str, default: float | None) -> float | None:
+    value = said.get(variable, name)
+    if value is None or value == "":
         return default
     try:
-        number = float(said)
-        if isinstance(said, bool) or not (0 <= number < math.inf):
+        number = float(value)
+        if isinstance(value, bool) or not (0 <= number < math.inf):
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):
-        log.warning("[Skipstone] %s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, said)
+        log.warning("[Skipstone] %s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, value)
         return default

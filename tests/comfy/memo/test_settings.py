@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from typing import Any
 
 import comfy.cli_args
 import folder_paths
 import pytest
 
+from skipstone.core.memo.keys import key
+from skipstone.core.memo.store import Store
+from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.nodes import memo as memo_nodes
 from skipstone.patch import memo as process
 
@@ -124,3 +129,27 @@ def test_no_widget_says_where(owner):
         for i in node.GET_SCHEMA().inputs
     }
     assert {name for name, kind in widgets.items() if kind == "STRING"} == {"SkipstoneCachedTextEncode.text"}
+
+
+ENDS = """
+import sys
+sys.path[:0] = sys.argv[1:]
+import comfy.cli_args
+comfy.cli_args.args.cpu = True
+import torch
+from skipstone.core.memo.keys import key
+from skipstone.patch.memo import opened
+for i in range(50):
+    opened().put(key("vae", i), torch.rand(1 << 16), 1.0)
+"""
+
+
+def test_what_waits_is_written_when_comfyui_ends(tmp_path):
+    environment = {**os.environ, "SKIPSTONE_MEMO_FOLDER": str(tmp_path), "SKIPSTONE_MEMO_REDIS": "redis://127.0.0.1:1"}
+    command = [sys.executable, "-c", ENDS, *filter(None, sys.path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    store = Store([DiskTier(tmp_path)])
+    assert store.ready(10)
+    assert all(store.get(key("vae", i)) is not None for i in range(50))
+    store.close()
