@@ -11,7 +11,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train check costs bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo families clean
+.PHONY: demo test lint format setup train check costs bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -68,6 +68,10 @@ bench-blocks:
 # the memo in a real server, with restarts: a quarter of an hour on one core; ARGS="--size 256" for a quick look
 bench-memo:
 	$(RUN) bench/memo.py $(ARGS)
+
+# what a predicted error comes to in the picture; ARGS="--ask 30 40": whether Step Cache (Auto) keeps what is asked of it
+bench-decibels:
+	$(RUN) bench/decibels.py $(ARGS)
 
 # which model classes they work on; ARGS=--readme writes the README's table of families anew
 families:
