@@ -59,6 +59,12 @@ class Stats:
             self._troubles[tier, what] = sentence
         log.warning("[Skipstone] memo: %s", sentence)
 
+    @property
+    def troubles(self) -> list[tuple[str, str]]:
+        """(tier, what), in the order they were met, without the details that may name files."""
+        with self._lock:
+            return list(self._troubles)
+
     def as_dict(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> dict[str, Any]:
         """All that is known, as JSON takes it. usage: by tier and kind; None for a tier that did not say.
 

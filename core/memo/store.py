@@ -121,6 +121,19 @@ class Store:
         self._fill(key, data, self._near, self._lanes)
         return True
 
+    # its tiers
+
+    @property
+    def tiers(self) -> dict[str, Tier]:
+        """By name, the nearest first."""
+        return {tier.name: tier for tier in (*self._near, *(lane.tier for lane in self._lanes))}
+
+    def serves(self, tier: str) -> bool:
+        """Whether that tier is asked for values now: not one that is not there yet, or failed of late."""
+        return any(near.name == tier for near in self._near) or any(
+            lane.name == tier and lane.serves for lane in self._lanes
+        )
+
     # what is kept
 
     def usage(self, timeout: float = 5.0) -> dict[str, dict[str, Usage] | None]:

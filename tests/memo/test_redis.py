@@ -547,3 +547,41 @@ def test_a_name_that_nobody_can_resolve_holds_nobody_up(monkeypatch, caplog):
         assert computes(opened)
         go.set()
     assert one.asked == 0
+
+
+# trying the connection
+
+
+def test_a_trial_writes_and_reads_and_leaves_nothing(server):
+    one = RedisTier(server.url)
+    assert 0 < one.trial() < 5
+    (name,) = server.client().keys()
+    assert server.client().pttl(name) > 0  # it goes by itself
+    with pytest.raises(Unavailable, match="no connection"):
+        one.usage()  # the trial had a connection of its own
+
+
+def test_a_trial_says_what_is_wrong(start):
+    with pytest.raises(Unavailable, match=r"no connection to 127\.0\.0\.1:"):
+        RedisTier(f"redis://127.0.0.1:{free_port()}").trial()
+    with pytest.raises(Unavailable, match="another user or password"):
+        RedisTier(start("--requirepass", "s3cret").url).trial()
+    with pytest.raises(Unavailable, match="is full"):
+        RedisTier(start("--maxmemory", "1", "--maxmemory-policy", "noeviction").url).trial()
+
+
+@pytest.mark.parametrize(
+    ("url", "holds"),
+    [
+        ("redis://there", False),
+        ("redis://me@there:6379/1", False),
+        ("redis://:s3cret@there", True),
+        ("rediss://me:s3cret@there/0", True),
+        ("redis://there?password=s3cret", True),
+        ("unix:///run/redis.sock?db=1", False),
+        ("redis://:s3[cret@there", True),
+        ("redis://[", False),
+    ],
+)
+def test_an_address_that_holds_a_password(url, holds):
+    assert module.with_password(url) == holds

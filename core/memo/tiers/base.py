@@ -34,7 +34,10 @@ class Unavailable(Exception):
 
 
 class Tier(Protocol):
-    """Bytes by key. Methods may be called from several threads."""
+    """Bytes by key. Methods may be called from several threads.
+
+    It may also have `budget`, the bytes it holds at most, and `where`, the place as its own messages name it.
+    """
 
     name: str  # for statistics and clearing
 

@@ -85,6 +85,14 @@ class DiskTier:
         """Seconds since 1970, from a clock that is set once: one that is changed under us makes nothing look old."""
         return self._began + time.monotonic()
 
+    @property
+    def budget(self) -> int:
+        return self.limit
+
+    @property
+    def where(self) -> str:
+        return str(self.folder)
+
     # entries
 
     def get(self, key: Key, beat: Beat) -> bytearray | None:

@@ -19,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from ..codec import LARGEST, PREFIX, plausible
 from ..errors import Broken, Refused
@@ -37,6 +37,15 @@ EXPANSION = 4, 16 << 20  # an entry may inflate to so many times its size, or to
 
 _PLAIN, _DEFLATED = b"\0", b"\1"
 _CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
+
+
+def with_password(url: str) -> bool:
+    """Whether an address holds a password, in either of the places where the package `redis` looks for one."""
+    try:
+        parts = urlsplit(url)
+        return bool(parts.password) or "password" in parse_qs(parts.query)
+    except ValueError:
+        return "@" in url
 
 
 class RedisTier:
@@ -58,7 +67,7 @@ class RedisTier:
             ) from None
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("the address of Redis begins with redis://, rediss:// (TLS) or unix://")
-        self._url, self._tls, self._where = url, parts.scheme == "rediss", where
+        self._url, self._tls, self.where = url, parts.scheme == "rediss", where
         self.ttl, self.largest, self.patience = ttl, largest, patience
         self._token = secrets.token_hex(8)
         self._lock = threading.Lock()
@@ -158,11 +167,35 @@ class RedisTier:
 
     def probe(self) -> None:
         """Connect anew, and try what a run will ask for."""
+        self.close()
+        client = self._connected()
+        with self._lock:
+            self._client, self._pinged = client, time.monotonic()
+
+    def trial(self) -> float:
+        """Seconds that the server takes to keep a word and to say it again, asked over a connection of its own.
+
+        Raises Unavailable.
+        """
+        one = RedisTier(self._url, self.ttl, self.largest, self.patience)
+        try:
+            one.probe()
+            name, word = f"skipstone:trial:{one._token}", one._token.encode()
+            with one._server() as client:
+                started = time.perf_counter()
+                client.set(name, word, px=self._ms(CLAIM))
+                if client.getrange(name, 0, len(word) - 1) != word:
+                    raise Unavailable(f"{self.where} does not keep what it is given")
+                return time.perf_counter() - started
+        finally:
+            one.close()
+
+    def _connected(self) -> Any:
+        """A client that has had an answer. Raises Unavailable."""
         try:
             import redis
         except ImportError:
             raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
-        self.close()
         options: dict[str, Any] = {"ssl_check_hostname": True} if self._tls else {}
         try:
             client = redis.Redis.from_url(
@@ -180,8 +213,7 @@ class RedisTier:
             why = self._explained(error)
             self._why = str(why), why.detail
             raise why from error
-        with self._lock:
-            self._client, self._pinged = client, time.monotonic()
+        return client
 
     def tend(self) -> None:
         """Notice a server that went away before a run has to."""
@@ -239,19 +271,21 @@ class RedisTier:
         known = redis.exceptions
         text = str(error)
         if isinstance(error, known.AuthenticationError | known.AuthorizationError | known.NoPermissionError):
-            return Unavailable(f"{self._where} wants another user or password: set them in the address in the settings")
+            return Unavailable(
+                f"{self.where} wants another user or password: set them in the address, in SKIPSTONE_MEMO_REDIS"
+            )
         if isinstance(error, getattr(known, "OutOfMemoryError", ())) or text.startswith("OOM"):
             return Unavailable(
-                f"{self._where} is full and takes nothing more: give it a maxmemory-policy such as allkeys-lru, or more memory"
+                f"{self.where} is full and takes nothing more: give it a maxmemory-policy such as allkeys-lru, or more memory"
             )
         if isinstance(error, known.ReadOnlyError):
-            return Unavailable(f"{self._where} is a replica that must not be written to: set the address of its master")
+            return Unavailable(f"{self.where} is a replica that must not be written to: set the address of its master")
         if isinstance(error, known.ResponseError):
-            return Unavailable(f"{self._where} refuses", text[:80])
+            return Unavailable(f"{self.where} refuses", text[:80])
         if isinstance(error, ValueError | TypeError):
             # the text might repeat the address
             return Unavailable("the address in the settings is not understood", type(error).__name__)
-        return Unavailable(f"no connection to {self._where}: entries are not shared", type(error).__name__)
+        return Unavailable(f"no connection to {self.where}: entries are not shared", type(error).__name__)
 
     # names and bytes
 

@@ -1,0 +1,43 @@
+"""What a memo did and holds, for a page that anybody who reaches the server can read: no path, no address, no password."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .store import Store
+from .tiers.base import Tier
+from .tiers.redis import RedisTier
+
+NAMES = {"disk": "its folder", "redis": "its server"}
+
+
+def overview(store: Store) -> dict[str, Any]:
+    """As Stats.as_dict, but `tiers` is a list in order, each with `budget` (bytes or None) and `state`: "on", or "away" for one that
+    is not asked at present. `troubles`: {"tier", "text"}.
+    """
+    told = store.report()  # asks every tier what it holds: whether it answers is known then
+    tiers = []
+    for name, tier in store.tiers.items():
+        state = "on" if store.serves(name) and "entries" in told["tiers"][name] else "away"
+        tiers.append({"name": name, "state": state, "budget": getattr(tier, "budget", None), **told["tiers"][name]})
+    troubles = [
+        {"tier": name, "text": _without_place(what, store.tiers.get(name))} for name, what in store.stats.troubles
+    ]
+    return {**told, "tiers": tiers, "troubles": troubles}
+
+
+def tried(store: Store) -> tuple[bool, str]:
+    """Whether the Redis of this store takes a word and gives it back, and a sentence that says so or what is wrong."""
+    tier = store.tiers.get(RedisTier.name)
+    if not isinstance(tier, RedisTier):
+        return False, "No Redis is set."
+    try:
+        return True, f"Redis keeps what it is given ({tier.trial() * 1000:.1f} ms)."
+    except Exception as error:
+        text = _without_place(str(error), tier)
+        return False, f"{text[:1].upper()}{text[1:]}."
+
+
+def _without_place(text: str, tier: Tier | None) -> str:
+    where = getattr(tier, "where", "")
+    return text.replace(where, NAMES.get(tier.name, "its place")) if tier is not None and where else text
