@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import urllib.error
 import urllib.parse
 import urllib.request
 from pathlib import Path
@@ -70,5 +71,8 @@ def file(server: Server, saved: dict[str, str]) -> bytes:
 
 
 def _answer(request: urllib.request.Request) -> bytes:
-    with urllib.request.urlopen(request, timeout=60) as answer:
-        return bytes(answer.read())
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return bytes(answer.read())
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(f"{request.full_url}: {error}: {error.read(2000).decode(errors='replace')}") from error
