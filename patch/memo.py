@@ -12,7 +12,8 @@
     SKIPSTONE_PROVIDER          Skipstone.Provider           also keep what ComfyUI's own nodes return       off
 
 Never a widget: a workflow comes from strangers. With several users (--multi-user) the settings are theirs and not the
-owner's, and only the environment counts. A value that makes no sense is said once, and the default taken.
+owner's, and only the environment counts. A value that makes no sense is said once, and the default taken. Every page can read
+the settings: an address with a password is taken from the environment alone. What is changed counts after a restart.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from typing import Any
 from ..core.memo.settings import Settings
 from ..core.memo.store import Store
 from ..core.memo.tiers.disk import DiskTier
+from ..core.memo.tiers.redis import with_password
 
 FOLDER = ("skipstone", "memo")
 DISK_SECONDS, REDIS_SECONDS = 1.0, 0.03  # that the first who asks waits for a tier to be there
@@ -38,6 +40,7 @@ _YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 log = logging.getLogger(__name__)
 _lock = threading.Lock()
 _held: list[Store | None] = []
+_began: dict[str, Any] = {}  # the choices that are in force
 
 
 def opened() -> Store | None:
@@ -61,30 +64,56 @@ def reopen() -> None:
         if _held and _held[0] is not None:
             _held[0].close()
         _held.clear()
+        _began.pop("memo", None)
 
 
 def provider_wanted() -> bool:
-    return _switch(Said(), "PROVIDER", "Skipstone.Provider", False)
+    _began["provider"] = _provider(Said())
+    return bool(_began["provider"])
+
+
+def standing() -> dict[str, Any]:
+    """How what is said now stands to what is in force: `changed`, so that ComfyUI is to be restarted; `environment`, names of settings
+    that it overrules; `several_users`, so that no setting counts. Opens nothing, logs nothing.
+    """
+    from comfy.cli_args import args
+
+    said = Said(quiet=True)
+    now = {"memo": _choices(said), "provider": _provider(said)}
+    return {
+        "changed": any(now[what] != choice for what, choice in _began.items()),
+        "environment": sorted(said.of_environment),
+        "several_users": bool(getattr(args, "multi_user", False)),
+    }
 
 
 class Said:
-    """What the machine's owner said, as text or as JSON has it."""
+    """What the machine's owner said, as text or as JSON has it. of_environment: the names asked for that it overrules."""
 
-    def __init__(self) -> None:
+    def __init__(self, quiet: bool = False) -> None:
         self._file = _settings_file()
+        self._quiet = quiet
+        self.of_environment: set[str] = set()
 
     def get(self, variable: str, name: str) -> Any:
         """None where nothing is said."""
         said = os.environ.get(f"SKIPSTONE_{variable}")
-        return self._file.get(name) if said is None else said
+        if said is None:
+            return self._file.get(name)
+        self.of_environment.add(name)
+        return said
+
+    def complain(self, what: str, *about: Any) -> None:
+        if not self._quiet:
+            log.warning(f"[Skipstone] {what}", *about)
 
 
 def _made() -> Store | None:
     try:
-        said = Said()
-        if not _switch(said, "MEMO", "Skipstone.Memo", True):
+        chosen = _began["memo"] = _choices(Said())
+        if chosen is None:
             return None
-        store = _settings(said).open()
+        store = chosen.open()
         atexit.register(store.close)  # what waits to be written is written
         store.ready(DISK_SECONDS, DiskTier.name)
         store.ready(REDIS_SECONDS)
@@ -92,6 +121,16 @@ def _made() -> Store | None:
     except Exception:
         log.exception("[Skipstone] memo: cannot be opened; nothing is remembered")
         return None
+
+
+def _choices(said: Said) -> Settings | None:
+    """None: switched off."""
+    settings = _settings(said)
+    return settings if _switch(said, "MEMO", "Skipstone.Memo", True) else None
+
+
+def _provider(said: Said) -> bool:
+    return _switch(said, "PROVIDER", "Skipstone.Provider", False)
 
 
 def _settings(said: Said) -> Settings:
@@ -105,11 +144,17 @@ def _settings(said: Said) -> Settings:
         or usual.redis_days,
         "redis_entry": _number(said, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", usual.redis_entry) or usual.redis_entry,
     }
-    address = said.get("MEMO_REDIS", "Skipstone.Memo.Redis")
+    address = str(said.get("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
+    if with_password(address) and "Skipstone.Memo.Redis" not in said.of_environment:
+        said.complain(
+            "memo: Redis is not used: its address holds a password, and every page of this server can read the settings: "
+            "give it in SKIPSTONE_MEMO_REDIS instead"
+        )
+        address = ""
     try:
-        return Settings(**chosen, redis=str(address or ""))
+        return Settings(**chosen, redis=address)
     except ValueError as error:  # which does not repeat the address
-        log.warning("[Skipstone] memo: Redis is not used: %s", error)
+        said.complain("memo: Redis is not used: %s", error)
         return Settings(**chosen)
 
 
@@ -149,7 +194,7 @@ def _switch(said: Said, variable: str, name: str, default: bool) -> bool:
         return value
     word = str(value).strip().lower()
     if word not in _YES | _NO:
-        log.warning("[Skipstone] %s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, value)
+        said.complain("%s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, value)
         return default
     return word in _YES
 
@@ -164,5 +209,5 @@ def _number(said: Said, variable: str, name: str, default: float | None) -> floa
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):
-        log.warning("[Skipstone] %s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, value)
+        said.complain("%s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, value)
         return default

@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import comfy.cli_args
@@ -41,6 +42,12 @@ def owner(monkeypatch, tmp_path):
     yield says
     process.reopen()
     process.use(None)
+
+
+def write(settings):
+    """As the page does when somebody changes a setting."""
+    folder = Path(folder_paths.get_user_directory(), "default")
+    (folder / "comfy.settings.json").write_text(json.dumps(settings))
 
 
 def tiers(store):
@@ -109,9 +116,42 @@ def test_a_value_that_makes_no_sense_is_said_and_the_default_taken(owner, value,
 
 def test_an_address_that_is_none_is_not_repeated(owner, caplog):
     with caplog.at_level(logging.WARNING):
-        held = tiers(owner({"Skipstone.Memo.Redis": "http://me:secret@there/"}))
+        held = tiers(owner(MEMO_REDIS="http://me:secret@there/"))
     assert list(held) == ["memory", "disk"]
     assert "redis://" in caplog.text and "secret" not in caplog.text
+
+
+def test_a_password_is_taken_from_the_environment_alone(owner, caplog):
+    """Every page of the server can read the settings."""
+    with caplog.at_level(logging.WARNING):
+        held = tiers(owner({"Skipstone.Memo.Redis": "redis://:secret@127.0.0.1:1"}))
+    assert "redis" not in held
+    assert "SKIPSTONE_MEMO_REDIS" in caplog.text and "secret" not in caplog.text
+    assert "redis" in tiers(owner(MEMO_REDIS="redis://:secret@127.0.0.1:1"))
+
+
+def test_what_is_changed_counts_after_a_restart(owner, caplog):
+    owner({"Skipstone.Memo.Disk": 2})
+    said = {"environment": [], "several_users": False}
+    assert process.standing() == {"changed": False, **said}
+    store = process.opened()
+    for changed in ({"Skipstone.Memo.Disk": 3}, {"Skipstone.Memo": False}, {"Skipstone.Memo.Redis": "redis://there"}):
+        write(changed)
+        assert process.standing() == {"changed": True, **said}
+        assert process.opened() is store
+    with caplog.at_level(logging.WARNING):
+        write({"Skipstone.Memo.Disk": 2, "Skipstone.Memo.RedisDays": 14, "Skipstone.Memo.Memory": "much"})
+        assert process.standing() == {"changed": False, **said}
+    assert caplog.text == ""  # it was asked by a page, over and over
+
+
+def test_what_the_environment_overrules(owner, monkeypatch):
+    owner({"Skipstone.Memo.Disk": 2}, MEMO_DISK="1", PROVIDER="0")
+    assert process.standing()["environment"] == ["Skipstone.Memo.Disk", "Skipstone.Provider"]
+    write({"Skipstone.Memo.Disk": 3})
+    assert not process.standing()["changed"]
+    monkeypatch.setattr(comfy.cli_args.args, "multi_user", True)
+    assert process.standing()["several_users"]
 
 
 def test_a_folder_that_cannot_be_made_is_at_worst_a_miss(owner, tmp_path, caplog):
