@@ -1,0 +1,72 @@
+"""What is published: versions that agree, a pack that the registry's scanner has nothing against, and nothing but the pack."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+import tomllib
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+SHIPPED = ("core", "patch", "nodes", "web", "workflows", "locales")
+FILES = [
+    ROOT / "__init__.py",
+    *(f for d in SHIPPED for f in (ROOT / d).rglob("*") if f.is_file() and "__pycache__" not in f.parts),
+]
+PYTHON = [f for f in FILES if f.suffix == ".py"]
+# rules that flagged other packs' versions (../shared/users.md, section 5)
+BANNED = {"eval", "exec", "compile", "__import__"}
+MODULES = {"subprocess", "pickle", "marshal", "socket", "ctypes", "urllib.request", "requests", "http", "pip", "shelve"}
+WORDS = re.compile(r"\.connect\(|\.bind\(|\.send\(|raw\.githubusercontent\.com|eval\(|new Function\(|innerHTML")
+
+
+def name(file):
+    return str(file.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("file", PYTHON, ids=name)
+def test_no_code_is_run_that_is_not_here(file):
+    tree = ast.parse(file.read_text())
+    called = {n.func.id for n in ast.walk(tree) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)}
+    imported = {a.name for n in ast.walk(tree) if isinstance(n, ast.Import) for a in n.names}
+    imported |= {n.module for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.module and not n.level}
+    assert not called & BANNED
+    assert not {m for m in imported if any(m == b or m.startswith(f"{b}.") for b in MODULES)}
+
+
+def test_the_environment_is_read_in_one_place():
+    readers = [name(f) for f in PYTHON if re.search(r"os\.(environ|getenv)", f.read_text())]
+    assert readers == ["patch/memo.py"]
+
+
+@pytest.mark.parametrize("file", [f for f in FILES if f.suffix in (".js", ".md", ".json", ".py", ".css")], ids=name)
+def test_nothing_that_looks_like_the_network_or_like_code(file):
+    assert WORDS.findall(file.read_text()) == []
+
+
+def test_what_is_for_developers_is_left_out():
+    ignored = [line for line in (ROOT / ".comfyignore").read_text().split("\n") if line and not line.startswith("#")]
+    assert {"tests/", "demo/", "bench/", "tools/", ".ci/", "Makefile"} <= {*ignored}
+    assert not {*SHIPPED, "README.md", "LICENSE", "pyproject.toml"} & {i.rstrip("/") for i in ignored}
+    assert sum(f.stat().st_size for f in FILES) < 6e6
+
+
+def test_the_changelog_has_this_version_first():
+    found = re.findall(r"^## (\d+\.\d+\.\d+)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert found[0] == PROJECT["project"]["version"]
+
+
+def test_it_asks_for_nothing_that_comfyui_does_not_bring():
+    """Whoever installs it must not have their torch, or anything else, exchanged."""
+    wanted = {re.split(r"[<>=!~\[ ]", d)[0] for d in PROJECT["project"]["dependencies"]}
+    assert wanted <= {"blake3", "psutil", "safetensors"}
+
+
+def test_what_the_registry_asks_of_pyproject():
+    project, comfy = PROJECT["project"], PROJECT["tool"]["comfy"]
+    assert re.fullmatch(r"[a-z][a-z0-9-]{2,99}", project["name"]) and "comfyui" not in project["name"]
+    assert (ROOT / project["license"]["file"]).is_file() and (ROOT / project["readme"]).is_file()
+    assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= comfy.keys()
+    for picture in ("Icon", "Banner"):
+        assert (ROOT / comfy[picture].partition("/blob/main/")[2].partition("?")[0]).is_file()
