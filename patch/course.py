@@ -46,16 +46,18 @@ class Course:
         """Keep what was recorded. Whatever goes wrong is said and changes nothing else."""
         if self.taught is None or self.recipe is None:
             return
-        note = self.run.report.note
+        report, note = self.run.report, self.run.report.note
         try:
             kept = keep(self.recipe, self.run.clock.grid, self.taught(self.recipe.text))
         except (ValueError, OSError) as error:
-            note(f"the costs of your model could not be recorded: {error}")
+            report.hint = f"the costs of your model could not be recorded: {error}"
+            note(report.hint)
             return
         then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
         if self.next and isinstance(kept, Gram) and not self.always:
             planned = self.next(kept).report.planned
             then = f"runs like it compute {len(planned)} of {self.run.clock.grid.steps} steps from now on"
+        report.hint = f"learned what skipping costs on your model: {then}"
         note(
             f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {kept.runs} run(s) kept): {then}"
         )

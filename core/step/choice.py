@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -64,3 +65,8 @@ def tolerance(decibels: float, integrator: Integrator) -> float:
     """The largest predicted error, as a share of the run's displacement (Report.error), that is taken to keep a picture within
     `decibels` (PSNR, peak 1) of the full run's."""
     return float(10 ** (-(decibels - EXCESS[integrator]) / 20))
+
+
+def decibels(error: float, integrator: Integrator) -> float:
+    """What such a predicted error, above 0, is taken to keep a picture within: `tolerance` the other way round."""
+    return float(-20 * math.log10(error) + EXCESS[integrator])

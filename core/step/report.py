@@ -8,17 +8,23 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PERCENTILES = (5, 25, 50, 75, 95)
+LEARNING = "this run is computed in full, to learn what skipping costs on your model: the next one like it skips"
+VISIBLE = 30.0  # dB: what a picture below differs in from the full run's can be seen
+MANY = 0.75  # of the evaluations: measured by `make bench-quality`, methods that skip more and plan nothing fall to 29 to 33 dB
 
 
 @dataclass
 class Evaluation:
-    """One call of the model by the sampler. indicator: what the policy's indicator said there, if it was asked."""
+    """One call of the model by the sampler. indicator: what the policy's indicator said there, if it was asked. held: what the policy
+    made of it (the sum since the last computed evaluation, with some), and limit: what it was held against; above it is computed."""
 
     step: int
     sigma: float
     computed: bool
     reason: str
     indicator: float | None = None
+    held: float | None = None
+    limit: float | None = None
 
 
 @dataclass
@@ -29,7 +35,10 @@ class Report:
     policy's accumulated indicator was held against. error: the error that a solved schedule was expected to make, as a share of
     the whole run's displacement; costs: the recipe of the costs that it was told from, or whose polynomial or ratios were used.
     seconds: of the whole run; deciding: of that, in policies and predictors, on the host. share: of a computed evaluation's
-    work, what a skipped one still takes: of the blocks, and by time where that was told in the run (see laps.py).
+    work, what a skipped one still takes: of the blocks, and by time where that was told in the run (see laps.py). decibels: what
+    `error` is taken to keep the picture within of the full run's, where it was told from costs learned of the user's own model.
+    learning: computed in full, to learn from it. hint: what to do about a run that skipped nothing, or what comes of one that was
+    learned from.
     """
 
     method: str
@@ -46,6 +55,9 @@ class Report:
     deciding: float = 0.0
     share: float = 0.0
     chosen: str = ""
+    decibels: float | None = None
+    learning: bool = False
+    hint: str = ""
     finished: bool = False
 
     @property
@@ -72,6 +84,29 @@ class Report:
         """Of what the indicator said, percent -> value; empty where it was never asked."""
         values = sorted(e.indicator for e in self.evaluations if e.indicator is not None and math.isfinite(e.indicator))
         return {p: values[round(p / 100 * (len(values) - 1))] for p in PERCENTILES} if values else {}
+
+    @property
+    def risk(self) -> str:
+        """Why the quality of what was skipped is at risk, and what to do, in one sentence; "" where nothing tells that it is."""
+        if self.decibels is not None:
+            if not self.skipped or self.decibels >= VISIBLE:
+                return ""
+            return (
+                f"quality is at risk: the picture is expected at about {self.decibels:.0f} dB of the full run's, and less than "
+                f"{VISIBLE:.0f} can be seen; take a slower preset or compute more steps"
+            )
+        if self.finished and self.skipped > MANY * len(self.evaluations):
+            return (
+                f"quality is at risk: {self.skipped} of {len(self.evaluations)} evaluations were skipped; compare with a full run, "
+                "or take a slower preset"
+            )
+        return ""
+
+    @property
+    def advice(self) -> str:
+        """One sentence for the person who ran it: why quality is at risk, what would have had something skipped, or what is being
+        learned and what comes of it. "" where all is well."""
+        return self.risk or self.hint or (LEARNING if self.learning and not self.finished else "")
 
     def note(self, sentence: str) -> None:
         """Say it once, however often it happens."""
@@ -101,6 +136,7 @@ class Report:
         data["skip_reasons"] = dict(Counter(e.reason for e in self.evaluations if not e.computed))
         data["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
         data["saved"], data["speedup"] = self.saved, self.speedup
+        data["risk"], data["advice"] = self.risk, self.advice
         return {k: _finite(v) for k, v in data.items()}
 
 

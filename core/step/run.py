@@ -10,7 +10,7 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 import torch
 from torch import Tensor
 
-from .choice import GUESS, Choice
+from .choice import GUESS, Choice, decibels
 from .clock import Clock, Grid
 from .fitted import Lessons
 from .gram import Gram
@@ -93,6 +93,7 @@ class Run:
             predictor=predictor.name,
             planned=list(plan.anchors),
             threshold=self._threshold(),
+            learning=learning,
         )
         if self.choice:
             self.report.chosen = self.choice.sentence(method.name, plan.anchors, grid.steps, learning)
@@ -101,6 +102,8 @@ class Run:
         for p in self.policies:
             if isinstance(p, Schedule) and p.plan is plan:
                 self.report.error, self.report.costs = p.error, p.costs
+                if costs and p.error:
+                    self.report.decibels = decibels(p.error, integrator)
         for part in () if learning else (*self.policies, self.indicator):
             if getattr(part, "note", ""):
                 self.report.note(part.note)  # type: ignore[union-attr]
@@ -147,7 +150,10 @@ class Run:
                 self.track.clear()
             clock, chosen = self.clock, self.decision
             value = self.read[0] if self.read else None
-            self.report.evaluations.append(Evaluation(clock.step, clock.sigma, chosen.compute, chosen.reason, value))
+            held, limit = self._held(value)
+            self.report.evaluations.append(
+                Evaluation(clock.step, clock.sigma, chosen.compute, chosen.reason, value, held, limit)
+            )
             if self.laps:
                 self.laps.decided(chosen.compute, self.on_host or value is not None)
             if clock.sigma <= 0:
@@ -263,6 +269,7 @@ class Run:
             and not (self.report.skipped or self.learning)
             and self.clock.grid.falling
         ):
+            self.report.hint = self._remedy()
             self.report.note(self._why_nothing())
         self.report.threshold = self._threshold()
         if self.laps and self.laps.share is not None:
@@ -275,6 +282,13 @@ class Run:
             listener(self.report)
         return self.report
 
+    def _held(self, value: float | None) -> tuple[float | None, float | None]:
+        """What was made of the indicator's value in this evaluation, and what that was held against."""
+        if value is None or not math.isfinite(value):
+            return None, None
+        adaptive = (p.held for p in self.policies if isinstance(p, Accumulating | Thresholding))
+        return next((held for held in adaptive if held), (None, None))
+
     def _threshold(self) -> float | None:
         """What an adaptive policy's indicator is, or was last, held against."""
         return next((p.threshold for p in self.policies if isinstance(p, Accumulating | Thresholding)), None)
@@ -282,11 +296,12 @@ class Run:
     def _why_nothing(self) -> str:
         reasons = Counter(e.reason for e in self.report.evaluations)
         why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-        advice = next(
-            (p.advice() for p in self.policies if isinstance(p, Accumulating | Thresholding | Ratios)), ADVICE
-        )
-        advice = self.choice.advice if self.choice else advice
-        return f"nothing was skipped: every evaluation was computed for {why}; {advice}"
+        return f"nothing was skipped: every evaluation was computed for {why}; {self._remedy()}"
+
+    def _remedy(self) -> str:
+        if self.choice:
+            return self.choice.advice
+        return next((p.advice() for p in self.policies if isinstance(p, Accumulating | Thresholding | Ratios)), ADVICE)
 
 
 ADVICE = "to skip more take a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps"

@@ -3,15 +3,18 @@
 import json
 import math
 
+import numpy as np
 import pytest
 import torch
 
+from skipstone.core.step.choice import tolerance
 from skipstone.core.step.clock import Grid
+from skipstone.core.step.gram import Gram
 from skipstone.core.step.indicators import Moved
 from skipstone.core.step.method import Method
-from skipstone.core.step.policies import Accumulator, Budget, Schedule, Warmup
+from skipstone.core.step.policies import Accumulator, Budget, Schedule, Threshold, Warmup
 from skipstone.core.step.predictors import Linear, Reuse
-from skipstone.core.step.report import Evaluation, Report
+from skipstone.core.step.report import VISIBLE, Evaluation, Report
 from skipstone.core.step.run import Run
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)
@@ -142,6 +145,8 @@ def test_a_run_with_a_nan_in_it_has_a_report_that_is_json():
         "computed": True,
         "reason": "not finite",
         "indicator": None,
+        "held": None,
+        "limit": None,
     }
     assert data["threshold"] == 0.2 and data["percentiles"] and data["skipped"]
     assert "not finite" in data["reasons"] and "not finite" not in data["skip_reasons"]
@@ -158,3 +163,65 @@ def test_a_solved_schedule_reports_its_plan_its_error_and_where_the_costs_are_fr
 def test_a_schedule_that_looked_at_no_costs_claims_no_error():
     data = strict(played(Method("MeanCache", "", (Warmup(2), Schedule(Budget.of(0.5), name="even")), Linear())))
     assert data["error"] is None and data["costs"] == ""
+
+
+def test_nothing_is_advised_where_all_is_well():
+    data = strict(report())
+    assert data["advice"] == data["risk"] == "" and data["learning"] is False
+
+
+def test_a_run_that_skipped_nothing_is_told_what_to_turn():
+    method = Method("EasyCache", "Quality", (Warmup(2), Accumulator(1e-9)), Reuse(), indicator=Moved())
+    data = strict(played(method))
+    assert "raise the threshold" in data["advice"] and data["advice"] in data["notes"][-1]
+    assert data["risk"] == ""
+
+
+@pytest.mark.parametrize(("decibels", "risky"), [(29.4, True), (30.0, False), (45.0, False)])
+def test_quality_is_at_risk_where_the_expected_error_can_be_seen(decibels, risky):
+    filled = report()
+    filled.decibels = decibels
+    assert ("quality is at risk" in filled.advice) is risky
+    assert ("29 dB" in filled.advice) is risky
+
+
+@pytest.mark.parametrize(("computed", "skipped", "risky"), [(13, 37, False), (12, 38, True), (50, 0, False)])
+def test_where_nothing_was_foretold_quality_is_at_risk_when_most_was_skipped(computed, skipped, risky):
+    filled = report(computed, skipped)
+    assert bool(filled.risk) is risky
+    filled.finished = False  # the share is not known before the end
+    assert filled.risk == ""
+
+
+def test_what_is_at_risk_is_said_before_all_else():
+    filled = report()
+    filled.decibels, filled.hint = 20.0, "something else"
+    assert filled.advice == filled.risk != ""
+
+
+def test_a_run_that_learns_says_so_and_then_what_comes_of_it():
+    filled = report(20, 0, steps=20)
+    filled.learning, filled.finished = True, False
+    assert "in full" in filled.advice and "next" in filled.advice
+    filled.finished, filled.hint = True, "learned"
+    assert filled.advice == "learned"
+
+
+def test_decibels_are_expected_only_of_costs_learned_of_the_users_own_model():
+    schedule = Method("MeanCache", "Speed", (Warmup(2), Schedule(Budget.of(0.3))), Linear())
+    assert played(schedule).decibels is None
+    grid = Grid.of([1 - i / 20 for i in range(21)])
+    costs = Gram(grid.times[:-1], np.diag(np.linspace(0.1, 1, 20)))
+    learned = Run(schedule, grid, "euler", costs=costs).report
+    assert tolerance(learned.decibels, "euler") == pytest.approx(learned.error)
+    assert learned.decibels < VISIBLE and "quality" not in learned.advice, "nothing was skipped yet"
+
+
+@pytest.mark.parametrize("policy", [Accumulator(0.1), Threshold(0.0245)])
+def test_what_is_held_against_the_threshold_explains_every_decision_by_it(policy):
+    data = strict(played(Method("EasyCache", "Speed", (Warmup(2), policy), Reuse(), indicator=Moved())))
+    asked = [e for e in data["timeline"] if e["reason"] == "threshold"]
+    assert {e["computed"] for e in asked} == {True, False}
+    for e in asked:
+        assert (e["held"] >= e["limit"]) is e["computed"] and e["held"] >= e["indicator"]
+    assert all(e["held"] is None for e in data["timeline"] if e["indicator"] is None)

@@ -46,6 +46,7 @@ class Accumulating:
     error: float = 0.0
     computed: int = 0
     threshold: float = 0.0
+    held: tuple[float, float] | None = None  # what was last held against a threshold, and that threshold
     smallest: float = math.inf  # of what was held against a threshold, and that threshold
     against: float = field(default=math.nan)
 
@@ -67,6 +68,7 @@ class Accumulating:
         if rule.typical:
             self.threshold = rule.typical * clock.typical
         limit = self.threshold * (rule.early if progress < 0.2 else rule.late if progress > 0.8 else 1.0)
+        self.held = self.error, limit
         if self.error < self.smallest:
             self.smallest, self.against = self.error, limit
         if self.error < limit:

@@ -36,6 +36,7 @@ class Thresholding:
 
     threshold: float
     typical: float = 0.0
+    held: tuple[float, float] | None = None  # what was last held against a threshold, and that threshold
     smallest: float = math.inf  # indicator that was held against a threshold, and that threshold
     against: float = math.nan
 
@@ -47,6 +48,7 @@ class Thresholding:
             return COMPUTE("not finite")
         if self.typical:
             self.threshold = self.typical * clock.typical
+        self.held = value, self.threshold
         if value < self.smallest:
             self.smallest, self.against = value, self.threshold
         return SKIP("threshold") if value < self.threshold else COMPUTE("threshold")
