@@ -217,7 +217,7 @@ def test_decibels_are_expected_only_of_costs_learned_of_the_users_own_model():
     assert learned.decibels < VISIBLE and "quality" not in learned.advice, "nothing was skipped yet"
 
 
-@pytest.mark.parametrize("policy", [Accumulator(0.1), Threshold(0.0245)])
+@pytest.mark.parametrize("policy", [Accumulator(0.1), Threshold(0.0282)])
 def test_what_is_held_against_the_threshold_explains_every_decision_by_it(policy):
     data = strict(played(Method("EasyCache", "Speed", (Warmup(2), policy), Reuse(), indicator=Moved())))
     asked = [e for e in data["timeline"] if e["reason"] == "threshold"]
