@@ -249,11 +249,12 @@ class MemoClear(io.ComfyNode):
     def execute(cls, tier: str = ALL, kind: str = ALL, unused_days: float = 0.0, after: Any = None) -> io.NodeOutput:
         among("tier", tier, TIERS)
         among("kind", kind, KINDS)
-        text, removed = _cleared(tier, kind, unused_days)
+        text, removed = cleared(tier, kind, unused_days)
         return io.NodeOutput(text, removed, after, ui=ui.PreviewText(text))
 
 
-def _cleared(tier: str, kind: str, unused_days: float) -> tuple[str, dict[str, Any]]:
+def cleared(tier: str, kind: str, unused_days: float) -> tuple[str, dict[str, Any]]:
+    """Remove that, of TIERS and KINDS: what was removed, for people and by tier; {} where there is nothing to remove from."""
     memo = opened()
     if memo is None:
         return OFF, {}

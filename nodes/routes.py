@@ -1,0 +1,147 @@
+"""What the pack's own page parts ask the server for. A GET changes nothing; a POST has to be JSON, which no other site's form can send.
+
+No path, no address and no program's option is taken from who asks, and none is told.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from aiohttp import web
+
+from ..core.memo.overview import overview, tried
+from ..patch.memo import opened, standing
+from .memo import KINDS, OFF, TIERS, cleared
+
+log = logging.getLogger(__name__)
+_work = ThreadPoolExecutor(2, "skipstone-routes")  # a disk or a Redis that hangs keeps nobody else waiting
+_WORDS = {kind: word for word, kind in KINDS.items()}
+
+T = TypeVar("T")
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def register() -> bool:
+    """On ComfyUI's server, before it starts to serve; whether there is one."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return False
+    server = getattr(PromptServer, "instance", None)
+    if server is None:
+        return False
+    add(server.routes)
+    return True
+
+
+def add(routes: web.RouteTableDef) -> None:
+    routes.get("/skipstone/memo")(_guarded(_memo))
+    routes.post("/skipstone/memo/clear")(_guarded(_clear))
+    routes.post("/skipstone/memo/test")(_guarded(_test))
+
+
+# the memo
+
+
+async def _memo(request: web.Request) -> web.Response:
+    return web.json_response(await _off_the_loop(_shown))
+
+
+async def _clear(request: web.Request) -> web.Response:
+    asked = await _json(request)
+    tier, kind = _one_of(asked, "tier", TIERS), _one_of(asked, "kind", KINDS)
+    text, removed = await _off_the_loop(cleared, tier, kind, 0.0)
+    if not removed:
+        raise _Refused(text, web.HTTPConflict.status_code)
+    return web.json_response({"text": text, "removed": removed})
+
+
+async def _test(request: web.Request) -> web.Response:
+    await _json(request)  # nothing in it counts
+    ok, text = await _off_the_loop(_tried)
+    return web.json_response({"ok": ok, "text": text})
+
+
+def _shown() -> dict[str, Any]:
+    memo = opened()
+    if memo is None:
+        return {"state": "off", "text": OFF, **standing()}
+    told = overview(memo)
+    there = {tier["name"]: {**tier, "kinds": _named(tier.get("kinds", {}))} for tier in told["tiers"]}
+    return {
+        "state": "on",
+        **told,
+        **standing(),
+        "kinds": _named(told["kinds"]),
+        "tiers": [there.get(name, {"name": name, "state": "off"}) for name in TIERS[1:]],
+    }
+
+
+def _named(by_kind: dict[str, Any]) -> dict[str, Any]:
+    """By the words of Memo Clear, in their order."""
+    order = list(_WORDS)
+    known = sorted((kind for kind in by_kind if kind in _WORDS), key=order.index)
+    return {_WORDS[kind]: by_kind[kind] for kind in known}
+
+
+def _tried() -> tuple[bool, str]:
+    memo = opened()
+    if memo is None:
+        return False, OFF
+    ok, text = tried(memo)
+    if standing()["changed"]:
+        text += " The settings were changed since ComfyUI was started: restart it to use and to test them."
+    return ok, text
+
+
+# what all have in common
+
+
+class _Refused(Exception):
+    """A sentence for who asked, and the status that goes with it."""
+
+    def __init__(self, text: str, status: int = web.HTTPBadRequest.status_code) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def _guarded(handler: Handler) -> Handler:
+    async def answer(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except _Refused as refused:
+            return web.json_response({"error": str(refused)}, status=refused.status)
+        except web.HTTPException:
+            raise
+        except Exception:
+            log.exception("[Skipstone] %s", request.path)
+            return web.json_response({"error": "That failed; ComfyUI's log says why."}, status=500)
+
+    return answer
+
+
+async def _off_the_loop(function: Callable[..., T], *args: Any) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_work, function, *args)
+
+
+async def _json(request: web.Request) -> dict[str, Any]:
+    if request.content_type != "application/json":
+        raise _Refused("Ask with Content-Type: application/json.", web.HTTPUnsupportedMediaType.status_code)
+    try:
+        asked = await request.json()
+    except (ValueError, RecursionError):
+        asked = None
+    if not isinstance(asked, dict):
+        raise _Refused("What is asked has to be a JSON object.")
+    return asked
+
+
+def _one_of(asked: dict[str, Any], name: str, known: Any) -> str:
+    said = asked.get(name)
+    if not isinstance(said, str) or said not in known:
+        raise _Refused(f"{name} has to be one of {', '.join(known)}.")
+    return said
