@@ -78,6 +78,7 @@ class StepCacheAuto(io.ComfyNode):
                     max=8.0,
                     step=0.1,
                     tooltip="Wish 'speed-up': how many times as fast as without the node. 2.0 is twice as fast.",
+                    extra_dict=widgets.shown({"wish": [SPEEDUP]}),
                 ),
                 io.Float.Input(
                     "decibels",
@@ -89,6 +90,7 @@ class StepCacheAuto(io.ComfyNode):
                         "Wish 'at least this dB': how near the picture stays to the one without skipping (PSNR). 30 shows, 40 is hard to "
                         "see, 50 invisible. Higher is nearer and slower."
                     ),
+                    extra_dict=widgets.shown({"wish": [DECIBELS]}),
                 ),
                 io.Combo.Input(
                     "first_run",

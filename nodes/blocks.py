@@ -1,5 +1,4 @@
-"""What the nodes of block-level methods have in common: presets that know models, predictors, and where residuals "
-"are kept."""
+"""What the nodes of block-level methods have in common: presets that know models, units, predictors, and where residuals are kept."""
 
 from __future__ import annotations
 
@@ -8,15 +7,14 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.step.policies import ByModel, Policy, Threshold
+from ..core.step.policies import Accumulator, ByModel, Policy, Threshold
 from ..core.step.predictors import Linear, Predictor, Reuse
 from ..core.step.tables import Network
 from . import widgets
 from .widgets import DEVICES, Guards, among
 
 NEEDS = (
-    "Works inside the model: on the families of models in the README's table. On others it says so; MeanCache, "
-    "Skipstone EasyCache, "
+    "Works inside the model: on the families of models in the README's table. On others it says so; MeanCache, Skipstone EasyCache, "
     "UCache, Spectrum and TaylorSeer work with every model."
 )
 
@@ -25,13 +23,20 @@ NEEDS = (
 LINE, REUSE = "line", "reuse"
 PREDICTORS: dict[str, Predictor] = {LINE: Linear(0.65, "log-SNR"), REUSE: Reuse()}
 PREDICTOR_TIP = (
-    "what a skipped step adds in place of the blocks. line: the line through what they added at the last two "
-    "computed steps, followed "
-    "two thirds of the way; it keeps two residuals of each prompt. reuse: the last one again, as published."
+    "what a skipped step adds in place of the blocks. line: the line through what they added at the last two computed steps, "
+    "followed two thirds of the way; it keeps two residuals of each prompt. reuse: the last one again, as published."
 )
 
 # the first steps decide the picture: with 8 of 50 computed the small Flux is 5 to 10 dB better than with 4
 OWN_GUARDS = Guards(warmup=4, start_percent=0.16, of_steps=True)
+
+RELATIVE, TYPICAL = UNITS = ("relative change", "typical changes")
+UNIT_TIP = (
+    "what the threshold counts. relative change: 0.12 is 12%, and what suits depends on the model. typical changes: 2 is twice as much "
+    "as the run's own changes from step to step, whatever the model."
+)
+# presets have thresholds of their own for models that they know
+SHOWN = "The threshold shown is the one for all others."
 
 FLUX: Network = {"image_model": "flux", "hidden_size": 3072, "vec_in_dim": 768}
 # the thresholds that WaveSpeed's README recommends for 1.5 to 3 times the speed
@@ -48,6 +53,16 @@ def predictor_of(name: str) -> Predictor:
     return PREDICTORS[name]
 
 
+def threshold_of(value: float, unit: str) -> Threshold:
+    among("unit", unit, UNITS)
+    return Threshold(value) if unit == RELATIVE else Threshold(typical=value)
+
+
+def accumulator_of(value: float, unit: str) -> Accumulator:
+    among("unit", unit, UNITS)
+    return Accumulator(value) if unit == RELATIVE else Accumulator(typical=value)
+
+
 def by_model(share: float, typical: float, known: Iterable[tuple[Network, float]] = KNOWN) -> Policy:
     """`share` of a known model's threshold; for every other model `typical` of the run's own typical changes."""
     return ByModel(tuple((network, Threshold(share * value)) for network, value in known), Threshold(typical=typical))
@@ -55,6 +70,19 @@ def by_model(share: float, typical: float, known: Iterable[tuple[Network, float]
 
 def predictor() -> Any:
     return widgets.choice("predictor", PREDICTORS, LINE, PREDICTOR_TIP)
+
+
+def unit_too() -> Any:
+    """The unit, on a node that had none at first: files of that time have no value for it."""
+    return io.Combo.Input(
+        "unit",
+        options=[*UNITS],
+        default=RELATIVE,
+        optional=True,
+        advanced=True,
+        tooltip=f"Custom: {UNIT_TIP}",
+        extra_dict=widgets.custom(),
+    )
 
 
 def common() -> list[Any]:
@@ -65,9 +93,8 @@ def common() -> list[Any]:
         default="auto",
         advanced=True,
         tooltip=(
-            "Where what the blocks added is kept: hundreds of MB for a video. auto keeps it on the GPU while there "
-            "is room, and else in main "
-            "memory; gpu and cpu do as they say."
+            "Where what the blocks added is kept: hundreds of MB for a video. auto keeps it on the GPU while there is room, and "
+            "else in main memory; gpu and cpu do as they say."
         ),
     )
     return [device, widgets.common()[-1]]

@@ -11,7 +11,7 @@ from ..core.step.method import Kept, Method
 from ..core.step.policies import Accumulator
 from ..core.step.predictors import Auto, Linear, Predictor, Reuse
 from . import widgets
-from .widgets import CUSTOM, Guards, among
+from .widgets import Guards, among
 
 # thresholds; measured on the small NextDiT and UNet, 50 steps, euler (`make bench-quality`)
 EASY_PRESETS = {"Quality": 0.025, "Balanced": 0.05, "Speed": 0.12, "Turbo": 0.2}
@@ -22,10 +22,32 @@ OWN_GUARDS = Guards(warmup=4)
 PUBLISHED_GUARDS = Guards(warmup=10)
 CORE_GUARDS = Guards(warmup=0, start_percent=0.15, end_percent=0.95)
 
+EASY: dict[str, widgets.Values] = {
+    **{
+        name: {"threshold": value, "reference": REFERENCES[1], "predictor": "auto", **OWN_GUARDS.values()}
+        for name, value in EASY_PRESETS.items()
+    },
+    PUBLISHED: {
+        "threshold": 0.05,
+        "reference": REFERENCES[0],
+        "predictor": "residual",
+        **PUBLISHED_GUARDS.values(),
+    },
+    CORE: {"threshold": 0.2, "reference": REFERENCES[1], "predictor": "residual", **CORE_GUARDS.values()},
+}
+
 U_PRESETS = {"Quality": 0.3, "Balanced": 0.5, "Speed": 1.0, "Turbo": 2.0}
 U_OWN_GUARDS = Guards(warmup=4, of_steps=True)
 U_GUARDS = Guards(warmup=0, start_percent=0.15, end_percent=0.95, of_steps=True)
 U_PUBLISHED = "as in stable-diffusion.cpp"
+U_SCALE = {"decay": 1.0, "relative": True, "reset": True}
+U: dict[str, widgets.Values] = {
+    **{
+        name: {"threshold": value, **U_SCALE, "predictor": "auto", **U_OWN_GUARDS.values(of_steps=True)}
+        for name, value in U_PRESETS.items()
+    },
+    U_PUBLISHED: {"threshold": 1.0, **U_SCALE, "predictor": "residual", **U_GUARDS.values(of_steps=True)},
+}
 
 
 # Where the next computed step is not known beforehand a correction comes too late. Lines in log-SNR were best on the small
@@ -38,6 +60,7 @@ def _predicted(name: str) -> tuple[Predictor | Auto, Kept]:
     return (LINES, "auto") if name == "auto" else (Reuse(), "residual")
 
 
+@widgets.presets(EASY)
 def easycache_of(
     preset: str = "Balanced",
     threshold: float = 0.05,
@@ -51,16 +74,8 @@ def easycache_of(
     step_mask: object = None,
 ) -> Method:
     """EasyCache (arXiv 2507.02860) as data. Raises ValueError for a value out of its range, saying which range that is."""
-    among("preset", preset, (*EASY_PRESETS, PUBLISHED, CORE, CUSTOM))
     among("reference", reference, REFERENCES)
-    if preset in EASY_PRESETS:
-        threshold, reference, predictor, guards = EASY_PRESETS[preset], REFERENCES[1], "auto", OWN_GUARDS
-    elif preset == PUBLISHED:
-        threshold, reference, predictor, guards = 0.05, REFERENCES[0], "residual", PUBLISHED_GUARDS
-    elif preset == CORE:
-        threshold, reference, predictor, guards = 0.2, REFERENCES[1], "residual", CORE_GUARDS
-    else:
-        guards = Guards(warmup, start_percent, end_percent, max_skips)
+    guards = Guards(warmup, start_percent, end_percent, max_skips)
     predicted, keeps = _predicted(predictor)
     return Method(
         "EasyCache",
@@ -73,6 +88,7 @@ def easycache_of(
     )
 
 
+@widgets.presets(U)
 def ucache_of(
     preset: str = "Balanced",
     threshold: float = 1.0,
@@ -88,15 +104,9 @@ def ucache_of(
     step_mask: object = None,
 ) -> Method:
     """UCache (stable-diffusion.cpp, docs/caching.md) as data. Raises ValueError for a value out of its range."""
-    among("preset", preset, (*U_PRESETS, U_PUBLISHED, CUSTOM))
-    if preset == CUSTOM:
-        guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
-        if not 0 <= decay <= 1:
-            raise ValueError(f"decay is a factor from 0 to 1, not {decay}")
-    else:
-        decay, relative, reset = 1.0, True, True
-        own = preset in U_PRESETS
-        threshold, predictor, guards = (U_PRESETS[preset], "auto", U_OWN_GUARDS) if own else (1.0, "residual", U_GUARDS)
+    guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
+    if not 0 <= decay <= 1:
+        raise ValueError(f"decay is a factor from 0 to 1, not {decay}")
     predicted, keeps = _predicted(predictor)
     return Method(
         "UCache",
@@ -132,11 +142,10 @@ class EasyCache(io.ComfyNode):
             inputs=[
                 widgets.model(),
                 widgets.preset(
-                    [*EASY_PRESETS, PUBLISHED, CORE],
+                    EASY,
                     "Balanced",
                     "How much to skip. 'as published': the paper's own values and prediction. 'as in ComfyUI': those of "
-                    "ComfyUI's EasyCache node; on our small NextDiT and UNet plain sampling with as many steps is better. "
-                    "Custom uses the values below.",
+                    "ComfyUI's EasyCache node; on our small NextDiT and UNet plain sampling with as many steps is better.",
                 ),
                 widgets.number(
                     "threshold",
@@ -144,6 +153,7 @@ class EasyCache(io.ComfyNode):
                     0.0,
                     3.0,
                     "how much change of the output may add up before a step is computed. 0.05 is 5%.",
+                    0.005,
                 ),
                 widgets.choice(
                     "reference",
@@ -181,10 +191,9 @@ class UCache(io.ComfyNode):
             inputs=[
                 widgets.model(),
                 widgets.preset(
-                    [*U_PRESETS, U_PUBLISHED],
+                    U,
                     "Balanced",
-                    "How much to skip. 'as in stable-diffusion.cpp': its defaults and prediction. "
-                    "Custom uses the values below.",
+                    "How much to skip. 'as in stable-diffusion.cpp': its defaults and prediction.",
                 ),
                 widgets.number("threshold", 1.0, 0.0, 100.0, "how much change may add up before a step is computed."),
                 widgets.number("decay", 1.0, 0.0, 1.0, "what is kept of the added-up change from step to step."),
@@ -193,12 +202,14 @@ class UCache(io.ComfyNode):
                     default=True,
                     advanced=True,
                     tooltip="Custom: measure changes against the output's size and its usual change.",
+                    extra_dict=widgets.custom(),
                 ),
                 io.Boolean.Input(
                     "reset",
                     default=True,
                     advanced=True,
                     tooltip="Custom: begin again at 0 after a computed step. Off is more careful; advised for ancestral samplers.",
+                    extra_dict=widgets.custom(),
                 ),
                 widgets.choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
                 *widgets.guards(U_GUARDS),

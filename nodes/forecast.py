@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, cast, get_args
 
 from comfy_api.latest import io
@@ -13,41 +12,69 @@ from ..core.step.policies import Interval
 from ..core.step.predictors import Spectrum as Forecast
 from ..core.step.predictors import Taylor
 from . import widgets
-from .widgets import CUSTOM, Guards, among
+from .widgets import Guards, among
 
 KEEPS = ("auto", "velocity", "denoised")
 COORDINATES = get_args(Coordinate)
 
 
-@dataclass(frozen=True)
-class SpectrumValues:
-    w: float = 1.0
-    m: int = 4
-    lam: float = 0.1
-    window: float = 2.0
-    flex: float = 0.75
-    warmup: int = 5
-    stop: float = 1.0
-    half_line: bool = False
-    keep: int = 100
-    predict: str = "auto"
-    coordinate: str = "index"
-
-
 PAPER, SDCPP = "paper", "stable-diffusion.cpp"
-SPECTRUM_PRESETS = {
-    "Quality": SpectrumValues(w=0.25, flex=0.0),
-    "Balanced": SpectrumValues(w=0.25, flex=0.15),
-    "Speed": SpectrumValues(w=0.25, flex=0.5),
-    "Turbo": SpectrumValues(w=0.25, flex=1.2),
-    PAPER: SpectrumValues(),
-    SDCPP: SpectrumValues(0.4, 3, 1.0, 2, 0.5, 4, 0.9, half_line=True, keep=6, predict="denoised"),
+PAPERS: widgets.Values = {
+    "w": 1.0,
+    "m": 4,
+    "lam": 0.1,
+    "window": 2.0,
+    "flex": 0.75,
+    "warmup": 5,
+    "stop": 1.0,
+    "predict": "auto",
+    "coordinate": "index",
+    "max_skips": 0,
+}
+SPECTRUM_PRESETS: dict[str, widgets.Values] = {
+    "Quality": {**PAPERS, "w": 0.25, "flex": 0.0},
+    "Balanced": {**PAPERS, "w": 0.25, "flex": 0.15},
+    "Speed": {**PAPERS, "w": 0.25, "flex": 0.5},
+    "Turbo": {**PAPERS, "w": 0.25, "flex": 1.2},
+    PAPER: PAPERS,
+    SDCPP: {
+        **PAPERS,
+        "w": 0.4,
+        "m": 3,
+        "lam": 1.0,
+        "flex": 0.5,
+        "warmup": 4,
+        "stop": 0.9,
+        "predict": "denoised",
+    },
 }
 TAYLOR_PRESETS = {"Quality": (2, 1), "Balanced": (3, 1), "Speed": (4, 1), "Turbo": (5, 1)}
 TAYLOR_PUBLISHED = "as published"
+TAYLOR: dict[str, widgets.Values] = {
+    **{
+        name: {
+            "order": order,
+            "interval": interval,
+            "coordinate": "log-SNR",
+            "published": False,
+            "predict": "velocity",
+            **Guards(warmup=4).values(),
+        }
+        for name, (interval, order) in TAYLOR_PRESETS.items()
+    },
+    TAYLOR_PUBLISHED: {
+        "order": 1,
+        "interval": 6,
+        "coordinate": "index",
+        "published": True,
+        "predict": "velocity",
+        **Guards(warmup=3).values(),
+    },
+}
 LEVELS = ("output", "blocks")
 
 
+@widgets.presets(SPECTRUM_PRESETS)
 def spectrum_of(
     preset: str = "Balanced",
     w: float = 1.0,
@@ -64,25 +91,24 @@ def spectrum_of(
     step_mask: object = None,
 ) -> Method:
     """Spectrum (arXiv 2603.01623) as data. Raises ValueError for a value out of its range, saying which range that is."""
-    among("preset", preset, (*SPECTRUM_PRESETS, CUSTOM))
     among("predict", predict, KEEPS)
     among("coordinate", coordinate, COORDINATES)
-    if preset == CUSTOM and not 0 <= stop <= 1:
+    if not 0 <= stop <= 1:
         raise ValueError(f"stop is a share of the steps, from 0 to 1, not {stop}")
-    v = SPECTRUM_PRESETS.get(preset) or SpectrumValues(
-        w, m, lam, window, flex, warmup, stop, predict=predict, coordinate=coordinate
-    )
-    guards = Guards(warmup=v.warmup, max_skips=max_skips if preset == CUSTOM else 0)
+    guards = Guards(warmup=warmup, max_skips=max_skips)
+    # what no widget says of stable-diffusion.cpp: it fits to the last 6 outputs, and follows its line half the way
+    keep, half_line = (6, True) if preset == SDCPP else (100, False)
     return Method(
         "Spectrum",
         preset,
-        (*guards.policies(step_mask), Interval(v.warmup, v.window, v.flex, v.stop)),
-        Forecast(v.w, v.m, v.lam, v.keep, v.half_line, cast(Coordinate, v.coordinate)),
+        (*guards.policies(step_mask), Interval(warmup, window, flex, stop)),
+        Forecast(w, m, lam, keep, half_line, cast(Coordinate, coordinate)),
         history_device=widgets.device(history_device),
-        keeps=cast(Kept, v.predict),
+        keeps=cast(Kept, predict),
     )
 
 
+@widgets.presets(TAYLOR)
 def taylorseer_of(
     preset: str = "Balanced",
     order: int = 1,
@@ -100,17 +126,10 @@ def taylorseer_of(
 ) -> Method:
     """TaylorSeer (arXiv 2503.06923) on the whole model's output, or on what its blocks add, as data. Raises ValueError for a value out
     of its range."""
-    among("preset", preset, (*TAYLOR_PRESETS, TAYLOR_PUBLISHED, CUSTOM))
     among("coordinate", coordinate, COORDINATES)
     among("predict", predict, KEEPS)
     among("level", level, LEVELS)
-    if preset in TAYLOR_PRESETS:
-        interval, order = TAYLOR_PRESETS[preset]
-        coordinate, published, predict, guards = "log-SNR", False, "velocity", Guards(warmup=4)
-    elif preset == TAYLOR_PUBLISHED:
-        interval, order, coordinate, published, predict, guards = 6, 1, "index", True, "velocity", Guards(warmup=3)
-    else:
-        guards = Guards(warmup, start_percent, end_percent, max_skips)
+    guards = Guards(warmup, start_percent, end_percent, max_skips)
     return Method(
         "TaylorSeer",
         preset,
@@ -156,7 +175,7 @@ class Spectrum(io.ComfyNode):
                     SPECTRUM_PRESETS,
                     "Balanced",
                     "How much to skip. 'paper' and 'stable-diffusion.cpp' have the values of those; on our small NextDiT plain "
-                    "sampling with as many steps is better than they are. Custom uses the values below.",
+                    "sampling with as many steps is better than they are.",
                 ),
                 widgets.number(
                     "w",
@@ -209,10 +228,10 @@ class TaylorSeer(io.ComfyNode):
             inputs=[
                 widgets.model(),
                 widgets.preset(
-                    [*TAYLOR_PRESETS, TAYLOR_PUBLISHED],
+                    TAYLOR,
                     "Balanced",
                     "How much to skip: one step of 2, 3, 4 or 5 is computed. 'as published' has the paper's values and formula; on our "
-                    "small NextDiT plain sampling with as many steps is better than it is. Custom uses the values below.",
+                    "small NextDiT plain sampling with as many steps is better than it is.",
                 ),
                 widgets.count("order", 1, 0, 3, "the degree of the polynomial. 0 is plain reuse."),
                 widgets.count("interval", 3, 1, 100, "one step of so many is computed."),
@@ -222,8 +241,9 @@ class TaylorSeer(io.ComfyNode):
                     default=False,
                     advanced=True,
                     tooltip="Custom: the recursion of the reference code instead of divided differences; they differ from order 2 on.",
+                    extra_dict=widgets.custom({"order": [2, 3]}),
                 ),
-                widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
+                widgets.choice("predict", KEEPS, "auto", PREDICT_TIP, where={"level": [LEVELS[0]]}),
                 *widgets.guards(Guards(warmup=4)),
                 *widgets.common(),
                 io.Combo.Input(

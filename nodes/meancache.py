@@ -16,13 +16,25 @@ from .widgets import CUSTOM, Guards, among
 
 # Share of the steps that is computed at most, by the number of steps. A run of few steps has fewer to spare: there the
 # shares are what the demo's Flux needs for about the quality that the preset has at 50 steps (`make bench-presets`).
-PRESETS = {
+CURVES = {
     "Quality": Budget(((4, 1.0), (8, 0.88), (12, 0.76), (20, 0.66), (50, 0.60))),
     "Balanced": Budget(((4, 1.0), (8, 0.76), (12, 0.67), (20, 0.56), (50, 0.45))),
     "Speed": Budget(((4, 1.0), (8, 0.76), (12, 0.59), (20, 0.46), (50, 0.33))),
     "Turbo": Budget(((4, 1.0), (8, 0.63), (12, 0.51), (20, 0.41), (50, 0.26))),
 }
 SOLVED = "PSSP"
+PRESETS: dict[str, widgets.Values] = {
+    name: {
+        "budget": curve.share(widgets.TYPICAL_STEPS),
+        "schedule": SOLVED,
+        "predictor": "auto",
+        "gamma": 2.0,
+        "max_error": 0.0,
+        **Guards().values(),
+    }
+    for name, curve in CURVES.items()
+}
+AVERAGES = ("average velocity (paper)", "average velocity (released)")
 CALIBRATIONS = ("auto", "record", "default", "off")
 
 
@@ -30,14 +42,15 @@ def predictor_of(name: str, span: int) -> Predictor | Auto:
     known: dict[str, Predictor | Auto] = {
         "auto": Auto(),
         "linear": Linear(),
-        "average velocity (paper)": JVP(span),
-        "average velocity (released)": RecursiveJVP(span),
+        AVERAGES[0]: JVP(span),
+        AVERAGES[1]: RecursiveJVP(span),
         "reuse": Reuse(),
     }
     among("predictor", name, known)
     return known[name]
 
 
+@widgets.presets(PRESETS)
 def method_of(
     preset: str = "Balanced",
     budget: float = 0.45,
@@ -54,18 +67,16 @@ def method_of(
     max_error: float = 0.0,
     step_mask: object = None,
 ) -> Method:
-    """MeanCache as data. A preset sets everything but calibration, mask and the history's device; Custom takes the other values.
+    """MeanCache as data. A preset stands for all values but span, calibration, mask and the history's device, and its budget
+    depends on the number of steps.
 
     calibration: "auto" uses costs recorded of the user's own model, and records them where there are none; "record" computes in
     full and adds to them; "default" takes those shipped; "off" looks at no costs and spaces the steps evenly. Raises
     ValueError for a value out of its range, saying which range that is.
     """
-    among("preset", preset, (*PRESETS, CUSTOM))
     among("calibration", calibration, CALIBRATIONS)
-    if preset == CUSTOM:
-        budgets, guards = Budget.of(budget), Guards(warmup, start_percent, end_percent, max_skips)
-    else:
-        budgets, schedule, predictor, gamma, max_error, guards = PRESETS[preset], SOLVED, "auto", 2.0, 0.0, Guards()
+    budgets = CURVES.get(preset) or Budget.of(budget)
+    guards = Guards(warmup, start_percent, end_percent, max_skips)
     if span < 1:
         raise ValueError(f"span is a number of steps, at least 1, not {span}")
     name = schedule if schedule != SOLVED else EVEN if calibration == "off" else ""
@@ -103,10 +114,15 @@ class MeanCache(io.ComfyNode):
                     PRESETS,
                     "Balanced",
                     "How much to skip. At 50 steps Quality computes 60% of them, Balanced 45%, Speed 33%, Turbo 26%; with "
-                    "fewer steps, more, and below 5 all. Custom uses the values below.",
+                    "fewer steps, more, and below 5 all. The budget shown is the one for 50 steps.",
                 ),
                 widgets.number(
-                    "budget", 0.45, 0.01, 1.0, "the share of the steps that is computed. 0.45 of 50 steps is 22."
+                    "budget",
+                    0.45,
+                    0.01,
+                    1.0,
+                    "the share of the steps that is computed. 0.45 of 50 steps is 22.",
+                    where={"schedule": [SOLVED], "max_error": [0]},
                 ),
                 widgets.choice(
                     "schedule",
@@ -117,7 +133,7 @@ class MeanCache(io.ComfyNode):
                 ),
                 widgets.choice(
                     "predictor",
-                    ["auto", "linear", "average velocity (paper)", "average velocity (released)", "reuse"],
+                    ["auto", "linear", *AVERAGES, "reuse"],
                     "auto",
                     "what a skipped step returns. auto suits the sampler: for euler, extrapolation from the last two computed "
                     "steps whose error is corrected at the next; for others, plain linear extrapolation.",
@@ -129,8 +145,16 @@ class MeanCache(io.ComfyNode):
                     16.0,
                     "PSSP's exponent on edge costs. Higher avoids single large errors, 1 minimises their sum.",
                     0.1,
+                    where={"schedule": [SOLVED]},
                 ),
-                widgets.count("span", 3, 1, 8, "K, how many steps back the average velocity looks. 1 is plain reuse."),
+                widgets.count(
+                    "span",
+                    3,
+                    1,
+                    8,
+                    "K, how many steps back the average velocity looks. 1 is plain reuse.",
+                    where={"predictor": AVERAGES},
+                ),
                 *widgets.guards(Guards()),
                 *widgets.common(),
                 io.Combo.Input(
@@ -144,6 +168,7 @@ class MeanCache(io.ComfyNode):
                         "sampler, steps, CFG, size) is computed in full to learn them. record: always in full, adds to what is "
                         "kept. default: the ones shipped, skips at once. off: none, steps are evenly spaced."
                     ),
+                    extra_dict=widgets.shown({"schedule": [SOLVED]}),
                 ),
                 io.Float.Input(
                     "max_error",
@@ -157,6 +182,7 @@ class MeanCache(io.ComfyNode):
                         "Custom: above 0, compute as few steps as keep the predicted error below this share of the picture's "
                         "whole way, instead of a budget. 0.01 is careful."
                     ),
+                    extra_dict=widgets.custom({"schedule": [SOLVED]}),
                 ),
             ],
             outputs=[io.Model.Output()],

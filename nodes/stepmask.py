@@ -63,15 +63,22 @@ class StepMaskNode(io.ComfyNode):
                     ),
                 ),
                 io.String.Input(
-                    "mask", default="1,1,1,1,0,1,0,1", tooltip="For source mask: 1 computes a step, 0 may skip it."
+                    "mask",
+                    default="1,1,1,1,0,1,0,1",
+                    tooltip="For source mask: 1 computes a step, 0 may skip it.",
+                    extra_dict=widgets.shown({"source": [TEXT]}),
                 ),
                 io.String.Input(
                     "compute_bins",
                     default="4,1,1",
                     tooltip="For source bins: runs of computed steps, in turn with cache_bins.",
+                    extra_dict=widgets.shown({"source": [BINS]}),
                 ),
                 io.String.Input(
-                    "cache_bins", default="1,2", tooltip="For source bins: runs of skipped steps between them."
+                    "cache_bins",
+                    default="1,2",
+                    tooltip="For source bins: runs of skipped steps between them.",
+                    extra_dict=widgets.shown({"source": [BINS]}),
                 ),
                 io.Combo.Input(
                     "policy",

@@ -1,5 +1,4 @@
-"""TeaCache, MagCache and DiCache: skip the blocks while the change that is foretold for them has not added up to "
-"much."""
+"""TeaCache, MagCache and DiCache: skip the blocks while the change that is foretold for them has not added up to much."""
 
 from __future__ import annotations
 
@@ -14,7 +13,7 @@ from ..core.step.predictors import ProbeAligned
 from ..core.step.probes import Modulated, Probed
 from ..core.step.tables import AUTO, MAGCACHE, MEASURED, TEACACHE, Row, names, rows
 from . import blocks, widgets
-from .blocks import LINE, OWN_GUARDS, REUSE
+from .blocks import LINE, OWN_GUARDS, RELATIVE, REUSE, TYPICAL
 from .widgets import CUSTOM, Guards, among
 
 PUBLISHED = "as published"
@@ -29,11 +28,28 @@ def _recommended(file: str) -> Iterator[Row]:
 TEA_LEVELS = {"Quality": (0.5, 1.2), "Balanced": (0.75, 2.2), "Speed": (1.0, 3.2), "Turbo": (1.5, 5.2)}
 
 
+def _tea(typical: float, predictor: str, guards: Guards) -> widgets.Values:
+    return {
+        "threshold": typical,
+        "unit": TYPICAL,
+        "polynomial": AUTO,
+        "predictor": predictor,
+        **guards.values(of_steps=True),
+    }
+
+
+TEA: dict[str, widgets.Values] = {
+    **{name: _tea(typical, LINE, OWN_GUARDS) for name, (_, typical) in TEA_LEVELS.items()},
+    PUBLISHED: _tea(TEA_LEVELS["Speed"][1], REUSE, Guards(warmup=1, of_steps=True)),
+}
+
+
 def _tea_rule(share: float, otherwise: float) -> Policy:
     cases = tuple((row.network, Accumulator(share * row.data["threshold"])) for row in _recommended(TEACACHE))
     return ByModel(cases, Accumulator(typical=otherwise))
 
 
+@widgets.presets(TEA)
 def teacache_of(
     preset: str = "Balanced",
     threshold: float = 0.4,
@@ -45,18 +61,13 @@ def teacache_of(
     max_skips: int = 0,
     cache_device: str = "auto",
     step_mask: object = None,
+    unit: str = RELATIVE,
 ) -> Method:
-    """TeaCache (arXiv 2411.19108) as data. Raises ValueError for a value out of its range, saying which range that "
-    "is."""
-    among("preset", preset, (*TEA_LEVELS, PUBLISHED, CUSTOM))
-    rule: Policy
-    if preset in TEA_LEVELS:
-        rule, polynomial, predictor, guards = _tea_rule(*TEA_LEVELS[preset]), AUTO, LINE, OWN_GUARDS
-    elif preset == PUBLISHED:
-        rule, polynomial, predictor = _tea_rule(1.0, TEA_LEVELS["Speed"][1]), AUTO, REUSE
-        guards = Guards(warmup=1, of_steps=True)
-    else:
-        rule, guards = Accumulator(threshold), Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
+    """TeaCache (arXiv 2411.19108) as data. Raises ValueError for a value out of its range, saying which range that is."""
+    rule: Policy = blocks.accumulator_of(threshold, unit)
+    if preset != CUSTOM:
+        rule = _tea_rule(TEA_LEVELS[preset][0] if preset in TEA_LEVELS else 1.0, threshold)
+    guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
     return Method(
         "TeaCache",
         preset,
@@ -74,25 +85,47 @@ def teacache_of(
 MAG_LEVELS = {"Quality": (0.25, 1, 2.0), "Balanced": (0.25, 2, 4.5), "Speed": (0.5, 3, 9.0), "Turbo": (1.0, 5, 22.0)}
 
 
-def _mag_rule(share: float, most: int, otherwise: float) -> Policy:
+MAG: dict[str, widgets.Values] = {
+    **{
+        name: {
+            "threshold": typical,
+            "unit": TYPICAL,
+            "ratios": AUTO,
+            "predictor": LINE,
+            **Guards(4, start_percent=0.16, max_skips=most, of_steps=True).values(of_steps=True),
+        }
+        for name, (_, most, typical) in MAG_LEVELS.items()
+    },
+    PUBLISHED: {
+        "threshold": 0.06,
+        "unit": RELATIVE,
+        "ratios": AUTO,
+        "predictor": REUSE,
+        **Guards(1, start_percent=0.2, max_skips=2, of_steps=True).values(of_steps=True),
+    },
+}
+
+
+def _mag_rule(share: float, retention: float, most: int, otherwise: float) -> Policy:
     cases = tuple(
         (
             row.network,
-            Ratios(share * row.data["threshold"], max(row.data["retention"], 0.16), min(most, row.data["most"])),
+            Ratios(share * row.data["threshold"], max(row.data["retention"], retention), min(most, row.data["most"])),
         )
         for row in _recommended(MAGCACHE)
     )
-    return ByModel(cases, Ratios(0.0, 0.16, most, typical=otherwise))
+    return ByModel(cases, Ratios(0.0, retention, most, typical=otherwise))
 
 
-def _mag_published() -> Policy:
+def _mag_published(error: float, retention: float, most: int) -> Policy:
     cases = tuple(
         (row.network, Ratios(row.data["threshold"], row.data["retention"], row.data["most"]))
         for row in _recommended(MAGCACHE)
     )
-    return ByModel(cases, Ratios(0.06, 0.2, 2))
+    return ByModel(cases, Ratios(error, retention, most))
 
 
+@widgets.presets(MAG)
 def magcache_of(
     preset: str = "Balanced",
     threshold: float = 0.06,
@@ -104,18 +137,19 @@ def magcache_of(
     max_skips: int = 2,
     cache_device: str = "auto",
     step_mask: object = None,
+    unit: str = RELATIVE,
 ) -> Method:
     """MagCache (Ma et al., NeurIPS 2025) as data: retention_ratio is start_percent, and K max_skips. Raises ValueError for a value
     out of its range, saying which range that is."""
-    among("preset", preset, (*MAG_LEVELS, PUBLISHED, CUSTOM))
-    guards, rule = Guards(warmup=4), _mag_rule(*MAG_LEVELS.get(preset, MAG_LEVELS["Balanced"]))
-    if preset == PUBLISHED:
-        guards, rule, predictor = Guards(warmup=1), _mag_published(), REUSE
-    elif preset == CUSTOM:
+    among("unit", unit, blocks.UNITS)
+    guards = Guards(warmup)  # of a preset: the rest of them is the rule's, where the model may have its own
+    if preset == CUSTOM:
         guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
-        rule = Ratios(threshold, table=ratios)
+        rule: Policy = Ratios(threshold, table=ratios) if unit == RELATIVE else Ratios(table=ratios, typical=threshold)
+    elif preset == PUBLISHED:
+        rule = _mag_published(threshold, start_percent, max_skips)
     else:
-        predictor = LINE
+        rule = _mag_rule(MAG_LEVELS[preset][0], start_percent, max_skips, threshold)
     return Method(
         "MagCache",
         preset,
@@ -131,6 +165,18 @@ ERRORS = {"change": "dy", "change beyond the input's": "dy-dx"}
 DI_LEVELS = {"Quality": 1.2, "Balanced": 2.2, "Speed": 3.2, "Turbo": 5.2}  # typical changes that may add up
 
 
+def _di(threshold: float, unit: str, guards: Guards) -> widgets.Values:
+    given = {"threshold": threshold, "unit": unit, "error": "change", "probe": 1, "most_ratio": 1.5}
+    return {**given, **guards.values(of_steps=True)}
+
+
+DI: dict[str, widgets.Values] = {
+    **{name: _di(typical, TYPICAL, OWN_GUARDS) for name, typical in DI_LEVELS.items()},
+    PUBLISHED: _di(0.1, RELATIVE, Guards(warmup=1, start_percent=0.2, of_steps=True)),
+}
+
+
+@widgets.presets(DI)
 def dicache_of(
     preset: str = "Balanced",
     threshold: float = 0.1,
@@ -143,26 +189,18 @@ def dicache_of(
     max_skips: int = 0,
     cache_device: str = "auto",
     step_mask: object = None,
+    unit: str = RELATIVE,
 ) -> Method:
     """DiCache (ICLR 2026) as data. Raises ValueError for a value out of its range, saying which range that is."""
-    among("preset", preset, (*DI_LEVELS, PUBLISHED, CUSTOM))
     among("error", error, ERRORS)
-    rule: Policy
-    if preset in DI_LEVELS:
-        rule, error, probe, most_ratio = Accumulator(typical=DI_LEVELS[preset]), "change", 1, 1.5
-        guards = OWN_GUARDS
-    elif preset == PUBLISHED:
-        rule = ByModel(
-            ((blocks.FLUX, Accumulator(0.4)), ({"image_model": "wan2.1"}, Accumulator(0.08))), Accumulator(0.1)
-        )
-        error, probe, most_ratio, guards = "change", 1, 1.5, Guards(warmup=1, start_percent=0.2, of_steps=True)
-    else:
-        rule = Accumulator(threshold)
-        guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
-        if probe < 1:
-            raise ValueError(f"the probe is the first blocks, at least 1 of them, not {probe}")
-        if not 1 <= most_ratio <= 4:
-            raise ValueError(f"most_ratio is a factor from 1 (reuse) to 4, not {most_ratio}")
+    rule: Policy = blocks.accumulator_of(threshold, unit)
+    if preset == PUBLISHED:
+        rule = ByModel(((blocks.FLUX, Accumulator(0.4)), ({"image_model": "wan2.1"}, Accumulator(0.08))), rule)
+    guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
+    if probe < 1:
+        raise ValueError(f"the probe is the first blocks, at least 1 of them, not {probe}")
+    if not 1 <= most_ratio <= 4:
+        raise ValueError(f"most_ratio is a factor from 1 (reuse) to 4, not {most_ratio}")
     kind: Literal["dy", "dy-dx"] = ERRORS[error]  # type: ignore[assignment]
     return Method(
         "DiCache",
@@ -185,40 +223,37 @@ class TeaCache(io.ComfyNode):
             display_name="TeaCache",
             category=widgets.CATEGORY,
             description=(
-                "Makes sampling faster: skips the model's blocks while the change of their output that the modulated "
-                "input's change foretells "
-                f"has not added up to the threshold (TeaCache). For a model without a published polynomial {LEARNS}. "
+                "Makes sampling faster: skips the model's blocks while the change of their output that the modulated input's "
+                f"change foretells has not added up to the threshold (TeaCache). For a model without a published polynomial {LEARNS}. "
                 f"{blocks.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "teacache", "timestep embedding aware cache"],
             inputs=[
                 widgets.model(),
                 widgets.preset(
-                    [*TEA_LEVELS, PUBLISHED],
+                    TEA,
                     "Balanced",
-                    "How much to skip: 0.5, 0.75, 1 or 1.5 times the threshold that is recommended for the model. "
-                    "'as published': that threshold, "
-                    "plain reuse, and no warmup. Custom uses the values below.",
+                    "How much to skip: 0.5, 0.75, 1 or 1.5 times the threshold that is recommended for the model. 'as published': "
+                    f"that threshold, plain reuse, and no warmup. {blocks.SHOWN}",
                 ),
                 widgets.number(
                     "threshold",
                     0.4,
                     0.0,
                     10.0,
-                    "how much change of the output may add up before a step is computed. What suits depends on the "
-                    "model.",
+                    "how much change of the output may add up before a step is computed. What suits depends on the model.",
                 ),
                 widgets.choice(
                     "polynomial",
                     [AUTO, MEASURED, *names(TEACACHE)],
                     AUTO,
-                    "what the input's change foretells. auto: the published one for the model, or else as measured. "
-                    "measured: fitted to a full run "
-                    f"of your model; {LEARNS}.",
+                    "what the input's change foretells. auto: the published one for the model, or else as measured. measured: "
+                    f"fitted to a full run of your model; {LEARNS}.",
                 ),
                 blocks.predictor(),
                 *widgets.guards(Guards(warmup=1, of_steps=True)),
                 *blocks.common(),
+                blocks.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -239,40 +274,37 @@ class MagCache(io.ComfyNode):
             display_name="MagCache",
             category=widgets.CATEGORY,
             description=(
-                "Makes sampling faster: skips the model's blocks where the size of what they add is known to change "
-                "little. The steps are known "
-                "before the run, and nothing is measured in it (MagCache). For a model without published ratios "
+                "Makes sampling faster: skips the model's blocks where the size of what they add is known to change little. "
+                "The steps are known before the run, and nothing is measured in it (MagCache). For a model without published ratios "
                 f"{LEARNS}. {blocks.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "magcache", "magnitude aware cache"],
             inputs=[
                 widgets.model(),
                 widgets.preset(
-                    [*MAG_LEVELS, PUBLISHED],
+                    MAG,
                     "Balanced",
-                    "How much to skip. 'as published': the values that its authors recommend for the model, and "
-                    "plain reuse. Custom uses the "
-                    "values below.",
+                    "How much to skip. 'as published': the values that its authors recommend for the model, and plain reuse. "
+                    f"Models that values are recommended for have their own. {blocks.SHOWN}",
                 ),
                 widgets.number(
                     "threshold",
                     0.06,
                     0.0,
-                    10.0,
-                    "how much error may add up before a step is computed: |1 - size over that at the last computed "
-                    "step|.",
+                    100.0,
+                    "how much error may add up before a step is computed: |1 - size over that at the last computed step|.",
                 ),
                 widgets.choice(
                     "ratios",
                     [AUTO, MEASURED, *names(MAGCACHE)],
                     AUTO,
-                    "how the size changes from step to step. auto: as published for the model, or else as measured. "
-                    "measured: in a full run of your "
-                    f"model; {LEARNS}.",
+                    "how the size changes from step to step. auto: as published for the model, or else as measured. measured: in a "
+                    f"full run of your model; {LEARNS}.",
                 ),
                 blocks.predictor(),
                 *widgets.guards(Guards(warmup=1, start_percent=0.2, max_skips=2, of_steps=True)),
                 *blocks.common(),
+                blocks.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -293,19 +325,17 @@ class DiCache(io.ComfyNode):
             display_name="DiCache",
             category=widgets.CATEGORY,
             description=(
-                "Makes sampling faster: runs the model's first blocks as a probe, skips the others until the probe's "
-                "changes have added up, and "
-                f"predicts them as far along as the probe has moved (DiCache). {blocks.NEEDS}"
+                "Makes sampling faster: runs the model's first blocks as a probe, skips the others until the probe's changes "
+                f"have added up, and predicts them as far along as the probe has moved (DiCache). {blocks.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "dicache", "probe"],
             inputs=[
                 widgets.model(),
                 widgets.preset(
-                    [*DI_LEVELS, PUBLISHED],
+                    DI,
                     "Balanced",
-                    "How much to skip, in multiples of the run's own changes from step to step. 'as published': the "
-                    "authors' thresholds. Custom "
-                    "uses the values below.",
+                    "How much to skip, in multiples of the run's own changes from step to step. 'as published': the authors' "
+                    "thresholds; the one shown is not that for Flux and Wan 2.1.",
                 ),
                 widgets.number(
                     "threshold",
@@ -318,8 +348,7 @@ class DiCache(io.ComfyNode):
                     "error",
                     ERRORS,
                     "change",
-                    "what adds up: how the state after the probe changes, or only by how much more or less than the "
-                    "state before it.",
+                    "what adds up: how the state after the probe changes, or only by how much more or less than the state before it.",
                 ),
                 widgets.count("probe", 1, 1, 1000, "how many first blocks always run."),
                 widgets.number(
@@ -331,6 +360,7 @@ class DiCache(io.ComfyNode):
                 ),
                 *widgets.guards(Guards(warmup=4, start_percent=0.2, of_steps=True)),
                 *blocks.common(),
+                blocks.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],

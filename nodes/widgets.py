@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import wraps
+from inspect import signature
+from typing import Any, Literal, ParamSpec, TypeVar
 
 from comfy_api.latest import io
 
@@ -18,6 +20,12 @@ CUSTOM = "Custom"
 CATEGORY = "Skipstone/step cache"
 DEVICES = ("auto", "gpu", "cpu")
 StepMaskType = io.Custom("STEP_MASK")
+# where a preset depends on the number of steps, the widgets show what it is at so many
+TYPICAL_STEPS = 50
+Values = dict[str, Any]
+"""Of a node's widgets, by name."""
+P = ParamSpec("P")
+T = TypeVar("T")
 ALIASES = ["skipstone", "step cache", "speed up", "faster sampling", "cache", "skip steps"]
 
 
@@ -46,6 +54,14 @@ class Guards:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is a number of steps, not {getattr(self, name)}")
 
+    def values(self, of_steps: bool = False) -> Values:
+        """Its widgets' values, on a node whose shares are of the steps or of the timestep range. A share of the steps is there shown as
+        the warmup that it is at TYPICAL_STEPS."""
+        if self.of_steps and not of_steps:
+            first = max(self.warmup, int(self.start_percent * TYPICAL_STEPS))
+            return {**Guards(first, max_skips=self.max_skips).values(), "end_percent": self.end_percent}
+        return {name: getattr(self, name) for name in ("warmup", "start_percent", "end_percent", "max_skips")}
+
     def policies(self, mask: object = None) -> tuple[Policy, ...]:
         window = Window(self.start_percent, self.end_percent, self.of_steps)
         guards: tuple[Policy, ...] = (Warmup(self.warmup), window, Cap(self.max_skips))
@@ -71,22 +87,86 @@ def model() -> Any:
     return io.Model.Input("model", tooltip="The model to sample faster.")
 
 
-def preset(options: Iterable[str], default: str, tooltip: str) -> Any:
-    return io.Combo.Input("preset", options=[*options, CUSTOM], default=default, tooltip=tooltip)
+def presets(table: Mapping[str, Values]) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """For what makes a method of a node's values: a preset stands for those in `table`, whatever else is given for them. The same table
+    is given to `preset`, for the browser. Raises ValueError for a preset that is not in it."""
+
+    def known(make: Callable[P, T]) -> Callable[P, T]:
+        default = signature(make).parameters["preset"].default
+
+        @wraps(make)
+        def of(preset: str = default, *rest: Any, **values: Any) -> T:
+            among("preset", preset, (*table, CUSTOM))
+            return make(preset, *rest, **{**values, **table.get(preset, {})})  # type: ignore[arg-type]
+
+        return of  # type: ignore[return-value]
+
+    return known
 
 
-def number(name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01) -> Any:
-    return io.Float.Input(
-        name, default=default, min=low, max=high, step=step, advanced=True, tooltip=f"Custom: {tooltip}"
+def preset(table: Mapping[str, Values], default: str, tooltip: str) -> Any:
+    """The combo of presets. With it the browser is told the values that each stands for: web/js/presets.js shows them."""
+    return io.Combo.Input(
+        "preset",
+        options=[*table, CUSTOM],
+        default=default,
+        tooltip=f"{tooltip} Changing one of the values makes it Custom.",
+        extra_dict={
+            "skipstone": {"presets": {name: dict(values) for name, values in table.items()}, "otherwise": CUSTOM}
+        },
     )
 
 
-def count(name: str, default: int, low: int, high: int, tooltip: str) -> Any:
-    return io.Int.Input(name, default=default, min=low, max=high, advanced=True, tooltip=f"Custom: {tooltip}")
+Shown = Mapping[str, Iterable[Any]] | None
+"""Where a widget has a meaning: with these values of others. Elsewhere the browser hides it."""
 
 
-def choice(name: str, options: Iterable[str], default: str, tooltip: str) -> Any:
-    return io.Combo.Input(name, options=[*options], default=default, advanced=True, tooltip=f"Custom: {tooltip}")
+def shown(where: Shown) -> dict[str, Any]:
+    """For an input's extra_dict."""
+    return {"skipstone": {"shown": {name: [*values] for name, values in where.items()}}} if where else {}
+
+
+def custom(where: Shown = None) -> dict[str, Any]:
+    """Likewise, for a value that only counts with Custom: the browser folds it away with a preset."""
+    return {"skipstone": {"custom": True, **shown(where).get("skipstone", {})}}
+
+
+def number(
+    name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01, where: Shown = None
+) -> Any:
+    return io.Float.Input(
+        name,
+        default=default,
+        min=low,
+        max=high,
+        step=step,
+        advanced=True,
+        tooltip=f"Custom: {tooltip}",
+        extra_dict=custom(where),
+    )
+
+
+def count(name: str, default: int, low: int, high: int, tooltip: str, where: Shown = None) -> Any:
+    return io.Int.Input(
+        name,
+        default=default,
+        min=low,
+        max=high,
+        advanced=True,
+        tooltip=f"Custom: {tooltip}",
+        extra_dict=custom(where),
+    )
+
+
+def choice(name: str, options: Iterable[str], default: str, tooltip: str, where: Shown = None) -> Any:
+    return io.Combo.Input(
+        name,
+        options=[*options],
+        default=default,
+        advanced=True,
+        tooltip=f"Custom: {tooltip}",
+        extra_dict=custom(where),
+    )
 
 
 def guards(default: Guards) -> list[Any]:

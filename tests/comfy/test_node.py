@@ -132,6 +132,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "mask": "COMBO",
         "mask_policy": "COMBO",
         **CACHE,
+        "unit": "COMBO",
     },
     "SkipstoneTeaCache": {
         "model": "MODEL",
@@ -141,6 +142,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "predictor": "COMBO",
         **GUARDS,
         **CACHE,
+        "unit": "COMBO",
     },
     "SkipstoneMagCache": {
         "model": "MODEL",
@@ -150,6 +152,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "predictor": "COMBO",
         **GUARDS,
         **CACHE,
+        "unit": "COMBO",
     },
     "SkipstoneDiCache": {
         "model": "MODEL",
@@ -160,6 +163,7 @@ INPUTS: dict[str, dict[str, str]] = {
         "most_ratio": "FLOAT",
         **GUARDS,
         **CACHE,
+        "unit": "COMBO",
     },
     "SkipstoneCompileModel": {
         "model": "MODEL",
@@ -179,6 +183,14 @@ INPUTS: dict[str, dict[str, str]] = {
         "cache_bins": "STRING",
         "policy": "COMBO",
     },
+    "SkipstoneStepReport": {"latent": "LATENT", "model": "MODEL"},
+    "SkipstoneCompareImages": {
+        "left": "IMAGE",
+        "right": "IMAGE",
+        "amplify": "FLOAT",
+        "left_name": "STRING",
+        "right_name": "STRING",
+    },
     "SkipstoneMemoVAE": {"vae": "VAE", "decode": "BOOLEAN"},
     "SkipstoneMemoCLIP": {"clip": "CLIP"},
     "SkipstoneCachedVAEEncode": {"image": "IMAGE", "vae": "VAE"},
@@ -188,6 +200,8 @@ INPUTS: dict[str, dict[str, str]] = {
 }
 OTHERS = {
     "SkipstoneStepMask": ["STEP_MASK"],
+    "SkipstoneStepReport": ["LATENT", "IMAGE", "STRING", "STRING"],
+    "SkipstoneCompareImages": ["FLOAT", "FLOAT", "IMAGE", "STRING"],
     "SkipstoneMemoVAE": ["VAE"],
     "SkipstoneMemoCLIP": ["CLIP"],
     "SkipstoneCachedVAEEncode": ["LATENT"],
@@ -259,23 +273,27 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         "coordinate": ["sigma", "time", "log-SNR", "index"],
         "mask": ["none", "slow", "medium", "fast", "ultra"],
         "mask_policy": ["dynamic", "static"],
+        "unit": ["relative change", "typical changes"],
         "cache_device": DEVICES,
     },
     "SkipstoneTeaCache": {
         "preset": [*FOUR, "as published", "Custom"],
         "polynomial": ["auto", "measured", *tables.names(tables.TEACACHE)],
+        "unit": ["relative change", "typical changes"],
         "predictor": ["line", "reuse"],
         "cache_device": DEVICES,
     },
     "SkipstoneMagCache": {
         "preset": [*FOUR, "as published", "Custom"],
         "ratios": ["auto", "measured", *tables.names(tables.MAGCACHE)],
+        "unit": ["relative change", "typical changes"],
         "predictor": ["line", "reuse"],
         "cache_device": DEVICES,
     },
     "SkipstoneDiCache": {
         "preset": [*FOUR, "as published", "Custom"],
         "error": ["change", "change beyond the input's"],
+        "unit": ["relative change", "typical changes"],
         "cache_device": DEVICES,
     },
     "SkipstoneCompileModel": {
@@ -340,6 +358,8 @@ def test_what_people_read_on_them(pack):
         "SkipstoneDiCache": "DiCache",
         "SkipstoneCompileModel": "Compile Model+",
         "SkipstoneStepMask": "Step Mask",
+        "SkipstoneStepReport": "Step Report",
+        "SkipstoneCompareImages": "Compare Images",
         "SkipstoneMemoVAE": "Memo VAE",
         "SkipstoneMemoCLIP": "Memo CLIP",
         "SkipstoneCachedVAEEncode": "Cached VAE Encode",

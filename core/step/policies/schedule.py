@@ -37,11 +37,13 @@ class Budget:
     def of(cls, share: float) -> Budget:
         return cls(((1, share),))
 
+    def share(self, steps: int) -> float:
+        at, shares = zip(*self.shares, strict=True)
+        return float(np.interp(steps, at, shares))
+
     def count(self, steps: int) -> int:
         """How many of so many steps to compute: at most the share, at least 1."""
-        at, shares = zip(*self.shares, strict=True)
-        share = float(np.interp(steps, at, shares))
-        return max(math.floor(share * steps + 1e-6), 1)
+        return max(math.floor(self.share(steps) * steps + 1e-6), 1)
 
 
 EVEN = "even"
