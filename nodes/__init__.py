@@ -7,7 +7,7 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
-GROUPS = ("auto", "meancache", "easycache", "forecast", "firstblock", "teacache", "stepmask", "compile", "memo")
+GROUPS = ("auto", "meancache", "easycache", "forecast", "firstblock", "teacache", "stepmask", "compile", "look", "memo")
 log = logging.getLogger(__name__)
 
 

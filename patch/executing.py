@@ -30,3 +30,17 @@ def _workflow(prompt: str) -> str:
         return str(extra["extra_pnginfo"]["workflow"]["id"])
     except (ImportError, AttributeError, StopIteration, LookupError, TypeError):
         return ""
+
+
+def sources_of(graph: Any, node: str | None, name: str) -> set[str] | None:
+    """The ids of all nodes that an input of a running node comes from, near and far. None where there is no graph, as in a script."""
+    try:
+        found, ahead = set[str](), [graph.get_node(node)["inputs"][name]]
+        while ahead:
+            link = ahead.pop()
+            if isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
+                found.add(str(link[0]))
+                ahead += graph.get_node(link[0])["inputs"].values()
+        return found
+    except Exception:
+        return None

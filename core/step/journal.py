@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import deque
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -63,6 +64,30 @@ class Journal:
     def of_source(self, source: str) -> list[Entry]:
         with self._lock:
             return [e for e in self._entries if e.source == source]
+
+    def told(
+        self, place: Place, samplers: Collection[str] | None = None, sources: Collection[str] | None = None
+    ) -> list[Entry]:
+        """What a node that runs at `place` can say of the runs of these sampling nodes, and of these patched models; None: of all.
+
+        Of each sampler its runs in the last prompt that it ran in. That is this prompt, or where ComfyUI had no need to run it again an
+        earlier one of the same workflow; a patched model's runs are known as its own in every prompt.
+        """
+
+        def wanted(e: Entry) -> bool:
+            if samplers is not None and not any(f"{e.place.sampler}.".startswith(f"{s}.") for s in samplers):
+                return False  # "7.0.0.2" is what node 7 expanded to
+            if sources is not None:
+                return e.source in sources
+            return e.place.prompt == place.prompt != "" or e.place.workflow == place.workflow != ""
+
+        def group(e: Entry) -> str:
+            return e.place.sampler if samplers is not None else ""
+
+        with self._lock:
+            found = [e for e in self._entries if wanted(e)]
+        last = {group(e): e.place.prompt for e in found}
+        return [e for e in found if e.place.prompt == last[group(e)]]
 
     def of_workflow(self, workflow: str) -> list[Entry]:
         with self._lock:
