@@ -4,3 +4,28 @@ export const PACK = "Skipstone"
 
 /** Is it one of our nodes? Takes a node, or the definition of one. */
 export const ours = (node) => String(node?.comfyClass ?? node?.type ?? node?.name ?? "").startsWith(PACK)
+
+/** Do it; what goes wrong in it is told in the console and harms nobody else. */
+export const guarded = (work) => {
+  try {
+    return work()
+  } catch (error) {
+    console.error(`[${PACK}]`, error)
+  }
+}
+
+/** An element: `el("p", { className: "note" }, "text", child)`. Text stays text. Names with a dash are attributes. */
+export const el = (tag, props = {}, ...children) => {
+  const made = document.createElement(tag)
+  for (const [name, value] of Object.entries(props)) {
+    if (name === "role" || name.includes("-")) made.setAttribute(name, value)
+    else made[name] = value
+  }
+  made.append(...children.filter((child) => child !== null && child !== undefined))
+  return made
+}
+
+/** Styles of one part, once a page. */
+export const style = (id, text) => {
+  if (!document.getElementById(id)) document.head.append(el("style", { id, textContent: text }))
+}
