@@ -16,6 +16,7 @@ from aiohttp import web
 from ..core.memo.overview import overview, tried
 from ..patch.memo import opened, standing
 from .memo import KINDS, OFF, TIERS, cleared
+from .reporting import JOURNAL
 
 log = logging.getLogger(__name__)
 _work = ThreadPoolExecutor(2, "skipstone-routes")  # a disk or a Redis that hangs keeps nobody else waiting
@@ -42,6 +43,7 @@ def add(routes: web.RouteTableDef) -> None:
     routes.get("/skipstone/memo")(_guarded(_memo))
     routes.post("/skipstone/memo/clear")(_guarded(_clear))
     routes.post("/skipstone/memo/test")(_guarded(_test))
+    routes.get("/skipstone/reports")(_guarded(_reports))
 
 
 # the memo
@@ -96,6 +98,16 @@ def _tried() -> tuple[bool, str]:
     if standing()["changed"]:
         text += " The settings were changed since ComfyUI was started: restart it to use and to test them."
     return ok, text
+
+
+# the timelines
+
+
+async def _reports(request: web.Request) -> web.Response:
+    """The last runs of a workflow, oldest first: of `?workflow=`, the id that the front end gave it. A prompt without one has none to show."""
+    workflow = request.query.get("workflow", "")
+    entries = JOURNAL.of_workflow(workflow) if workflow else []
+    return web.json_response([entry.as_dict() for entry in entries])
 
 
 # what all have in common

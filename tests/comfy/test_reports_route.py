@@ -1,0 +1,104 @@
+"""What a page that is loaded anew is told of the last runs, and what they advise."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from types import SimpleNamespace
+
+import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestClient, TestServer
+
+from skipstone.core.step.journal import Entry, Journal, Place
+from skipstone.core.step.report import Report
+from skipstone.nodes import reporting, routes, widgets
+from skipstone.nodes.easycache import easycache_of
+from skipstone.nodes.meancache import method_of
+
+STEPS = 8
+
+
+def ask(path):
+    async def asked():
+        table, app = web.RouteTableDef(), web.Application()
+        routes.add(table)
+        app.add_routes(table)
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.get(path)
+            return answer.status, json.loads(await answer.text())
+
+    return asyncio.run(asked())
+
+
+@pytest.fixture
+def journal(monkeypatch):
+    """An empty one."""
+    fresh = Journal()
+    monkeypatch.setattr(reporting, "JOURNAL", fresh)
+    monkeypatch.setattr(routes, "JOURNAL", fresh)
+    return fresh
+
+
+@pytest.fixture
+def run(studio, journal, monkeypatch):
+    """Samples with a node's MODEL, as the node of this id in a prompt of this workflow; what the page is told of it."""
+
+    def sampled(method, node="4", workflow="w", prompt="p", sampler="9", steps=STEPS):
+        monkeypatch.setattr(reporting, "place", lambda: Place(workflow, prompt, sampler))
+        patched = widgets.patched(SimpleNamespace(hidden=SimpleNamespace(unique_id=node)), studio.model, method)
+        studio.sample(patched.args[0], steps=steps)
+        told = ask(f"/skipstone/reports?workflow={workflow}")[1]
+        return told[-1] if told else None
+
+    return sampled
+
+
+def test_the_runs_of_a_workflow_oldest_first(run, journal):
+    for node, workflow in (("4", "w"), ("12:5", "w"), ("4", "v")):
+        run(method_of("Speed"), node, workflow)
+    status, told = ask("/skipstone/reports?workflow=w")
+    assert status == 200
+    assert told == [e.as_dict() for e in journal.of_workflow("w")]
+    assert [(t["node"], t["workflow"], t["prompt"], t["sampler"], t["running"]) for t in told] == [
+        ("4", "w", "p", "9", False),
+        ("12:5", "w", "p", "9", False),
+    ]
+    assert [len(t["report"]["timeline"]) for t in told] == [STEPS, STEPS]
+
+
+@pytest.mark.parametrize("query", ["", "?workflow=", "?workflow=nobody", "?workflow=../../etc/passwd", "?other=w"])
+def test_who_names_no_workflow_of_ours_is_told_nothing(journal, query):
+    for workflow in ("w", ""):
+        journal.keep(Entry("source", "4", Place(workflow, "p", "9"), Report("MeanCache", "Speed", STEPS)))
+    assert ask(f"/skipstone/reports{query}") == (200, [])
+
+
+def test_asking_changes_nothing(run, journal):
+    run(method_of("Speed"))
+    before = [e.as_dict() for e in journal.of_workflow("w")]
+    assert ask("/skipstone/reports?workflow=w") == ask("/skipstone/reports?workflow=w") == (200, before)
+
+
+def test_a_first_run_learns_and_says_what_the_next_will_do_and_it_does(run):
+    learned = run(method_of("Speed", calibration="auto"))["report"]
+    assert learned["learning"] and learned["computed"] == STEPS and not learned["risk"]
+    following = run(method_of("Speed", calibration="auto"))["report"]
+    assert learned["advice"].endswith(f"runs like it compute {following['computed']} of {STEPS} steps from now on")
+    assert not following["learning"] and following["skipped"] and following["decibels"] > 0
+
+
+def test_a_threshold_that_nothing_reaches_is_told_with_what_came_nearest(run):
+    report = run(easycache_of("Custom", threshold=1e-6))["report"]
+    assert not report["skipped"] and "raise the threshold" in report["advice"]
+    held = [e["held"] for e in report["timeline"] if e["held"] is not None]
+    assert held and f"{min(held):.3g}" in report["advice"]
+    assert {e["limit"] for e in report["timeline"] if e["held"] is not None} == {1e-6}
+
+
+def test_a_budget_that_no_picture_survives_is_a_risk(run):
+    greedy = method_of("Custom", budget=0.1, warmup=1, calibration="auto")
+    run(greedy, steps=30)
+    report = run(greedy, steps=30)["report"]
+    assert report["computed"] <= 4 and report["decibels"] < 30
+    assert report["advice"] == report["risk"] and f"{report['decibels']:.0f} dB" in report["risk"]

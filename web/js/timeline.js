@@ -1,0 +1,266 @@
+// The timeline on a method's node: what its last runs computed and skipped. Told over the websocket as they go, and by the server's journal
+// to a page that is loaded anew. Nothing of it is saved in the workflow.
+
+import { api } from "../../../scripts/api.js"
+import { app } from "../../../scripts/app.js"
+import * as words from "./report.js"
+import { ours } from "./shared.js"
+
+const WIDGET = "skipstone_timeline"
+const HEIGHT = 103 // px, always: a run moves nothing
+const MARGIN = 10
+const KEPT = 256 // runs
+const EMPTY = "After a run: a cell a step, which were computed, which were skipped and why, and what it saved."
+
+const runs = new Map() // number -> message of the server's, see nodes/reporting.py
+const views = new WeakMap() // node -> View
+
+const root = () => app.rootGraph ?? app.graph
+const workflow = () => String(root()?.id ?? "")
+
+/** The node of an id in the prompt: "12:5" is node 5 of the subgraph of node 12. */
+function find(id) {
+    let graph = root()
+    let node = null
+    for (const part of String(id).split(":")) {
+        node = graph?.getNodeById?.(part)
+        graph = node?.subgraph
+    }
+    return node ?? null
+}
+
+function* nodes(graph, seen = new Set()) {
+    if (!graph || seen.has(graph)) return
+    seen.add(graph)
+    for (const node of graph.nodes ?? graph._nodes ?? []) {
+        yield node
+        yield* nodes(node.subgraph, seen)
+    }
+}
+
+/** A node's runs in the last prompt in which it had any, oldest first. */
+function runsOf(node) {
+    const all = [...runs.values()].filter((run) => run.workflow === workflow() && find(run.node) === node)
+    all.sort((a, b) => a.run - b.run)
+    return all.filter((run) => run.prompt === all.at(-1).prompt)
+}
+
+class View {
+    constructor(node) {
+        this.node = node
+        this.chosen = null // number of the run that was asked for, of `prompt`
+        this.step = null // that is looked at
+        this.build()
+        this.show()
+    }
+
+    build() {
+        const { make } = words
+        this.element = make("div", "skipstone-timeline")
+        Object.assign(this.element.style, { height: `${HEIGHT}px`, minHeight: `${HEIGHT}px`, maxHeight: `${HEIGHT}px` })
+        this.element.setAttribute("role", "group")
+        this.element.setAttribute("aria-label", "Timeline of the last run")
+        const head = make("div", "skipstone-head")
+        this.count = make("span", "count")
+        this.gain = make("span", "gain")
+        this.pager = make("span", "pager")
+        this.earlier = this.button("\u2039", "Earlier run", -1)
+        this.number = make("span", "number")
+        this.later = this.button("\u203a", "Later run", 1)
+        this.pager.append(this.earlier, this.number, this.later)
+        head.append(this.count, this.gain, this.pager)
+        this.chart = make("div", "skipstone-chart")
+        this.chart.tabIndex = 0
+        this.chart.setAttribute("role", "img")
+        this.say = make("div", "skipstone-say")
+        this.element.append(head, this.chart, this.say)
+
+        this.chart.addEventListener("pointermove", (e) => this.look(this.stepAt(e.clientX)))
+        this.chart.addEventListener("pointerleave", () => this.look(null))
+        this.chart.addEventListener("blur", () => this.look(null))
+        this.chart.addEventListener("keydown", (e) => this.key(e))
+        // the classic canvas lies under the element: what is meant for it is handed on
+        this.element.addEventListener("wheel", (e) => this.classic() && app.canvas.processMouseWheel?.(e), { passive: false })
+        this.element.addEventListener("pointerdown", (e) => {
+            if (e.button === 1 && this.classic()) app.canvas.processMouseDown?.(e)
+        })
+    }
+
+    classic() {
+        return !globalThis.LiteGraph?.vueNodesMode
+    }
+
+    button(text, label, by) {
+        const button = words.make("button", "", text)
+        button.type = "button"
+        button.setAttribute("aria-label", label)
+        button.addEventListener("click", () => {
+            const all = this.all
+            this.chosen = all[all.indexOf(this.run) + by]?.run ?? null
+            this.show()
+        })
+        return button
+    }
+
+    /** What is known of the node's runs. */
+    show() {
+        this.all = runsOf(this.node)
+        this.run = this.all.find((run) => run.run === this.chosen) ?? this.all.at(-1) ?? null
+        const { run } = this
+        this.count.textContent = run ? words.headline(run) : "No run yet"
+        this.gain.textContent = run ? words.gain(run) : ""
+        this.page()
+        this.draw()
+        this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${EMPTY}`)
+        if (run) this.chart.setAttribute("aria-description", "The arrow keys tell each step.")
+        this.look(run && this.step < run.report.steps ? this.step : null)
+    }
+
+    page() {
+        const { all, run } = this
+        this.pager.hidden = all.length < 2
+        if (this.pager.hidden) return
+        const at = all.indexOf(run)
+        const sampler = find(run.sampler)?.title
+        this.number.textContent = `${at + 1}/${all.length}`
+        this.number.title = `Run ${at + 1} of ${all.length} of this prompt${sampler ? `, by ${sampler} (#${run.sampler})` : ""}`
+        this.earlier.disabled = at === 0
+        this.later.disabled = at === all.length - 1
+    }
+
+    draw() {
+        const report = this.run?.report
+        const steps = report ? words.bySteps(report) : Array.from({ length: 20 }, () => [])
+        const planned = new Set(report?.planned)
+        const cells = words.make("div", "skipstone-cells")
+        cells.classList.toggle("many", steps.length > 60)
+        cells.classList.toggle("crowd", steps.length > 160)
+        steps.forEach((here, step) => {
+            const computed = report && (!planned.size || report.learning || planned.has(step))
+            cells.append(words.cell(here, computed, !here.length))
+        })
+        const line = report && words.line(steps)
+        this.chart.replaceChildren(...(line ? [line] : []), cells)
+        this.cells = cells
+    }
+
+    stepAt(x) {
+        if (!this.run) return null
+        const { left, width } = this.cells.getBoundingClientRect()
+        const count = this.cells.children.length
+        return Math.min(Math.max(Math.floor(((x - left) / (width || 1)) * count), 0), count - 1)
+    }
+
+    key(event) {
+        if (!this.run) return
+        const last = this.cells.children.length - 1
+        const now = this.step
+        const to = { ArrowRight: (now ?? -1) + 1, ArrowLeft: (now ?? last + 1) - 1, Home: 0, End: last, Escape: null }[event.key]
+        if (to === undefined) return
+        event.preventDefault()
+        event.stopPropagation() // the canvas would move the node
+        this.say.setAttribute("aria-live", "polite")
+        this.look(to === null ? null : Math.min(Math.max(to, 0), last))
+    }
+
+    /** Tell of a step; of the whole run: null. */
+    look(step) {
+        this.step = step
+        for (const [i, cell] of [...this.cells.children].entries()) cell.classList.toggle("chosen", i === step)
+        if (step === null) this.say.removeAttribute("aria-live")
+        this.say.classList.toggle("told", step !== null)
+        if (!this.run) return this.say.replaceChildren(EMPTY)
+        if (step !== null) {
+            this.say.title = ""
+            return this.say.replaceChildren(words.detail(this.run, step))
+        }
+        const { make } = words
+        const said = words.remarks(this.run)
+        const tone = words.tone(this.run)
+        this.say.title = said.join("\n")
+        if (said.length) {
+            const mark = make("span", `mark ${tone}`, tone === "learn" ? "\u2713" : tone === "warn" ? "!" : "i")
+            mark.setAttribute("aria-hidden", "true")
+            return this.say.replaceChildren(mark, said.join(". "))
+        }
+        const { computed, skipped } = this.run.report
+        const by = make("span", "by", words.title(this.run))
+        this.say.replaceChildren(make("i", "key"), `${computed} computed`, make("i", "key skipped"), `${skipped} skipped`, by)
+    }
+}
+
+function equip(node) {
+    if (!node.addDOMWidget || views.has(node)) return
+    const view = new View(node)
+    const height = HEIGHT + 2 * MARGIN
+    const widget = node.addDOMWidget(WIDGET, "skipstone.timeline", view.element, {
+        serialize: false,
+        hideOnZoom: false,
+        margin: MARGIN,
+        getMinHeight: () => height,
+        getMaxHeight: () => height,
+        onDraw: () => view.element.classList.toggle("off", node.mode === 2 || node.mode === 4),
+    })
+    widget.serialize = false // in the file; the option above is for the prompt
+    views.set(node, view)
+}
+
+function keep(run) {
+    const known = runs.get(run.run)
+    if (known && known.prompt === run.prompt && (!known.running || known.report.evaluations > run.report.evaluations)) return
+    runs.set(run.run, run)
+    if (runs.size > KEPT) runs.delete(Math.min(...runs.keys()))
+}
+
+function showAll() {
+    for (const node of nodes(root())) views.get(node)?.show()
+}
+
+async function fetched() {
+    showAll()
+    const id = workflow()
+    if (!id || ![...nodes(root())].some((node) => views.has(node))) return
+    try {
+        const answer = await api.fetchApi(`/skipstone/reports?workflow=${encodeURIComponent(id)}`)
+        if (!answer.ok) return
+        for (const run of await answer.json()) keep(run)
+        showAll()
+    } catch (error) {
+        console.debug("Skipstone: the last runs could not be asked for", error)
+    }
+}
+
+/** A method's node gives a MODEL, and says which node it is. */
+const isMethod = (def) => ours(def) && def.output?.includes("MODEL") && "unique_id" in (def.input?.hidden ?? {})
+const methods = new Set()
+
+app.registerExtension({
+    name: "Skipstone.Timeline",
+
+    beforeRegisterNodeDef(type, def) {
+        if (isMethod(def)) methods.add(def.name)
+    },
+
+    nodeCreated(node) {
+        if (methods.has(node.comfyClass)) equip(node)
+    },
+
+    afterConfigureGraph() {
+        fetched()
+    },
+
+    setup() {
+        const style = words.make("link")
+        style.rel = "stylesheet"
+        style.href = new URL("./timeline.css", import.meta.url).href
+        document.head.append(style)
+        api.addEventListener("skipstone.report", ({ detail: run }) => {
+            keep(run)
+            if (run.workflow === workflow()) views.get(find(run.node))?.show()
+        })
+        api.addEventListener("reconnected", () => {
+            runs.clear() // a server that was started anew counts its runs anew
+            fetched()
+        })
+    },
+})
