@@ -11,7 +11,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train check costs bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families validate clean
+.PHONY: demo test lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -76,6 +76,13 @@ bench-decibels:
 # which model classes they work on; ARGS=--readme writes the README's table of families anew
 families:
 	@$(RUN) tools/families.py $(ARGS)
+
+# the tables of the help pages and the English texts, from the nodes' records; and the pages' pictures, from runs of the demo's model
+help-pages:
+	$(RUN) tools/help.py
+
+help-pictures:
+	$(RUN) tools/pictures.py
 
 # the registry's own checks of what would be published
 validate:

@@ -111,7 +111,7 @@ class CompileModel(io.ComfyNode):
                     multiline=False,
                     advanced=True,
                     tooltip=(
-                        'Options of inductor as JSON, such as {"epilogue_fusion": true, "coordinate_descent_tuning": true}; they go '
+                        "Options of inductor as a JSON object, such as epilogue_fusion or coordinate_descent_tuning with true; they go "
                         "over those of the mode. Only options that change speed, memory or precision are taken; an error names "
                         "them all. Empty: none."
                     ),

@@ -292,7 +292,7 @@ class MagCache(io.ComfyNode):
                     0.06,
                     0.0,
                     100.0,
-                    "how much error may add up before a step is computed: |1 - size over that at the last computed step|.",
+                    "how much error may add up before a step is computed: the share by which the size differs from that at the last computed step.",
                 ),
                 widgets.choice(
                     "ratios",

@@ -1,0 +1,318 @@
+# ruff: noqa: RUF001 - Chinese has its own colon and comma
+"""What the help pages and the locales say that records know: inputs, presets, models, what was measured, and all English texts.
+
+    make help-pages     write them anew
+
+In web/docs/<NodeId>.md, and in Chinese in web/docs/<NodeId>/zh.md, what stands between `<!-- inputs -->` and `<!-- /inputs -->` (and so
+on: BLOCKS) is written here; the rest is by hand. locales/en is written from the nodes' schemas and from web/js, locales/zh by hand.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+if os.environ["COMFYUI_PATH"] not in sys.path:
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+
+import comfy.cli_args
+
+comfy.cli_args.args.cpu = True  # before anything asks for a device
+
+from skipstone.core.step.tables import MAGCACHE, TEACACHE, rows  # noqa: E402
+from skipstone.nodes import GROUPS  # noqa: E402
+from skipstone.nodes.meancache import CURVES  # noqa: E402
+from skipstone.patch.families import FAMILIES  # noqa: E402
+
+PACK = Path(__file__).resolve().parent.parent
+DOCS, LOCALES, SCRIPTS = PACK / "web" / "docs", PACK / "locales", PACK / "web" / "js"
+README = PACK / "README.md"
+Texts = dict[str, Any]
+"""As in ComfyUI's nodeDefs.json: a node's display_name, description, inputs and outputs."""
+
+# what they offer depends on what is installed
+VARIES = {("SkipstoneCompileModel", "backend"), ("SkipstoneCompileModel", "compiler")}
+MANY = 8  # options beyond which they are not listed
+NO_LIMIT = 1000
+LENGTHS = (50, 20, 12, 8)  # of runs
+PUBLISHED = {"SkipstoneTeaCache": TEACACHE, "SkipstoneMagCache": MAGCACHE}
+NO_UNET = {"SkipstoneTeaCache"}
+PLAIN = "plain sampling with B steps"
+# rows of the README's table "Which is best"
+MEASURED = {
+    "SkipstoneAuto": ("MeanCache, calibrated",),
+    "SkipstoneMeanCache": ("MeanCache, default costs", "MeanCache, calibrated"),
+    "SkipstoneEasyCache": ("ComfyUI's EasyCache", "Skipstone EasyCache"),
+    "SkipstoneUCache": ("UCache",),
+    "SkipstoneSpectrum": ("Spectrum",),
+    "SkipstoneTaylorSeer": ("TaylorSeer",),
+}
+
+
+@dataclass(frozen=True)
+class Words:
+    """What the tables say, in one language."""
+
+    on: str
+    off: str
+    upto: str  # of two numbers
+    least: str  # of one
+    others: str
+    only: str  # of an input and its values
+    custom: str
+    entry: str  # of name, default and range, meaning
+    preset: str
+    all: str
+    comma: str
+    steps: str
+    computed: str
+    plain: str
+    model: str
+    works: str
+    published: str
+    stop: str = "."
+
+
+WORDS = {
+    "en": Words(
+        "on", "off", "{} to {}", "from {}", "or {}", " Only with {} {}.",
+        "What begins with *Custom* counts only with the preset Custom.",
+        "- **{}**{}: {}", "preset", "The same in all", ", ", "of {} steps", "computed", "plain sampling", "model",
+        "Works on {}.", "Published numbers are used for {}. For every other model the first run is computed in full, to learn from it.",
+    ),
+    "zh": Words(
+        "开", "关", "{} 到 {}", "不小于 {}", "可选 {}", "仅当 {} 为 {} 时有意义。",
+        "以“自定义”开头的参数只在预设为 Custom 时生效。",
+        "- **{}**{}：{}", "预设", "各预设相同", "，", "共 {} 步", "计算的步数", "普通采样", "模型",
+        "支持的模型：{}。", "以下模型使用公开的数值：{}。其他模型的第一次运行会完整计算，从中学习。", "。",
+    ),
+}  # fmt: skip
+
+
+def schemas() -> list[Any]:
+    """Of every node, in the pack's order."""
+    return [node.GET_SCHEMA() for group in GROUPS for node in import_module(f"skipstone.nodes.{group}").NODES]
+
+
+# the locales
+
+
+def english() -> dict[str, Texts]:
+    """locales/en, by file name."""
+    return {"main": _main(), "nodeDefs": {s.node_id: _texts(s) for s in schemas()}, "settings": _settings()}
+
+
+def _texts(schema: Any) -> Texts:
+    inputs = {i.id: {"name": i.id, "tooltip": i.tooltip} for i in schema.inputs}
+    # the front end has names of its own for the others: those of their types
+    named = {str(n): _output(o) for n, o in enumerate(schema.outputs) if o.display_name not in (None, o.io_type)}
+    outputs = {"outputs": named} if named else {}
+    return {"display_name": schema.display_name, "description": schema.description, "inputs": inputs, **outputs}
+
+
+def _output(output: Any) -> dict[str, str]:
+    tooltip = {"tooltip": output.tooltip} if output.tooltip else {}
+    return {"name": output.display_name, **tooltip}
+
+
+def _main() -> Texts:
+    parts = dict.fromkeys(part for s in schemas() for part in s.category.split("/"))
+    categories = dict.fromkeys(part for s in settings() for part in s["category"])
+    return {"nodeCategories": {p: p for p in parts}, "settingsCategories": {c: c for c in categories}}
+
+
+def _settings() -> Texts:
+    """By their ids, which have _ for a dot there."""
+    texts = {s["id"].replace(".", "_"): {k: s[k] for k in ("name", "tooltip") if s.get(k)} for s in settings()}
+    return {key: texts[key] for key in texts if texts[key]}
+
+
+def settings() -> list[dict[str, Any]]:
+    """Those that web/js registers, by what stands there: id, name, tooltip, category."""
+    return [s for file in sorted(SCRIPTS.glob("*.js")) for s in _settings_of(file.read_text("utf-8"))]
+
+
+TEXT = r'"(?:[^"\\]|\\.)*"|`[^`]*`'
+
+
+def _settings_of(script: str) -> Iterator[dict[str, Any]]:
+    known = {name: _said(text, {}) for name, text in re.findall(rf"^const (\w+) = ({TEXT})$", script, re.MULTILINE)}
+    for found in re.finditer(r'\bid: "(Skipstone\.[\w.]+)",(.*?)\n  }', script, re.DOTALL):
+        said = {key: _said(text, known) for key, text in re.findall(rf"\b(name|tooltip): ({TEXT})", found[2])}
+        group = re.search(r"\bgroup: (\w+)", found[2])
+        yield {"id": found[1], **said, "category": ["Skipstone", *([known[group[1]]] if group else [])]}
+
+
+def _said(literal: str, known: dict[str, str]) -> str:
+    """What a string of JavaScript says, with the constants that a template names."""
+    if literal[0] == '"':
+        return str(json.loads(literal))
+    return re.sub(r"\$\{(\w+)\}", lambda m: known[m[1]], literal[1:-1])
+
+
+def texts_of(language: str) -> dict[str, Texts]:
+    """Of all nodes, by id."""
+    if language == "en":
+        return dict(english()["nodeDefs"])
+    return dict(json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8")))
+
+
+# the pages
+
+
+def pages() -> Iterator[tuple[Path, str, str]]:
+    """Those that are there: file, node id, language."""
+    for file in sorted(DOCS.rglob("*.md")):
+        own = file.parent == DOCS
+        yield file, file.stem if own else file.parent.name, "en" if own else file.stem
+
+
+def rewritten(page: str, schema: Any, language: str, texts: Texts) -> str:
+    """The page with its blocks as they are now. Raises ValueError for one that does not end, or that is none of BLOCKS."""
+    for name in re.findall(r"<!-- ([a-z]+) -->", page):
+        if name not in BLOCKS:
+            raise ValueError(f"{schema.node_id}: there is no block {name}, but {', '.join(BLOCKS)}")
+        before, _, rest = page.partition(f"<!-- {name} -->")
+        _, end, after = rest.partition(f"<!-- /{name} -->")
+        if not end:
+            raise ValueError(f"{schema.node_id}: <!-- {name} --> has no <!-- /{name} -->")
+        page = f"{before}<!-- {name} -->\n{BLOCKS[name](schema, WORDS[language], texts)}\n{end}{after}"
+    return page
+
+
+def inputs(schema: Any, words: Words, texts: Texts) -> str:
+    """A list, one line an input."""
+    lines = []
+    for one in schema.inputs:
+        told = texts["inputs"][one.id]
+        name = one.id if told["name"] == one.id else f"{told['name']} `{one.id}`"
+        value = _value(schema, one, words)
+        meaning = told["tooltip"] + _only(one, words, texts)
+        lines.append(words.entry.format(name, f" ({value})" if value else "", meaning))
+    if any(_record(one).get("custom") for one in schema.inputs):
+        lines[:0] = [words.custom, ""]
+    return "\n".join(lines)
+
+
+def _record(one: Any) -> dict[str, Any]:
+    """What the schema tells the browser of an input."""
+    return dict((one.extra_dict or {}).get("skipstone", {}))
+
+
+def _value(schema: Any, one: Any, words: Words) -> str:
+    """Default and range."""
+    default = getattr(one, "default", None)
+    if default is None:
+        return ""
+    parts = [_shown(default, words)]
+    low, high = getattr(one, "min", None), getattr(one, "max", None)
+    options = [o for o in getattr(one, "options", None) or () if o != default]
+    if low is not None and high is not None:
+        parts.append(words.upto.format(f"{low:g}", f"{high:g}") if high < NO_LIMIT else words.least.format(f"{low:g}"))
+    elif options and len(options) <= MANY and (schema.node_id, one.id) not in VARIES:
+        parts.append(words.others.format(words.comma.join(options)))
+    return "; ".join(parts)
+
+
+def _shown(value: Any, words: Words) -> str:
+    if isinstance(value, bool):
+        return words.on if value else words.off
+    return f"{value:g}" if isinstance(value, int | float) else f"`{value}`"
+
+
+def _only(one: Any, words: Words, texts: Texts) -> str:
+    where = _record(one).get("shown", {})
+    return "".join(
+        words.only.format(texts["inputs"][name]["name"], words.comma.join(_shown(v, words).strip("`") for v in values))
+        for name, values in where.items()
+    )
+
+
+def outputs(schema: Any, words: Words, texts: Texts) -> str:
+    lines = []
+    for n, one in enumerate(schema.outputs):
+        told = texts.get("outputs", {}).get(str(n), {"name": one.io_type})
+        lines.append(words.entry.format(told["name"], "", told.get("tooltip", one.io_type)))
+    return "\n".join(lines)
+
+
+def presets(schema: Any, words: Words, texts: Texts) -> str:
+    """A table of what differs, and a line of what does not."""
+    (table,) = (_record(one)["presets"] for one in schema.inputs if "presets" in _record(one))
+    names = list(dict.fromkeys(name for values in table.values() for name in values))
+    seen = {name: [_shown(values[name], words).strip("`") for values in table.values()] for name in names}
+    differ = [name for name in names if len({*seen[name]}) > 1]
+    label = {name: texts["inputs"][name]["name"] for name in names}
+    body = [[preset, *(seen[name][n] for name in differ)] for n, preset in enumerate(table)]
+    same = words.comma.join(f"{label[name]} {seen[name][0]}" for name in names if name not in differ)
+    return _table([words.preset, *(label[name] for name in differ)], body) + f"\n\n{words.all}: {same}{words.stop}"
+
+
+def budgets(schema: Any, words: Words, texts: Texts) -> str:
+    """How many steps MeanCache's presets compute."""
+    body = [[name, *(str(curve.count(steps)) for steps in LENGTHS)] for name, curve in CURVES.items()]
+    return _table([words.computed, *(words.steps.format(n) for n in LENGTHS)], body)
+
+
+def models(schema: Any, words: Words, texts: Texts) -> str:
+    """The families of models that a block-level method works on, and those of which it has published numbers."""
+    there = [family.name for family in FAMILIES if not (family.unet and schema.node_id in NO_UNET)]
+    said = words.works.format("; ".join(there))
+    if file := PUBLISHED.get(schema.node_id):
+        known = dict.fromkeys(row.name.partition(",")[0] for row in rows(file) if row.network)
+        said += "\n\n" + words.published.format("; ".join(known))
+    return said
+
+
+def measured(schema: Any, words: Words, texts: Texts) -> str:
+    """The node's rows of the README's table, beside plain sampling's."""
+    lines = [
+        [c.strip(" *") for c in line.strip("|").split("|")]
+        for line in README.read_text("utf-8").splitlines()
+        if line[:1] == "|"
+    ]
+    head = next(line for line in lines if line[0] == "B")
+    told = {line[0]: line[1:] for line in lines if len(line) == len(head)}
+    at = [n for n, cell in enumerate(head[1:]) if " " in cell]  # where a model's columns begin: "Flux 25"
+    levels = [cell.rpartition(" ")[2] for cell in head[1 : 1 + at[1]]]
+    body = []
+    for n in at:
+        model = head[1 + n].partition(" ")[0]
+        for row in (PLAIN, *MEASURED[schema.node_id]):
+            body.append([f"{model}, {words.plain if row == PLAIN else row}", *told[row][n : n + len(levels)]])
+    return _table([words.model, *levels], body)
+
+
+def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *body))
+
+
+Block = Callable[[Any, Words, Texts], str]
+BLOCKS: dict[str, Block] = {
+    "inputs": inputs, "outputs": outputs, "presets": presets, "budgets": budgets, "models": models, "measured": measured
+}  # fmt: skip
+
+
+def written(texts: Texts) -> str:
+    return json.dumps(texts, ensure_ascii=False, indent=2) + "\n"
+
+
+def main() -> None:
+    for name, texts in english().items():
+        file = LOCALES / "en" / f"{name}.json"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(written(texts), "utf-8")
+    known = {s.node_id: s for s in schemas()}
+    for file, node, language in pages():
+        file.write_text(rewritten(file.read_text("utf-8"), known[node], language, texts_of(language)[node]), "utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,154 @@
+"""The pictures of the help pages: which steps each method computes, drawn from real runs of the demo's small Flux.
+
+    make help-pictures     sample once with each method (50 steps, euler, CFG 3, preset Balanced), and write web/docs/img/*.svg
+
+One cell a step: filled where it was computed, hollow where it was skipped. Methods that decide as they go also have the bars of what
+they held against their limit, which is the dashed line.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+if os.environ["COMFYUI_PATH"] not in sys.path:
+    sys.path.insert(0, os.environ["COMFYUI_PATH"])
+
+import comfy.cli_args
+
+comfy.cli_args.args.cpu = True  # before anything asks for a device
+
+import comfy.sample  # noqa: E402
+import comfy.sd  # noqa: E402
+import torch  # noqa: E402
+
+from skipstone.core.step.clock import Grid  # noqa: E402
+from skipstone.core.step.method import Method  # noqa: E402
+from skipstone.core.step.report import Report  # noqa: E402
+from skipstone.nodes.easycache import easycache_of, ucache_of  # noqa: E402
+from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of  # noqa: E402
+from skipstone.nodes.forecast import spectrum_of, taylorseer_of  # noqa: E402
+from skipstone.nodes.meancache import method_of  # noqa: E402
+from skipstone.nodes.stepmask import step_mask_of  # noqa: E402
+from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of  # noqa: E402
+from skipstone.patch.attach import attach  # noqa: E402
+
+PACK = Path(__file__).resolve().parent.parent
+FOLDER = PACK / "web" / "docs" / "img"
+STEPS, CFG, SEED = 50, 3.0, 5001
+PROMPT = "a red circle on blue"
+NODES: dict[str, Callable[[], Method]] = {
+    "meancache": method_of,
+    "easycache": easycache_of,
+    "ucache": ucache_of,
+    "spectrum": spectrum_of,
+    "taylorseer": taylorseer_of,
+    "firstblock": firstblock_of,
+    "dbcache": dbcache_of,
+    "cachedit": cachedit_of,
+    "teacache": teacache_of,
+    "magcache": magcache_of,
+    "dicache": dicache_of,
+}
+MASKS = ("slow", "medium", "fast", "ultra")
+
+# the banner's colours
+NIGHT, WATER, SUN, PALE, FOAM = "#12293c", "#1b4a64", "#ffd479", "#7fc4dc", "#c9f0ff"
+WIDE, CELL, LEFT = 14, 11, 18  # from cell to cell, of one, before the first
+BARS = 56  # how high the limit is drawn
+
+
+def sampled(make: Callable[[], Method], model: Any, positive: Any, negative: Any) -> Report:
+    """A run of the demo's model. One that is learned from is computed in full: then the next one like it is told."""
+    reports: list[Report] = []
+    patched = attach(model, make(), (reports.append,))
+    latent = torch.zeros(1, 16, 16, 16)
+    noise = comfy.sample.prepare_noise(latent, SEED)
+    while not reports or reports[-1].learning:
+        comfy.sample.sample(
+            patched, noise, STEPS, CFG, "euler", "simple", positive, negative, latent, seed=SEED, disable_pbar=True
+        )
+    return reports[-1]
+
+
+def drawn(computed: Sequence[bool], bars: Sequence[float | None] = ()) -> str:
+    """An SVG. computed: for each step; bars: what was held, as a share of the limit, None where nothing was."""
+    held = any(bar is not None for bar in bars)
+    top = 20 + (round(BARS * 1.5) if held else 0)
+    width, height = 2 * LEFT + WIDE * len(computed), top + 68
+    parts = [f'<rect width="{width}" height="{height}" rx="10" fill="{NIGHT}"/>']
+    if held:
+        line = top - 12 - BARS
+        marks = [(i, min(bar, 1.5)) for i, bar in enumerate(bars) if bar is not None]
+        path = "".join(
+            f"M{LEFT + WIDE * i + 2} {top - 12}v-{max(bar * BARS, 1):.0f}h7v{max(bar * BARS, 1):.0f}z"
+            for i, bar in marks
+        )
+        parts.append(f'<path d="{path}" fill="{PALE}"/>')
+        parts.append(
+            f'<path d="M{LEFT} {line}h{WIDE * len(computed)}" stroke="{SUN}" stroke-width="1.5" stroke-dasharray="5 5"/>'
+        )
+    full = "".join(f"M{LEFT + WIDE * i} {top}h{CELL}v26h-{CELL}z" for i, c in enumerate(computed) if c)
+    hollow = "".join(
+        f"M{LEFT + WIDE * i + 1} {top + 1}h{CELL - 2}v24h-{CELL - 2}z" for i, c in enumerate(computed) if not c
+    )
+    parts.append(f'<path d="{full}" fill="{SUN}"/>')
+    parts.append(f'<path d="{hollow}" fill="{WATER}" stroke="{PALE}" stroke-opacity=".6"/>')
+    said = f"{sum(computed)} of {len(computed)} steps computed"
+    parts.append(written(LEFT, top + 50, said))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
+        f"{''.join(parts)}</svg>\n"
+    )
+
+
+def written(x: int, y: int, text: str) -> str:
+    return f'<text x="{x}" y="{y}" font-family="sans-serif" font-size="15" fill="{FOAM}">{text}</text>'
+
+
+def of_report(report: Report) -> str:
+    bars = [e.held / e.limit if e.held is not None and e.limit else None for e in report.evaluations]
+    return drawn([e.computed for e in report.evaluations], bars)
+
+
+def of_masks() -> str:
+    """The named masks, one below the other, at 28 steps: what cache-dit calls them by."""
+    rows = []
+    for i, name in enumerate(MASKS):
+        computed = step_mask_of(name).on(Grid.of([1 - step / 28 for step in range(29)]))
+        y = 18 + 40 * i
+        cells = "".join(
+            f'<rect x="{100 + WIDE * s}" y="{y}" width="{CELL}" height="26" fill="{SUN if c else WATER}"'
+            + ("/>" if c else f' stroke="{PALE}" stroke-opacity=".6"/>')
+            for s, c in enumerate(computed)
+        )
+        text = written(LEFT, y + 19, name)
+        count = written(112 + WIDE * 28, y + 19, f"{sum(computed)} of 28")
+        rows.append(text + cells + count)
+    return (
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 184" role="img" aria-label="the named masks at 28 steps">'
+        f'<rect width="580" height="184" rx="10" fill="{NIGHT}"/>{"".join(rows)}</svg>\n'
+    )
+
+
+def main() -> None:
+    import folder_paths
+
+    folder_paths.set_user_directory(str(PACK / ".work" / "pictures"))  # what is learned here is no user's
+    models = PACK / "demo" / "models"
+    model = comfy.sd.load_diffusion_model(str(models / "skipstone_demo_flux.safetensors"))
+    clip = comfy.sd.load_clip([str(models / "skipstone_demo_clip.pt")], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+    positive, negative = (clip.encode_from_tokens_scheduled(clip.tokenize(text)) for text in (PROMPT, ""))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    (FOLDER / "masks.svg").write_text(of_masks(), "utf-8")
+    for name, make in NODES.items():
+        report = sampled(make, model, positive, negative)
+        (FOLDER / f"{name}.svg").write_text(of_report(report), "utf-8")
+        print(f"{name}: {report.line()}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
