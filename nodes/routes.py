@@ -104,7 +104,7 @@ def _tried() -> tuple[bool, str]:
 
 
 async def _reports(request: web.Request) -> web.Response:
-    """The last runs of a workflow, oldest first: of `?workflow=`, the id that the front end gave it. A prompt without one has none to show."""
+    """The last runs of a workflow, oldest first: of `?workflow=`, the id that the front end gave it. A prompt without one has none."""
     workflow = request.query.get("workflow", "")
     entries = JOURNAL.of_workflow(workflow) if workflow else []
     return web.json_response([entry.as_dict() for entry in entries])
