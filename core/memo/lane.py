@@ -235,8 +235,9 @@ class Lane:
         """Also of what still waits to be written. None where the tier fails, needs longer, or does not answer and is not waited for."""
         return self._job(lambda: self.tier.clear(kind, older_than), timeout if self._answers() else 0.0)
 
-    def usage(self, timeout: float) -> dict[str, Usage] | None:
-        return self._job(self.tier.usage, timeout) if self._answers() else None
+    def usage(self, timeout: float, patient: bool = False) -> dict[str, Usage] | None:
+        """patient: from a thread that may wait; then a slow answer does not make the tier rest."""
+        return self._job(self.tier.usage, timeout) if patient or self._answers() else None
 
     def flush(self, timeout: float) -> bool:
         """Wait until nothing is left to write; whether that came to pass."""

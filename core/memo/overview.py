@@ -8,14 +8,14 @@ from .store import Store
 from .tiers.base import Tier
 from .tiers.redis import RedisTier
 
-NAMES = {"disk": "its folder", "redis": "its server"}
+NAMES = {"disk": "its folder", "redis": "Redis"}
 
 
 def overview(store: Store) -> dict[str, Any]:
     """As Stats.as_dict, but `tiers` is a list in order, each with `budget` (bytes or None) and `state`: "on", or "away" for one that
-    is not asked at present. `troubles`: {"tier", "text"}.
+    is not asked at present. `troubles`: {"tier", "text"}. May wait some seconds.
     """
-    told = store.report()  # asks every tier what it holds: whether it answers is known then
+    told = store.report(patient=True)  # asks every tier what it holds: whether it answers is known then
     tiers = []
     for name, tier in store.tiers.items():
         state = "on" if store.serves(name) and "entries" in told["tiers"][name] else "away"

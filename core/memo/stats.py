@@ -123,12 +123,12 @@ class Stats:
 
 
 def size(n: int) -> str:
-    """1234567 as 1.2 MB."""
+    """1234567 as 1.2 MB; a GB is 2**30 bytes here, as in the settings."""
     number = float(n)
     for unit in ("bytes", "kB", "MB"):
-        if number < 1000:
+        if number < 1024:
             return f"{number:.0f} {unit}" if unit == "bytes" else f"{number:.1f} {unit}"
-        number /= 1000
+        number /= 1024
     return f"{number:.1f} GB"
 
 

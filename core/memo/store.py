@@ -136,10 +136,13 @@ class Store:
 
     # what is kept
 
-    def usage(self, timeout: float = 5.0) -> dict[str, dict[str, Usage] | None]:
-        """What each tier holds, by kind; None for one that does not say within so many seconds."""
+    def usage(self, timeout: float = 5.0, patient: bool = False) -> dict[str, dict[str, Usage] | None]:
+        """What each tier holds, by kind; None for one that does not say within so many seconds.
+
+        One that does not answer as fast as in a run says nothing and rests; with `patient` it is waited for, and left as it is.
+        """
         told: dict[str, dict[str, Usage] | None] = {tier.name: tier.usage() for tier in self._near}
-        return told | {lane.name: lane.usage(timeout) for lane in self._lanes}
+        return told | {lane.name: lane.usage(timeout, patient) for lane in self._lanes}
 
     def clear(
         self,
@@ -164,9 +167,9 @@ class Store:
                 removed[lane.name] = lane.clear(kind, older_than, timeout)
         return removed
 
-    def report(self) -> dict[str, Any]:
-        """Statistics and what is held, as Stats.as_dict says."""
-        return self.stats.as_dict(self.usage())
+    def report(self, patient: bool = False) -> dict[str, Any]:
+        """Statistics and what is held, as Stats.as_dict says; patient as in usage()."""
+        return self.stats.as_dict(self.usage(patient=patient))
 
     def text(self) -> str:
         """The same for people."""

@@ -1,6 +1,7 @@
 """What a page may show of a memo."""
 
 import json
+import time
 
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.overview import overview, tried
@@ -38,6 +39,18 @@ def test_a_tier_that_fails_is_away_and_says_why():
     assert told["troubles"] == [{"tier": "fake", "text": "fails with RuntimeError"}]  # boom's own words may name a file
 
 
+def test_looking_at_a_slow_tier_does_not_make_it_rest():
+    tier = Fake(patience=0.01)
+    tier.on["get"] = tier.on["usage"] = lambda: time.sleep(0.1)
+    store = Store([tier])
+    assert store.ready()
+    (shown,) = overview(store)["tiers"]
+    assert (shown["state"], shown["entries"]) == ("on", 0)
+    assert store.usage() == {"fake": None}  # who is in a hurry does
+    assert overview(store)["tiers"][0]["state"] == "away"
+    store.close()
+
+
 def test_no_place_is_named(tmp_path):
     folder = tmp_path / "some-folder"
     folder.write_text("a file")
@@ -51,7 +64,7 @@ def test_no_place_is_named(tmp_path):
     assert {trouble["tier"] for trouble in told["troubles"]} == {"disk", "redis"}
     for said in (json.dumps(told), text):
         assert not any(word in said for word in ("some-folder", "127.0.0.1", "s3cret", str(tmp_path)))
-    assert not ok and text.startswith("No connection to its server")
+    assert not ok and text.startswith("No connection to Redis")
 
 
 def test_trying_a_redis_that_is_not_set():
