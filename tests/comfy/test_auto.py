@@ -24,7 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their ow
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 MODELS = ("flux", "nextdit", "unet")
-SAMPLERS = ("euler", "heun", "dpmpp_2m", "euler_ancestral")
+SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
 LEARNED = "computed in full to learn"
 
 
@@ -108,15 +108,32 @@ def learned_of(report):
             yield note.split("your model (", 1)[1].rsplit("; 1 run(s) kept", 1)[0]
 
 
+@pytest.mark.parametrize(("sampler", "why"), [("heun", "with heun"), ("dpm_adaptive", "chooses its own steps")])
 @pytest.mark.parametrize("name", MODELS)
-def test_a_sampler_that_chooses_its_own_steps_is_followed_step_by_step(trained, sampled, wishing, name):
+def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled, wishing, name, sampler, why):
+    """There is nothing to learn for that: the first run skips."""
     model, reports = wishing(name, wish="Speed")
-    out = sampled(model, name, sampler="dpm_adaptive", steps=20)
-    full = sampled(trained[name][0], name, sampler="dpm_adaptive", steps=20)
+    out = sampled(model, name, sampler=sampler, steps=16)
+    full = sampled(trained[name][0], name, sampler=sampler, steps=16)
     assert reports[0].skipped > 0
-    assert reports[0].method == "UCache"
-    assert "this sampler chooses its own steps" in reports[0].chosen
+    assert reports[0].notes == []
+    assert reports[0].chosen.startswith("UCache: decided as it goes, ")
+    assert why in reports[0].chosen
     assert torch.dist(out, full) < 0.3 * full.norm()
+
+
+@pytest.mark.parametrize("wish", [{"wish": SPEEDUP, "speedup": 1.5}, {"wish": DECIBELS, "decibels": 20.0}])
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_to_be_held_is_planned_with_heun_too(sampled, wishing, name, wish):
+    model, reports = wishing(name, **wish)
+    for _ in range(2):
+        sampled(model, name, sampler="heun", steps=12)
+    learning, skipping = reports
+    assert learning.skipped == 0
+    assert skipping.skipped > 0
+    assert skipping.method == "MeanCache"
+    if "speedup" in wish:
+        assert skipping.computed <= len(skipping.evaluations) / 1.5
 
 
 def test_what_is_chosen_follows_the_sampler_and_not_the_run_before(sampled, wishing):

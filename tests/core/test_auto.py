@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import get_args
 
 import pytest
+import torch
 
 from skipstone.core.step.auto import WHY, Wish, within
 from skipstone.core.step.choice import Choice, Circumstances, tolerance
@@ -35,32 +37,39 @@ def run(wish, steps=20, integrator="euler", roams=False, **more):
     for sigma in at.sigmas[:-1]:
         run.tick(sigma)
         if run.decide(["a"]).compute:
-            run.keep("a", default_value())
+            run.keep("a", torch.zeros(1))
     return run.close(True)
-
-
-def default_value():
-    import torch
-
-    return torch.zeros(1)
 
 
 def test_a_method_is_what_it_is_in_every_run():
     assert PLANNED.resolve(Circumstances("sde", 4, True)) is PLANNED
 
 
-@pytest.mark.parametrize("integrator", INTEGRATORS)
-def test_steps_are_planned_where_they_can_be(integrator):
+@pytest.mark.parametrize("integrator", ["euler", "multistep", "sde"])
+def test_steps_are_planned_where_that_is_best(integrator):
     report = run(WISH, integrator=integrator)
     assert (report.method, report.variant, report.computed) == ("Planned", "Auto, Balanced", 10)
     assert report.chosen == f"Planned, 10 of 20 steps: {WHY[integrator]}"
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
-def test_and_decided_as_they_come_where_they_cannot(integrator):
+def test_and_decided_as_they_come_where_they_cannot_be_planned(integrator):
     report = run(WISH, integrator=integrator, roams=True)
     assert report.method == "Free"
     assert report.chosen.startswith("Free: decided as it goes, because this sampler chooses its own steps")
+
+
+def test_and_where_planning_was_not_best():
+    report = run(WISH, integrator="ode")
+    assert report.method == "Free"
+    assert report.chosen.startswith("Free: decided as it goes, 4 to 6 dB nearer")
+
+
+@pytest.mark.parametrize("exact", [{"speedup": 2.0}, {"decibels": 30.0}])
+def test_but_what_is_to_be_held_is_planned(exact):
+    report = run(replace(WISH, **exact), integrator="ode", costs=COSTS)
+    assert report.method == "Planned"
+    assert WHY["ode"] in report.chosen
 
 
 def test_every_kind_of_sampler_has_its_reason():
@@ -110,7 +119,7 @@ def test_no_more_steps_are_computed_than_the_speed_up_allows(steps, times):
 
 def test_a_speed_up_that_so_few_steps_cannot_give_is_said_to_be_missed():
     report = run(faster(8), 8)
-    assert report.computed >= 1 and report.computed > 8 / 8
+    assert report.computed > 1
     (note,) = report.notes
     assert note.startswith(
         f"8x was wished for, and {8 / report.computed:.1f}x is what {report.computed} of 8 evaluations"
