@@ -1,0 +1,337 @@
+// The memo's tab in the sidebar: what it did, what it holds and where, and buttons to clear it.
+
+import { app } from "../../../scripts/app.js"
+import { api } from "../../../scripts/api.js"
+import { el, guarded, style } from "./shared.js"
+
+const TAB = "skipstone-memo"
+// the first tells of the queue, whoever runs something; the others reach the page that asked for the run
+const ENDS = ["status", "execution_success", "execution_error", "execution_interrupted"]
+const PLACES = { memory: "Memory", disk: "Disk", redis: "Redis" }
+const STATES = {
+  on: { memory: "on", disk: "on", redis: "connected" },
+  away: { memory: "away", disk: "not answering", redis: "not answering" },
+  off: { memory: "off", disk: "off", redis: "off" },
+}
+const OFF = {
+  memory: "Its size is 0 in the settings.",
+  disk: "Its size is 0 in the settings.",
+  redis: "Would share entries between machines; its address is given in the settings or in SKIPSTONE_MEMO_REDIS.",
+}
+const FROM = { memory: "memory", disk: "the disk", redis: "Redis" }
+const AGAIN = "What is needed again is computed again."
+const LATER = 400 // ms
+
+const STYLES = `
+.skipstone-memo { display: flex; flex-direction: column; gap: 14px; padding: 12px 14px 24px; font-size: 13px; line-height: 1.4;
+  color: var(--fg-color, var(--base-foreground, inherit)); overflow-wrap: anywhere; }
+.skipstone-memo h2, .skipstone-memo h3, .skipstone-memo p, .skipstone-memo ul { margin: 0; padding: 0; }
+.skipstone-memo h2 { font-size: 15px; font-weight: 600; }
+.skipstone-memo h3 { font-size: 13px; font-weight: 600; }
+.skipstone-memo ul { list-style: none; }
+.skipstone-memo .row { display: flex; align-items: center; gap: 8px; }
+.skipstone-memo .row > :first-child { flex: 1; min-width: 0; }
+.skipstone-memo .faint { color: var(--descrip-text, #999); }
+.skipstone-memo .big { font-size: 34px; line-height: 1.1; font-weight: 600; font-variant-numeric: tabular-nums; }
+.skipstone-memo .hero { display: flex; flex-direction: column; gap: 6px; }
+.skipstone-memo .card { display: flex; flex-direction: column; gap: 7px; padding: 10px 12px; border-radius: 8px;
+  border: 1px solid var(--skipstone-line); }
+.skipstone-memo .bar { height: 6px; border-radius: 3px; overflow: hidden; background: var(--skipstone-line); }
+.skipstone-memo .bar > span { display: block; min-width: 2px; height: 100%; border-radius: 3px; background: var(--skipstone-accent); }
+.skipstone-memo { --skipstone-accent: var(--primary-background, var(--p-primary-color, #3b82f6));
+  --skipstone-line: color-mix(in srgb, currentColor 16%, transparent); }
+.skipstone-memo .state { display: inline-flex; align-items: center; gap: 5px; font-size: 12px; color: var(--descrip-text, #999); }
+.skipstone-memo .state::before { content: ""; width: 8px; height: 8px; border-radius: 50%; border: 1px solid currentColor; }
+.skipstone-memo .state.on::before { background: var(--success-background, #22a06b); border-color: transparent; }
+.skipstone-memo .state.away { color: var(--error-text, #e5484d); }
+.skipstone-memo .state.away::before { background: currentColor; }
+.skipstone-memo table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.skipstone-memo th { font-weight: 400; text-align: left; color: var(--descrip-text, #999); font-size: 12px; }
+.skipstone-memo :is(th, td):not(:first-child) { text-align: right; }
+.skipstone-memo :is(th, td) { padding: 3px 0 3px 8px; }
+.skipstone-memo :is(th, td):first-child { padding-left: 0; }
+.skipstone-memo button { font: inherit; font-size: 12px; padding: 3px 9px; border-radius: 6px; cursor: pointer; color: inherit;
+  background: transparent; border: 1px solid var(--skipstone-line); }
+.skipstone-memo button:hover:not(:disabled) { border-color: currentColor; }
+.skipstone-memo button:focus-visible { outline: 2px solid var(--skipstone-accent); outline-offset: 1px; }
+.skipstone-memo button:disabled { opacity: 0.45; cursor: default; }
+.skipstone-memo .foot { display: flex; flex-wrap: wrap; gap: 8px; }
+.skipstone-memo .foot button { padding: 5px 12px; }
+.skipstone-memo .note { padding: 8px 10px; border-radius: 6px; border-left: 3px solid var(--skipstone-accent);
+  background: color-mix(in srgb, var(--skipstone-accent) 10%, transparent); }
+.skipstone-memo .note.bad { background: color-mix(in srgb, var(--error-text, #e5484d) 10%, transparent); border-left-color: var(--error-text, #e5484d); }
+.skipstone-memo .said:empty { display: none; }
+.skipstone-memo .said { white-space: pre-line; }
+.skipstone-memo summary { cursor: pointer; }
+.skipstone-memo ul { display: flex; flex-direction: column; gap: 4px; }
+.skipstone-memo details ul { gap: 8px; margin-top: 8px; }
+.skipstone-memo details li { padding-left: 10px; border-left: 3px solid var(--skipstone-line); }
+.skipstone-memo details li.bad { border-left-color: var(--error-text, #e5484d); }
+`
+
+/** 1234567 as 1.2 MB; a GB is 2**30 bytes, as in the settings. */
+const size = (n) => {
+  const units = ["bytes", "kB", "MB", "GB"]
+  let [number, unit] = [n, 0]
+  for (; number >= 1024 && unit < 3; unit++) number /= 1024
+  return `${number < 100 ? Number(number.toFixed(1)) : Math.round(number)} ${units[unit]}`
+}
+
+const time = (seconds) => {
+  if (seconds < 100) return `${seconds.toFixed(1)} s`
+  const minutes = Math.round(seconds / 60)
+  return minutes < 100 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`
+}
+
+const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`
+const saved = (counts) => time(Math.max(counts.saved_seconds, 0))
+const entries = (used) => count(used.entries, "entry", "entries")
+const percent = (share) => `${Math.round(100 * share)}%`
+
+/** The panel: one element that stays, its content made anew from what the server says. */
+class Panel {
+  constructor() {
+    this.said = el("p", { className: "said note", role: "status", "aria-live": "polite" })
+    this.body = el("div", { className: "skipstone-memo-body", style: "display: contents" })
+    const refresh = el(
+      "button",
+      { type: "button", title: "Refresh", "aria-label": "Refresh" },
+      el("i", { className: "pi pi-refresh", "aria-hidden": "true" }),
+    )
+    refresh.addEventListener("click", () => this.refresh())
+    this.root = el(
+      "section",
+      { className: "skipstone-memo", "aria-label": "Skipstone memo" },
+      el("div", { className: "row" }, el("h2", {}, "Skipstone memo"), refresh),
+      this.said,
+      this.body,
+    )
+    this.shown = ""
+    this.asked = 0
+  }
+
+  show(container) {
+    style("skipstone-memo-style", STYLES)
+    if (this.root.parentNode !== container) container.replaceChildren(this.root)
+    this.refresh()
+  }
+
+  hide() {
+    this.root.remove()
+    this.say("")
+  }
+
+  get visible() {
+    return this.root.isConnected
+  }
+
+  later() {
+    clearTimeout(this.timer)
+    this.timer = setTimeout(() => this.visible && this.refresh(), LATER)
+  }
+
+  say(text, bad = false) {
+    this.said.textContent = text
+    this.said.classList.toggle("bad", bad)
+  }
+
+  async refresh() {
+    const turn = ++this.asked
+    const told = await asked("/skipstone/memo").catch(({ message }) => ({ state: "unknown", text: message }))
+    if (turn !== this.asked) return // a later answer is on its way
+    const now = JSON.stringify(told)
+    if (now === this.shown) return
+    this.shown = now
+    const focused = this.root.contains(document.activeElement) ? document.activeElement.dataset.key : undefined
+    const open = this.body.querySelector("details")?.open ?? Boolean(told.troubles?.length)
+    guarded(() => this.body.replaceChildren(...this.parts(told, open).filter(Boolean)))
+    if (focused) this.body.querySelector(`[data-key="${CSS.escape(focused)}"]:not(:disabled)`)?.focus()
+  }
+
+  parts(told, open) {
+    if (told.state !== "on") {
+      const why = el("p", { className: told.state === "off" ? "" : "note bad" }, told.text)
+      return [...notes(told), why, origin(told), this.foot(null)]
+    }
+    const tiers = told.tiers.map((tier) => this.tier(tier))
+    return [...notes(told), hero(told), kinds(told), ...tiers, aside(told, open), origin(told), this.foot(told)]
+  }
+
+  tier(tier) {
+    const name = PLACES[tier.name] ?? tier.name
+    const heading = el("h3", { id: `${TAB}-${tier.name}` }, name)
+    const state = el("span", { className: `state ${tier.state}` }, STATES[tier.state]?.[tier.name] ?? tier.state)
+    const card = el(
+      "div",
+      { className: "card", role: "group", "aria-labelledby": heading.id },
+      el("div", { className: "row" }, heading, state),
+    )
+    if (tier.entries !== undefined) card.append(...this.holding(tier, name))
+    else if (tier.state === "off") card.append(el("p", { className: "faint" }, OFF[tier.name] ?? ""))
+    return card
+  }
+
+  holding(tier, name) {
+    const most = tier.budget ? ` of ${size(tier.budget)}` : ""
+    const held = el("span", { className: "faint" }, `${entries(tier)}, ${size(tier.bytes)}${most}`)
+    const parts = [el("div", { className: "row" }, held, this.clearing(tier, "all", tier))]
+    if (tier.budget) {
+      const share = tier.bytes / tier.budget
+      parts.unshift(bar(share, `${name}: ${percent(share)} of its budget is used`))
+    }
+    const rows = Object.entries(tier.kinds).map(([kind, used]) => {
+      const about = el("span", { className: "faint" }, `${used.entries} · ${size(used.bytes)}`)
+      return el("li", { className: "row" }, el("span", {}, kind, " ", about), this.clearing(tier, kind, used))
+    })
+    return rows.length ? [...parts, el("ul", {}, ...rows)] : parts
+  }
+
+  clearing(tier, kind, used) {
+    const [what, label] = kind === "all" ? ["all entries", "Clear all"] : [kind, "Clear"]
+    const of = kind === "all" ? "" : ` of ${kind}`
+    const shared = tier.name === "redis" ? " All machines that share it lose them." : ""
+    const question = `Remove ${entries(used)}${of} (${size(used.bytes)}) from ${FROM[tier.name]}?${shared} ${AGAIN}`
+    return this.button(label, `${tier.name}/${kind}`, () => this.clear(tier.name, kind, question), {
+      disabled: !used.entries,
+      "aria-label": `Clear ${what} from ${FROM[tier.name]}`,
+    })
+  }
+
+  foot(told) {
+    const settings = this.button("Settings", "settings", () =>
+      app.extensionManager.command.execute("Comfy.ShowSettingsDialog"),
+    )
+    if (!told) return el("div", { className: "foot" }, settings)
+    const there = told.tiers.filter((tier) => tier.state !== "off").map((tier) => tier.name)
+    const shared = there.includes("redis") ? " All machines that share this Redis lose them, too." : ""
+    const question = `Remove all that the memo keeps, from ${there.map((name) => FROM[name]).join(", ")}?${shared} ${AGAIN}`
+    const clear = this.button("Clear everything", "all/all", () => this.clear("all", "all", question), {
+      disabled: !told.tiers.some((tier) => tier.entries),
+    })
+    return el("div", { className: "foot" }, clear, settings)
+  }
+
+  button(label, key, press, props = {}) {
+    const button = el("button", { type: "button", ...props }, label)
+    button.dataset.key = key // so that the focus stays on it when the numbers change
+    button.addEventListener("click", () => guarded(press))
+    return button
+  }
+
+  async clear(tier, kind, question) {
+    if (!(await confirmed(question))) return
+    this.say("Clearing …")
+    try {
+      this.say((await asked("/skipstone/memo/clear", { tier, kind })).text)
+    } catch (error) {
+      this.say(error.message, true)
+    }
+    await this.refresh()
+  }
+}
+
+function notes(told) {
+  return told.changed
+    ? [el("p", { className: "note" }, "The settings were changed. They count when ComfyUI is restarted.")]
+    : []
+}
+
+/** Why a setting may not count. */
+function origin(told) {
+  const names = (told.environment ?? []).map((id) => id.replace(/^Skipstone\.(Memo\.)?/, ""))
+  if (told.several_users) return el("p", { className: "faint" }, "Several users: set by the environment alone, not by settings.")
+  if (!names.length) return null
+  return el("p", { className: "faint" }, `Set by the environment, whatever the settings say: ${names.join(", ")}.`)
+}
+
+function hero(told) {
+  const all = told.hits + told.misses
+  const faint = (text) => el("span", { className: "faint" }, text)
+  if (!all)
+    return el(
+      "div",
+      { className: "hero" },
+      el("p", {}, "Nothing was asked of the memo since ComfyUI was started."),
+      el("p", {}, faint("Memo VAE, Memo CLIP, Cached VAE Encode and Cached Text Encode ask it.")),
+    )
+  const spent = ` · ${time(told.spent_seconds)} spent computing, since ComfyUI was started`
+  return el(
+    "div",
+    { className: "hero" },
+    el("div", {}, el("span", { className: "big" }, percent(told.hit_rate)), " ", faint("hit rate")),
+    bar(told.hit_rate, `Hit rate ${percent(told.hit_rate)}`),
+    el("p", {}, `${told.hits} of ${all} were known, ${count(told.misses, "was", "were")} computed`),
+    el("p", {}, el("strong", {}, `${saved(told)} saved`), faint(spent)),
+  )
+}
+
+function kinds(told) {
+  const row = (tag, texts) => el("tr", {}, ...texts.map((text) => el(tag, tag === "th" ? { scope: "col" } : {}, text)))
+  const rows = Object.entries(told.kinds).map(([kind, n]) =>
+    row("td", [kind, `${n.hits}`, `${n.misses}`, n.hit_rate === null ? "–" : percent(n.hit_rate), saved(n)]),
+  )
+  const head = row("th", ["", "Hits", "Misses", "Rate", "Saved"])
+  return rows.length ? el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)) : null
+}
+
+function aside(told, open) {
+  const lines = [
+    ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, `${PLACES[tier] ?? tier}: ${text}`)),
+    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, `Not kept, ${count(n, "time")}: ${why}`)),
+  ]
+  if (!lines.length) return null
+  const list = el("ul", {}, ...lines)
+  return el("details", { open }, el("summary", {}, `What went wrong or was not kept (${lines.length})`), list)
+}
+
+function bar(share, label) {
+  const full = Math.min(Math.max(share, 0), 1)
+  const filled = full && el("span", { style: `width: ${(100 * full).toFixed(1)}%` })
+  return el("div", { className: "bar", role: "img", "aria-label": label }, filled || null)
+}
+
+/** The server's answer; throws an Error with a sentence. */
+export async function asked(path, body) {
+  const json = { "Content-Type": "application/json" }
+  const how = body === undefined ? {} : { method: "POST", headers: json, body: JSON.stringify(body) }
+  let answer
+  try {
+    answer = await api.fetchApi(path, how)
+  } catch {
+    throw new Error("The server does not answer.")
+  }
+  const told = await answer.json().catch(() => ({}))
+  if (!answer.ok) throw new Error(told.error ?? `The server answers ${answer.status}.`)
+  return told
+}
+
+async function confirmed(message) {
+  const dialog = app.extensionManager?.dialog
+  if (!dialog?.confirm) return window.confirm(message)
+  return (await dialog.confirm({ title: "Clear the memo", message, type: "delete" })) === true
+}
+
+const panel = new Panel()
+
+/** Something changed that the panel may show. */
+export const changed = () => panel.later()
+
+app.registerExtension({
+  name: "Skipstone.Memo",
+  setup() {
+    if (!app.extensionManager?.registerSidebarTab) return
+    guarded(() =>
+      app.extensionManager.registerSidebarTab({
+        id: TAB,
+        icon: "pi pi-database",
+        title: "Skipstone memo",
+        tooltip: "Skipstone memo",
+        label: "Memo",
+        type: "custom",
+        render: (container) => guarded(() => panel.show(container)),
+        destroy: () => guarded(() => panel.hide()),
+      }),
+    )
+    for (const end of ENDS) api.addEventListener(end, changed)
+  },
+})

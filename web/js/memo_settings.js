@@ -1,0 +1,178 @@
+// The memo's part of the settings. The ids are those that patch/memo.py reads on the server, at its start.
+
+import { app } from "../../../scripts/app.js"
+import { asked, changed } from "./memo.js"
+import { el, style } from "./shared.js"
+
+const RESTART = "Counts when ComfyUI is restarted."
+const OWNER = "With several users (--multi-user) only the environment counts."
+const MEMO = "Memo (changes count after a restart)"
+const PLACES = "Memo: memory and disk"
+const REDIS = "Memo: Redis, shared by machines"
+
+const STYLES = `
+.skipstone-field { display: flex; flex-direction: column; align-items: flex-end; gap: 6px; max-width: 24rem; }
+.skipstone-field :is(input, button) { padding: 6px 12px; min-height: 2.35rem; font: inherit; font-size: 1rem;
+  color: var(--p-inputtext-color, var(--input-text, inherit)); border-radius: var(--p-inputtext-border-radius, 6px);
+  background: var(--p-inputtext-background, var(--comfy-input-bg, transparent));
+  border: 1px solid var(--p-inputtext-border-color, var(--border-color, #8884)); }
+.skipstone-field input { width: 18rem; max-width: 100%; }
+.skipstone-field input::placeholder { color: var(--p-inputtext-placeholder-color, var(--descrip-text, #999)); opacity: 1; }
+.skipstone-field button { cursor: pointer; }
+.skipstone-field :is(input, button):hover:not(:disabled) { border-color: var(--p-inputtext-hover-border-color, currentColor); }
+.skipstone-field :is(input, button):focus-visible { outline: 2px solid var(--primary-background, #3b82f6); outline-offset: 1px; }
+.skipstone-field button:disabled { opacity: 0.5; cursor: default; }
+.skipstone-field p { margin: 0; font-size: 0.8rem; text-align: right; color: var(--descrip-text, #999); overflow-wrap: anywhere; }
+.skipstone-field p:empty { display: none; }
+.skipstone-field p.bad { color: var(--error-text, #e5484d); }
+`
+
+const framed = (...parts) => {
+  style("skipstone-field-style", STYLES)
+  return el("div", { className: "skipstone-field" }, ...parts)
+}
+
+const status = () => el("p", { role: "status", "aria-live": "polite" })
+
+/** A line of text that is taken when it is whole. wrong: what is wrong with it, or "". */
+const line = (placeholder, wrong) => (name, set, value) => {
+  const said = status()
+  const input = el("input", { type: "text", value: value ?? "", placeholder, spellcheck: false, "aria-label": name })
+  input.addEventListener("change", () => {
+    const text = input.value.trim()
+    const trouble = wrong(text)
+    said.textContent = trouble
+    said.className = trouble ? "bad" : ""
+    input.setAttribute("aria-invalid", String(Boolean(trouble)))
+    if (!trouble) set(text)
+  })
+  return framed(input, said)
+}
+
+const HOLDS = "Not taken: it holds a password, and every page of this server can read the settings. Give it in SKIPSTONE_MEMO_REDIS."
+
+function wrongAddress(text) {
+  if (!text) return ""
+  if (!/^(rediss?|unix):\/\//.test(text)) return "It begins with redis://, rediss:// (TLS) or unix://"
+  const [place, query = ""] = text.split("?", 2)
+  if (/:\/\/[^@]*:.*@/.test(place) || /(^|&)password=/.test(query)) return HOLDS
+  return ""
+}
+
+/** Tries the server that ComfyUI was started with, whatever stands in the field. */
+function trial() {
+  const said = status()
+  const button = el("button", { type: "button" }, "Test connection")
+  button.addEventListener("click", async () => {
+    button.disabled = true
+    said.className = ""
+    said.textContent = "Asking …"
+    const told = await asked("/skipstone/memo/test", {}).catch(({ message }) => ({ ok: false, text: message }))
+    said.textContent = `${told.ok ? "✓" : "✗"} ${told.text}`
+    said.className = told.ok ? "" : "bad"
+    button.disabled = false
+    button.focus()
+  })
+  return framed(button, said)
+}
+
+const amount = (max, step, digits = 1) => ({ min: 0, max, step, maxFractionDigits: digits, showButtons: true })
+
+const SETTINGS = [
+  {
+    id: "Skipstone.Memo",
+    group: MEMO,
+    name: "Remember encodings",
+    type: "boolean",
+    defaultValue: true,
+    tooltip: `The memo as a whole: what Memo VAE, Memo CLIP and the Cached nodes encode is kept. ${RESTART} ${OWNER}`,
+  },
+  {
+    id: "Skipstone.Provider",
+    group: MEMO,
+    name: "Also remember what ComfyUI's own encode nodes return",
+    type: "boolean",
+    defaultValue: false,
+    tooltip: `Latents and conditionings of stock nodes survive a restart, with no change to the graph. ${RESTART} ${OWNER}`,
+  },
+  {
+    id: "Skipstone.Memo.Memory",
+    group: PLACES,
+    name: "Memory (GB)",
+    type: "number",
+    defaultValue: null,
+    attrs: { ...amount(1024, 0.5, 2), placeholder: "a tenth" },
+    tooltip: `At most; what was not used for longest goes first. Empty: a tenth of the machine's memory. 0: nothing is kept in memory. ${RESTART}`,
+  },
+  {
+    id: "Skipstone.Memo.Disk",
+    group: PLACES,
+    name: "Disk (GB)",
+    type: "number",
+    defaultValue: 10,
+    attrs: amount(100_000, 1),
+    tooltip: `At most; what was not used for longest goes first. 0: nothing is kept on disk, and a restart forgets all. ${RESTART}`,
+  },
+  {
+    id: "Skipstone.Memo.Days",
+    group: PLACES,
+    name: "Days on disk without use",
+    type: "number",
+    defaultValue: 30,
+    attrs: amount(3650, 1),
+    tooltip: `After so many days without use an entry is removed from the disk. ${RESTART}`,
+  },
+  {
+    id: "Skipstone.Memo.Folder",
+    group: PLACES,
+    name: "Folder on disk",
+    type: line("user/skipstone/memo", () => ""),
+    defaultValue: "",
+    tooltip: `A folder on the server's machine; several ComfyUIs may share it. Empty: skipstone/memo in ComfyUI's user folder. On a server that others reach, set SKIPSTONE_MEMO_FOLDER instead: it comes before this. ${RESTART} ${OWNER}`,
+  },
+  {
+    id: "Skipstone.Memo.Redis",
+    group: REDIS,
+    name: "Address",
+    type: line("redis://host:6379", wrongAddress),
+    defaultValue: "",
+    tooltip: `A Redis or Valkey that several machines share: redis://, rediss:// (TLS) or unix://. Empty: none. No password here, as every page of this server can read the settings: an address with one is given in the environment, SKIPSTONE_MEMO_REDIS, which comes before this. ${RESTART} ${OWNER}`,
+  },
+  {
+    id: "Skipstone.Memo.RedisTest",
+    group: REDIS,
+    name: "Connection",
+    type: trial,
+    defaultValue: "",
+    tooltip: "Writes a word to the Redis that ComfyUI was started with, and reads it back. An address that was just changed is used, and can be tested, after a restart.",
+  },
+  {
+    id: "Skipstone.Memo.RedisDays",
+    group: REDIS,
+    name: "Days in Redis without use",
+    type: "number",
+    defaultValue: 14,
+    attrs: amount(3650, 1),
+    tooltip: `After so many days without use Redis drops an entry (its time to live). ${RESTART}`,
+  },
+  {
+    id: "Skipstone.Memo.RedisMB",
+    group: REDIS,
+    name: "Largest entry for Redis (MB)",
+    type: "number",
+    defaultValue: 64,
+    attrs: amount(512, 1),
+    tooltip: `Larger entries stay on this machine. ${RESTART}`,
+  },
+]
+
+app.registerExtension({
+  name: "Skipstone.MemoSettings",
+  // the front end sorts them by sortOrder, the largest first
+  settings: SETTINGS.map(({ group, ...setting }, i) => ({
+    ...setting,
+    category: ["Skipstone", group, setting.id],
+    sortOrder: 100 - i,
+    onChange: changed,
+  })),
+})
