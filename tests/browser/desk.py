@@ -136,6 +136,75 @@ class Desk:
         )  # fmt: skip
         return float(x), float(y)
 
+    def point(self, x: float, y: float) -> tuple[float, float]:
+        """A place in the graph, in the page's pixels."""
+        found = self.evaluate(
+            """(at) => {
+                const box = app.canvas.canvas.getBoundingClientRect(), [x, y] = app.canvas.ds.convertOffsetToCanvas(at)
+                return [x + box.left, y + box.top]
+            }""",
+            [x, y],
+        )
+        return float(found[0]), float(found[1])
+
+    def slot(self, node: str, side: str, index: int) -> tuple[float, float]:
+        """Where the dot of an input or output is, in the page's pixels."""
+        if self.vue:
+            key = f"{node}-{'in' if side == 'input' else 'out'}-{index}"
+            box = self.page.locator(f"[data-slot-key='{key}']").first.bounding_box()
+            assert box is not None
+            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+        script = "([id, input, i]) => [...app.graph.getNodeById(id).getConnectionPos(input, i)]"
+        return self.point(*self.evaluate(script, node, side == "input", index))
+
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        self.page.mouse.move(*start)
+        self.page.mouse.down()
+        self.page.mouse.move(*((a + b) / 2 for a, b in zip(start, end, strict=True)), steps=4)
+        self.page.mouse.move(*end, steps=4)
+        self.page.mouse.up()
+        self.settle()
+
+    # widgets, as a person sets them
+
+    def choose(self, node: str, widget: str, option: str) -> None:
+        """Open a combo and click at one of what it offers."""
+        if self.vue:
+            self.widget(node, widget).get_by_role("combobox").click()
+            self.page.get_by_role("option", name=option, exact=True).click()
+        else:
+            self.page.mouse.click(*self.place(node, widget))
+            self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(option, exact=True).click()
+        self.settle()
+
+    def type(self, node: str, widget: str, text: str) -> None:
+        """Click into a number, write another one, press Enter."""
+        if self.vue:
+            # it lies under what is dragged to change it
+            self.widget(node, widget).get_by_role("spinbutton").click(force=True)
+        else:
+            self.page.mouse.click(*self.place(node, widget))
+            self.page.locator(".graphdialog input").wait_for()
+        self.page.keyboard.press("Control+A")
+        self.page.keyboard.type(text)
+        self.page.keyboard.press("Enter")
+        self.settle()
+
+    def shown(self, node: str) -> list[str]:
+        """The names of the widgets that are to be seen."""
+        if self.vue:
+            return [str(name) for name in self.node(node).get_by_test_id("widget-layout-field-label").all_inner_texts()]
+        script = """(id) => {
+            const node = app.graph.getNodeById(id)
+            return node.widgets.filter((w) => node.isWidgetVisible(w)).map((w) => w.name)
+        }"""
+        return [name for name in self.page.evaluate(script, node) if not name.startswith("skipstone_")]
+
+    def widget(self, node: str, name: str) -> Any:
+        """A Vue node's widget."""
+        label = self.page.get_by_test_id("widget-layout-field-label").get_by_text(name, exact=True)
+        return self.node(node).get_by_test_id("node-widget").filter(has=label)
+
     def node(self, node: str) -> Any:
         """A Vue node's element."""
         return self.page.locator(f"[data-node-id='{node}']").first

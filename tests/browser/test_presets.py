@@ -1,0 +1,198 @@
+"""Presets move the widgets: clicked, typed, copied, undone, saved, exported and linked as a person would."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from served import ask
+
+HEIGHT = "(id) => app.graph.getNodeById(id).size[1]"
+
+
+@pytest.fixture
+def told(desk):
+    """What a node's presets stand for, as the server tells it: `told(kind, preset)`."""
+    known: dict[str, Any] = {}
+
+    def values(kind: str, preset: str) -> dict[str, Any]:
+        if kind not in known:
+            known[kind] = json.loads(ask(desk.server, f"/object_info/{kind}"))[kind]["input"]["required"]
+        return {"preset": preset, **known[kind]["preset"][1]["skipstone"]["presets"][preset]}
+
+    return values
+
+
+def has(desk, node: str, values: dict[str, Any]) -> None:
+    """Within five seconds the node's widgets have these values."""
+    desk.page.wait_for_function(
+        """([id, values]) => {
+            const widgets = app.graph.getNodeById(id)?.widgets ?? []
+            const near = (a, b) => a === b || Math.abs(a - b) < 1e-9
+            return Object.entries(values).every(([name, value]) => near(widgets.find((w) => w.name === name)?.value, value))
+        }""",
+        arg=[node, values],
+        timeout=5000,
+    )
+    desk.settle()
+
+
+def unfold(desk, node: str) -> None:
+    """The classic canvas shows every widget; a Vue node has a button for those that count less."""
+    if desk.vue:
+        desk.node(node).get_by_text("Show advanced inputs").click()
+        desk.settle()
+
+
+def theme(desk, name: str) -> None:
+    desk.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", name)
+    desk.page.wait_for_timeout(500)
+
+
+def test_what_a_person_sees_and_does(desk, told, request):
+    mode = request.node.callspec.id
+    mean = desk.add("SkipstoneMeanCache", 60, 60)
+    has(desk, mean, told("SkipstoneMeanCache", "Balanced"))  # a new node shows what it does
+    assert ("budget" in desk.shown(mean)) != desk.vue
+
+    desk.choose(mean, "preset", "Turbo")
+    has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
+    unfold(desk, mean)
+    assert "span" not in desk.shown(mean), "it is the average velocity's, and auto takes none"
+    desk.type(mean, "budget", "0.26")
+    has(desk, mean, told("SkipstoneMeanCache", "Turbo"))  # it was that already
+    theme(desk, "dark")
+    desk.shoot(f"presets-turbo-{mode}")
+
+    desk.type(mean, "budget", "0.31")
+    has(desk, mean, {**told("SkipstoneMeanCache", "Turbo"), "preset": "Custom", "budget": 0.31})
+    desk.choose(mean, "preset", "Speed")
+    has(desk, mean, told("SkipstoneMeanCache", "Speed"))
+    desk.choose(mean, "calibration", "record")  # holds with every preset
+    has(desk, mean, {**told("SkipstoneMeanCache", "Speed"), "calibration": "record"})
+
+    before = desk.evaluate(HEIGHT, mean)
+    desk.choose(mean, "predictor", "average velocity (paper)")
+    has(desk, mean, {"preset": "Custom", "predictor": "average velocity (paper)"})
+    assert "span" in desk.shown(mean)
+    assert desk.evaluate(HEIGHT, mean) > before
+    desk.choose(mean, "schedule", "Z-Image 25")
+    assert not {"budget", "gamma", "calibration", "max_error"} & {*desk.shown(mean)}
+    assert desk.evaluate(HEIGHT, mean) < before
+    desk.shoot(f"presets-custom-{mode}")
+
+    # what someone has made larger stays so
+    size, at = (desk.evaluate(f"(id) => [...app.graph.getNodeById(id).{what}]", mean) for what in ("size", "pos"))
+    corner = [at[0] + size[0] - 3, at[1] + size[1] - 3]
+    desk.drag(desk.point(*corner), desk.point(corner[0] + 40, corner[1] + 220))
+    larger = desk.evaluate(HEIGHT, mean)
+    assert larger > size[1] + 150
+    desk.choose(mean, "preset", "Quality")
+    assert "gamma" in desk.shown(mean)
+    desk.choose(mean, "schedule", "Z-Image 20")
+    assert "gamma" not in desk.shown(mean)
+    assert desk.evaluate(HEIGHT, mean) == larger
+
+    mask, auto = desk.add("SkipstoneStepMask", 480, 60), desk.add("SkipstoneAuto", 480, 330)
+    assert desk.shown(mask) == ["source", "policy"]
+    desk.choose(mask, "source", "bins")
+    assert desk.shown(mask) == ["source", "compute_bins", "cache_bins", "policy"]
+    desk.choose(auto, "wish", "speed-up")
+    assert {"speedup", "decibels"} & {*desk.shown(auto)} == {"speedup"}
+    theme(desk, "light")
+    desk.shoot(f"presets-light-{mode}")
+
+
+def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
+    page = desk.page
+    tea = desk.add("SkipstoneTeaCache", 60, 60)
+    turbo = told("SkipstoneTeaCache", "Turbo")
+    desk.choose(tea, "preset", "Turbo")
+    has(desk, tea, turbo)
+
+    # copied and pasted
+    page.mouse.click(*desk.place(tea))
+    page.keyboard.press("Control+c")
+    page.mouse.move(*desk.point(420, 60))
+    page.keyboard.press("Control+v")
+    page.wait_for_function("() => app.graph._nodes.length === 2")
+    copy = desk.evaluate("(id) => String(app.graph._nodes.find((n) => String(n.id) !== id).id)", tea)
+    has(desk, copy, turbo)
+
+    # undone, and done again
+    desk.choose(copy, "preset", "Quality")
+    has(desk, copy, told("SkipstoneTeaCache", "Quality"))
+    page.mouse.click(*desk.place(copy))
+    unfold(desk, copy)
+    desk.type(copy, "threshold", "1.7")
+    edited = {**told("SkipstoneTeaCache", "Quality"), "preset": "Custom", "threshold": 1.7}
+    has(desk, copy, edited)
+    page.mouse.click(*desk.place(copy))
+    page.keyboard.press("Control+z")
+    has(desk, copy, told("SkipstoneTeaCache", "Quality"))
+    page.keyboard.press("Control+y")
+    has(desk, copy, edited)
+    has(desk, tea, turbo)
+
+    # saved and loaded; exported for the API, and that opened
+    mean = desk.add("SkipstoneMeanCache", 800, 60)
+    desk.choose(mean, "preset", "Turbo")
+    kept = {node: desk.values(node) for node in (tea, copy, mean)}
+    file, exported = desk.saved(), desk.prompt()
+    (saved,) = [node["widgets_values"] for node in file["nodes"] if str(node["id"]) == mean]
+    names = [
+        *json.loads(ask(desk.server, "/object_info/SkipstoneMeanCache"))["SkipstoneMeanCache"]["input"]["required"]
+    ]
+    assert saved[: len(names) - 1] == [kept[mean][name] for name in names[1:]], "hidden widgets keep their place"
+    for node, values in kept.items():
+        assert {k: v for k, v in values.items() if k in exported[node]["inputs"]} == exported[node]["inputs"]
+        assert {*told(exported[node]["class_type"], "Turbo")} <= {*exported[node]["inputs"]}
+    desk.open(file)
+    assert {node: desk.values(node) for node in kept} == kept
+    assert "span" not in desk.shown(mean)
+    desk.evaluate("(api) => { app.loadApiJson(api, 'of the API') }", exported)
+    assert {node: desk.values(node) for node in kept} == kept
+
+    # what a program or a file says is not someone's edit: the preset is what counts, on the server too
+    stale = {**exported[mean]["inputs"], "budget": 0.9, "gamma": 5.0}
+    desk.evaluate("(api) => { app.loadApiJson(api, 'stale') }", {mean: {**exported[mean], "inputs": stale}})
+    has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
+    file["nodes"] = [{**node, "widgets_values": _stale(node)} for node in file["nodes"]]
+    desk.open(file)
+    has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
+
+    # what an older version had no widget for is what it was then
+    (old,) = [node for node in file["nodes"] if str(node["id"]) == copy]
+    desk.open({**file, "nodes": [{**old, "widgets_values": ["Custom", 0.4, *old["widgets_values"][2:9]]}]})
+    has(desk, copy, {"preset": "Custom", "threshold": 0.4, "unit": "relative change"})
+    inputs = {k: v for k, v in exported[copy]["inputs"].items() if k != "unit"}
+    desk.evaluate("(api) => { app.loadApiJson(api, 'old') }", {copy: {**exported[copy], "inputs": inputs}})
+    has(desk, copy, {"preset": "Custom", "threshold": 1.7, "unit": "relative change"})
+
+
+def _stale(node: dict[str, Any]) -> list[Any]:
+    values = list(node["widgets_values"])
+    if node["type"] == "SkipstoneMeanCache":
+        values[1] = 0.9
+    return values
+
+
+def test_a_value_may_come_over_a_link(desk, told):
+    mean, number = desk.add("SkipstoneMeanCache", 420, 60), desk.add("PrimitiveFloat", 60, 60, value=0.7)
+    unfold(desk, mean)
+    budget = desk.evaluate("(id) => app.graph.getNodeById(id).inputs.findIndex((i) => i.name === 'budget')", mean)
+    desk.drag(desk.slot(number, "output", 0), desk.slot(mean, "input", budget))
+    # with a preset it would not be looked at
+    has(desk, mean, {"preset": "Custom"})
+    assert desk.prompt()[mean]["inputs"]["budget"] == [number, 0]
+    desk.choose(mean, "schedule", "Z-Image 25")
+    assert "budget" in desk.shown(mean) and "gamma" not in desk.shown(mean), "what is linked stays to be seen"
+
+    # a preset can still be chosen, and a file or a run does not unchoose it
+    desk.choose(mean, "preset", "Turbo")
+    has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
+    prompt = desk.prompt()
+    desk.open(desk.saved())
+    has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
+    assert desk.prompt() == prompt
