@@ -17,6 +17,10 @@ class SkipstoneExtension(ComfyExtension):
             await import_module(".provider", __package__).register()
         except Exception:
             log.exception("[Skipstone] what ComfyUI's own nodes return is not kept over a restart")
+        try:
+            import_module(".routes", __package__).register()
+        except Exception:
+            log.exception("[Skipstone] the page's own parts, such as the memo's panel, are left out")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         found: list[type[io.ComfyNode]] = []
