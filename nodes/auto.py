@@ -57,7 +57,18 @@ class StepCacheAuto(io.ComfyNode):
             ),
             search_aliases=[
                 *widgets.ALIASES,
-                *("faster", "fbcache", "wavespeed", "teacache", "easycache", "cache-dit", "turbo", "auto"),
+                *(
+                    "speed up",
+                    "faster sampling",
+                    "accelerate",
+                    "fbcache",
+                    "wavespeed",
+                    "teacache",
+                    "easycache",
+                    "cache-dit",
+                    "turbo",
+                    "auto",
+                ),
             ],
             inputs=[
                 widgets.model(),

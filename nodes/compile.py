@@ -48,7 +48,6 @@ class CompileModel(io.ComfyNode):
                 "compile",
                 "inductor",
                 "triton",
-                "speed up",
                 "faster sampling",
             ],
             inputs=[

@@ -41,7 +41,7 @@ class StepReport(io.ComfyNode):
                 "Shows what a step cache did: which steps were computed and which were skipped, why, what it was decided by, and what "
                 "it gained. Wire the sampler's LATENT through it, on its way to VAE Decode."
             ),
-            search_aliases=["skipstone", "step cache", "timeline", "statistics", "report", "speed up", "skipped steps"],
+            search_aliases=["skipstone", "step cache", "timeline", "statistics", "report", "skipped steps"],
             inputs=[
                 io.Latent.Input(
                     "latent",

@@ -26,7 +26,7 @@ Values = dict[str, Any]
 """Of a node's widgets, by name."""
 P = ParamSpec("P")
 T = TypeVar("T")
-ALIASES = ["skipstone", "step cache", "speed up", "faster sampling", "cache", "skip steps"]
+ALIASES = ["skipstone", "step cache", "cache", "skip steps"]
 
 
 def among(name: str, value: object, choices: Iterable[str]) -> None:

@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+import safetensors.torch
+import torch
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "demo" / "models"
@@ -25,18 +27,41 @@ FILES = {
 }
 
 
+# the files that ComfyUI's default graph names, and the small models that stand for them
+DEFAULT = {
+    "diffusion_models": ("z_image_turbo_bf16.safetensors", "skipstone_demo_flux.safetensors"),
+    "vae": ("ae.safetensors", "skipstone_demo_vae.safetensors"),
+    "text_encoders": ("qwen_3_4b.safetensors", "skipstone_demo_clip.pt"),
+}
+
+
+def under_their_names(folder: Path) -> dict[str, list[Path]]:
+    """FILES, and those of DEFAULT."""
+    files = {kind: [*found] for kind, found in FILES.items()}
+    for kind, (name, source) in DEFAULT.items():
+        target = folder / name
+        if Path(source).suffix == target.suffix:
+            target.symlink_to(MODELS / source)
+        else:
+            weights = torch.load(MODELS / source, weights_only=True)
+            safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, target)
+        files[kind].append(target)
+    return files
+
+
 @pytest.fixture(scope="session")
 def server(tmp_path_factory):
-    if CHROMIUM is None:
-        pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
     log = tmp_path_factory.mktemp("server") / "log"
-    with running(Path(os.environ["COMFYUI_PATH"]), {"skipstone": ROOT}, FILES, 1, log) as server:
+    files = under_their_names(tmp_path_factory.mktemp("models"))
+    with running(Path(os.environ["COMFYUI_PATH"]), {"skipstone": ROOT}, files, 1, log) as server:
         wait_until_up(server)
         yield server
 
 
 @pytest.fixture(scope="session")
-def chromium(server):
+def chromium():
+    if CHROMIUM is None:
+        pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
@@ -46,7 +71,7 @@ def chromium(server):
 
 
 @pytest.fixture
-def open_desk(server, chromium):
+def open_desk(chromium, server):
     """Opens pages on the front end: `open_desk(vue=True, dark=False)`. No error of ours may be logged in any."""
     desks: list[Desk] = []
     contexts = []

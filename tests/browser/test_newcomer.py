@@ -1,0 +1,55 @@
+"""A newcomer's first minutes: ComfyUI's own default graph, one node found by what it is for, wired, queued, read."""
+
+import json
+
+from served import ask
+
+
+def number_of(desk, kind):
+    return desk.evaluate("(kind) => String(app.graph._nodes.find(n => n.type === kind).id)", kind)
+
+
+def test_a_newcomers_path(desk, request):
+    page = desk.page
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.LoadDefaultWorkflow')")
+    desk.settle()
+    sampler, shift, size = (number_of(desk, k) for k in ("KSampler", "ModelSamplingAuraFlow", "EmptySD3LatentImage"))
+    desk.evaluate(  # a smaller picture: it is the path that is tried, on a CPU
+        "(id) => app.graph.getNodeById(id).widgets.slice(0, 2).forEach(w => { w.value = 128 })", size
+    )
+
+    x, y = desk.point(600, 40)  # empty ground above the sampler
+    page.mouse.dblclick(x, y)
+    search = page.locator("input:focus")
+    search.wait_for()
+    page.keyboard.type("speed", delay=30)
+    found = page.get_by_text("Step Cache (Auto)").first  # of the list: no scrolling
+    found.wait_for()
+    desk.shoot(f"newcomer-search-{request.node.callspec.id}")
+    found.click()
+    page.wait_for_function("() => app.graph._nodes.some(n => n.type === 'SkipstoneAuto')")
+    page.mouse.move(x, y)
+    page.mouse.click(x, y)  # where the node hangs on the pointer, this drops it
+    desk.settle()
+    auto = number_of(desk, "SkipstoneAuto")
+    desk.evaluate("(id) => { app.graph.getNodeById(id).pos = [700, 40]; app.canvas.setDirty(true, true) }", auto)
+    page.wait_for_timeout(500)  # Vue nodes follow a moment later
+
+    desk.drag(desk.slot(shift, "output", 0), desk.slot(auto, "input", 0))
+    desk.drag(desk.slot(auto, "output", 0), desk.slot(sampler, "input", 0))
+    prompt = desk.prompt()
+    assert prompt[auto]["inputs"]["model"] == [shift, 0]
+    assert prompt[sampler]["inputs"]["model"] == [auto, 0]
+
+    for _ in range(2):  # the first run teaches it the model's costs
+        desk.evaluate("(id) => { app.graph.getNodeById(id).widgets[0].value += 1 }", sampler)
+        desk.queue()
+    workflow = page.evaluate("() => app.graph.id ?? app.rootGraph.id")
+    runs = json.loads(ask(desk.server, f"/skipstone/reports?workflow={workflow}"))
+    told = [run["report"] for run in runs if run["node"] == auto]
+    assert [r["steps"] for r in told] == [8, 8]
+    assert told[1]["skipped"] > 0
+    timeline = page.locator("[aria-label*='8 steps']").first
+    timeline.wait_for()
+    desk.shoot(f"newcomer-{request.node.callspec.id}")
+    assert f"{told[1]['computed']}" in timeline.get_attribute("aria-label")
