@@ -21,6 +21,10 @@ class SkipstoneExtension(ComfyExtension):
             import_module(".routes", __package__).register()
         except Exception:
             log.exception("[Skipstone] the page's own parts, such as the memo's panel, are left out")
+        try:
+            await import_module(".replacements", __package__).register()
+        except Exception:
+            log.exception("[Skipstone] nodes of earlier packs are not replaced")
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         found: list[type[io.ComfyNode]] = []

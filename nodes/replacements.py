@@ -1,0 +1,83 @@
+"""Workflows of earlier packs open and run where those packs are no longer installed: see core/earlier.py for what stands in for what.
+
+The front end offers ours for what it misses, since ComfyUI tells it (GET /node_replacements). A prompt that comes without a front end is
+changed as it arrives: ComfyUI would do so, too, but stops with an error at the first input that an older release did not have, and can
+only copy values, not convert them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Mapping
+from typing import Any
+
+from ..core.earlier import NODES, Earlier
+from ..patch.prompts import known_nodes, on_prompt
+
+log = logging.getLogger(__name__)
+KNOWN = {node.id: node for node in NODES}
+
+
+async def register() -> None:
+    """Once, as the pack is loaded."""
+    on_prompt(adopted)
+    try:
+        from comfy_api.latest import ComfyAPI, io
+
+        class Replacement(io.NodeReplace):
+            """With what the front end's own mapping cannot say; web/js/replacements.js reads it."""
+
+            def as_dict(self) -> dict[str, Any]:
+                return {**super().as_dict(), "skipstone": KNOWN[self.old_node_id].as_dict()}
+
+        replacements = ComfyAPI().node_replacement
+    except (ImportError, AttributeError):
+        log.info("[Skipstone] this ComfyUI offers no replacements for nodes of earlier packs in the front end")
+        return
+    for node in NODES:
+        await replacements.register(
+            Replacement(node.new, node.id, list(node.layouts[0]), [*_plain(node)], [{"new_idx": 0, "old_idx": 0}])
+        )
+
+
+def _plain(node: Earlier) -> list[dict[str, Any]]:
+    """The rules that need no conversion."""
+    return [dict(rule) for rule in node.rules if "values" not in rule and "less" not in rule]
+
+
+def adopted(asked: dict[str, Any]) -> dict[str, Any]:
+    """What was posted to /prompt, with our nodes in the place of those that are missing and known."""
+    prompt = asked.get("prompt")
+    if not isinstance(prompt, dict):
+        return asked
+    known = known_nodes()
+    for name, node in prompt.items():
+        if _wanted(node, known):
+            old = {**saved(asked, str(name), node["class_type"]), **node["inputs"]}
+            earlier = KNOWN[node["class_type"]]
+            prompt[name] = {**node, "class_type": earlier.new, "inputs": earlier.inputs(old)}
+            log.info("[Skipstone] %s stands in for %s, node %s", earlier.new, earlier.id, name)
+    return asked
+
+
+def _wanted(node: Any, known: Container[str]) -> bool:
+    if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict):
+        return False
+    kind = node.get("class_type")
+    return isinstance(kind, str) and kind in KNOWN and kind not in known and KNOWN[kind].new in known
+
+
+def saved(asked: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
+    """The widgets' values that the workflow beside the prompt has of a node. The front end sends none in the prompt itself for a node
+    that it does not know. name: with the subgraphs' nodes before it, as `12:5`."""
+    try:
+        workflow = asked["extra_data"]["extra_pnginfo"]["workflow"]
+        subgraphs = {graph["id"]: graph for graph in workflow.get("definitions", {}).get("subgraphs", ())}
+        nodes, found = workflow["nodes"], None
+        for part in name.split(":"):
+            found = next(node for node in nodes if str(node["id"]) == part)
+            nodes = subgraphs.get(found["type"], {}).get("nodes", ())
+        values = found["widgets_values"] if found and found["type"] == kind else None
+    except (KeyError, TypeError, AttributeError, StopIteration):
+        return {}
+    return KNOWN[kind].named(values) if isinstance(values, list) else {}

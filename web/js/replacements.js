@@ -1,0 +1,103 @@
+// Nodes of earlier packs: ComfyUI's front end puts ours in their place when a person asks for it, and copies the values that it can. Here
+// the others are converted, and those of older releases found: by the rules that the server tells (core/earlier.py), the same as it uses
+// for prompts that come without a front end. The file is as it was until someone replaces a node.
+
+import { api } from "../../../scripts/api.js"
+import { app } from "../../../scripts/app.js"
+import { guarded, ours } from "./shared.js"
+
+let known = {} // id of an old node -> {new, layouts, rules}
+const mine = new Set() // ids of nodes that stand in for others
+
+const loaded = async () => {
+  const answer = await api.fetchApi("/node_replacements")
+  for (const [old, [first]] of Object.entries(answer.ok ? await answer.json() : {})) {
+    if (!first?.skipstone) continue
+    known[old] = { new: first.new_node_id, ...first.skipstone }
+    mine.add(first.new_node_id)
+  }
+}
+
+/** Every graph of the workflow: the root and its subgraphs. */
+const graphs = () => {
+  const root = app.rootGraph ?? app.graph
+  return [root, ...(root?.subgraphs?.values?.() ?? [])].filter(Boolean)
+}
+
+/** The nodes that are missing and known, with what the file says of them. */
+const missing = () =>
+  graphs().flatMap((graph) =>
+    (graph.nodes ?? graph._nodes ?? [])
+      .filter((node) => known[node.last_serialization?.type] && !ours(node))
+      .map((node) => ({ graph, id: node.id, saved: node.last_serialization }))
+  )
+
+/** What a file has of an old node's widgets, by their names. */
+const named = ({ layouts }, values) => {
+  if (!Array.isArray(values)) return {}
+  const layout = layouts.find((one) => one.length === values.length) ?? layouts[0]
+  return Object.fromEntries(layout.slice(0, values.length).map((name, i) => [name, values[i]]))
+}
+
+/** Our node's values from the old one's. As `Earlier.inputs` in core/earlier.py; links are not in `old`. */
+const converted = ({ rules }, old) => {
+  const found = {}
+  for (const rule of rules) {
+    const value = old[rule.old_id]
+    if ("set_value" in rule) found[rule.new_id] = rule.set_value
+    else if (!(rule.old_id in old)) continue
+    else if ("less" in rule) found[rule.new_id] = Number((rule.less - value).toFixed(6))
+    else if (!("values" in rule)) found[rule.new_id] = value
+    else {
+      const pair = rule.values.find(([one]) => one === value)
+      if (pair || "otherwise" in rule) found[rule.new_id] = pair ? pair[1] : rule.otherwise
+    }
+  }
+  return found
+}
+
+const adopt = (node, saved) => {
+  const entry = known[saved.type]
+  const old = named(entry, saved.widgets_values)
+  for (const input of saved.inputs ?? []) if (input.link != null) delete old[input.widget?.name ?? input.name]
+  for (const [name, value] of Object.entries(converted(entry, old))) {
+    const widget = node.widgets?.find((w) => w.name === name)
+    if (!widget) continue
+    widget.value = value
+    widget.callback?.(value)
+  }
+  // it is no longer of the pack that the file names
+  for (const key of ["cnr_id", "aux_id", "ver"]) if (saved.properties?.[key] === node.properties?.[key]) delete node.properties[key]
+  const [width, height] = node.computeSize()
+  node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
+  node.setDirtyCanvas?.(true, true)
+}
+
+app.registerExtension({
+  name: "Skipstone.Replacements",
+
+  async setup() {
+    try {
+      await loaded()
+    } catch (error) {
+      guarded(() => {
+        throw error
+      })
+    }
+  },
+
+  nodeCreated(node) {
+    if (!mine.has(node.comfyClass)) return
+    guarded(() => {
+      const before = missing()
+      if (!before.length) return
+      // by then it has the place and the id of the node that it was made for, if it was
+      queueMicrotask(() =>
+        guarded(() => {
+          const found = before.find((old) => old.graph === node.graph && old.id === node.id)
+          if (found && known[found.saved.type].new === node.comfyClass) adopt(node, found.saved)
+        })
+      )
+    })
+  },
+})
