@@ -11,7 +11,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families validate clean
+.PHONY: demo test lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families screenshots validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -83,6 +83,10 @@ help-pages:
 
 help-pictures:
 	$(RUN) tools/pictures.py
+
+# every node, in both themes and both ways of drawing nodes: demo-output/screenshots/
+screenshots:
+	$(RUN) -m pytest -q tests/browser/test_screenshots.py
 
 # the registry's own checks of what would be published
 validate:
