@@ -24,7 +24,7 @@ from .evaluation import EvaluationHook
 from .events import changes
 from .output import OutputHook
 from .reach import Reach, known, reach_of
-from .samplers import integrator_of, stepped, steps_alone
+from .samplers import integrator_of, looks_twice, stepped, steps_alone
 from .sigma import SigmaReader
 
 STEPS_OF_ITS_OWN = "this sampler chooses its own steps, so that nothing can be learned from it"
@@ -72,7 +72,7 @@ def born(method: Method | Wish, guider: Any, sampler: Any, sigmas: Any, latent: 
     flow = isinstance(sampling, comfy.model_sampling.CONST)
     grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
     integrator = integrator_of(sampler)
-    method = method.resolve(Circumstances(integrator, grid.steps, steps_alone(sampler)))
+    method = method.resolve(Circumstances(integrator, grid.steps, steps_alone(sampler), looks_twice(sampler)))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
     conds = getattr(guider, "conds", None) or {}
     reach = reach_of(method, patcher.model.diffusion_model) if method.blocks else None

@@ -25,6 +25,7 @@ ONCE = {
 }  # fmt: skip
 # ... and these a second time at the next one's, but for the last
 TWICE = {"sample_heun"}
+TWICE_ELSEWHERE = {"sample_dpm_2", "sample_heunpp2"}  # between the steps, or three times
 
 
 def function_of(sampler: object) -> str:
@@ -40,6 +41,11 @@ def _churns(sampler: object) -> bool:
 def steps_alone(sampler: object) -> bool:
     """Does the SAMPLER step where it likes between the first sigma and the last?"""
     return function_of(sampler) in STOP_SHORT
+
+
+def looks_twice(sampler: object) -> bool:
+    """Does the SAMPLER evaluate the model twice a step, adding no noise?"""
+    return function_of(sampler) in TWICE | TWICE_ELSEWHERE and not _churns(sampler)
 
 
 def stepped(sampler: object, sigmas: list[float]) -> list[float]:

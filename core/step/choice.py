@@ -12,18 +12,20 @@ from .predictors import Integrator
 if TYPE_CHECKING:
     from .report import Report
 
-EXCESS: dict[Integrator, float] = {"euler": -1.0, "multistep": -8.0, "ode": -5.0, "sde": -7.0}
+EXCESS: dict[Integrator, float] = {"euler": -1.0, "multistep": -8.0, "ode": -6.0, "sde": -7.0}
 GUESS = "the decibels are a guess, because nothing has been learned of your model"
 NEARLY = 0.95  # of a speed-up: what is done beside the model is not what was wished to be faster
 
 
 @dataclass(frozen=True)
 class Circumstances:
-    """What is known of a run before its first step. roams: the sampler chooses its own steps, so that none can be planned."""
+    """What is known of a run before its first step. roams: the sampler chooses its own steps, so that none can be planned. twice: it
+    looks twice a step, as heun does."""
 
     integrator: Integrator
     steps: int
     roams: bool = False
+    twice: bool = False
 
 
 @dataclass(frozen=True)

@@ -233,10 +233,11 @@ def test_decibels_are_learned_for_even_where_the_first_run_is_to_skip(sampled, w
     assert LEARNED in notes(reports[0])
 
 
-def test_decibels_that_cannot_be_foretold_have_everything_computed(studio, sampled, wishing):
+@pytest.mark.parametrize("sampler", ["dpm_adaptive", "euler_ancestral"])
+def test_decibels_that_cannot_be_foretold_have_everything_computed(studio, sampled, wishing, sampler):
     model, reports = wishing(wish=DECIBELS)
-    out = sampled(model, sampler="dpm_adaptive")
-    assert torch.equal(out, sampled(studio.model, sampler="dpm_adaptive"))
+    out = sampled(model, sampler=sampler)
+    assert torch.equal(out, sampled(studio.model, sampler=sampler))
     assert "no decibels can be foretold" in reports[0].chosen
 
 
