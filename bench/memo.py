@@ -113,20 +113,24 @@ class Bench:
             wait_until_up(server)
             yield server
 
-    def variations(self, memo: bool) -> tuple[list[float], list[int]]:
-        """Seconds of each variation, and how often an encoder was built or loaded for it."""
-        seconds, loads = [], []
+    def variations(self) -> tuple[list[float], list[float], list[int]]:
+        """Seconds of each variation without the memo and with it, and how often an encoder was built or loaded with it."""
+        seconds: dict[bool, list[float]] = {False: [], True: []}
+        loads = []
         for seed in range(VARIATIONS):
-            with self.server() as server:
-                upload(server, "picture.png", png(0, self.size))
-                graph = img2img(memo, "picture.png", seed, "a picture in other colours", self.vae.name, STEPS)
-                seconds.append(took(ran(server, graph)))
-                time.sleep(1.0)  # what waits to be written
-                log = server.log.read_text(errors="replace")
-                loads.append(sum(log.count(word) for word in BUILT))
-            told = f"{'with the memo' if memo else 'without'}, variation {seed + 1}: {seconds[-1]:.1f} s"
-            print(f"{told}, {loads[-1]} encoders built or loaded", flush=True)
-        return seconds, loads
+            for memo in (False, True):  # in turn: what else the machine does at the time weighs on both
+                with self.server() as server:
+                    upload(server, "picture.png", png(0, self.size))
+                    graph = img2img(memo, "picture.png", seed, "a picture in other colours", self.vae.name, STEPS)
+                    seconds[memo].append(took(ran(server, graph)))
+                    time.sleep(1.0)  # what waits to be written
+                    log = server.log.read_text(errors="replace")
+                loaded = sum(log.count(word) for word in BUILT)
+                if memo:
+                    loads.append(loaded)
+                told = f"variation {seed + 1} {'with the memo' if memo else 'without'}: {seconds[memo][-1]:.1f} s"
+                print(f"{told}, {loaded} encoders built or loaded", flush=True)
+        return seconds[False], seconds[True], loads
 
     def rates(self) -> tuple[float, float]:
         """Hit rates of a session of pictures and of one of prompts."""
@@ -337,8 +341,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="skipstone-memo-") as folder:
         bench = Bench(Path(folder), size)
         write_vae(bench.vae)
-        without, _ = bench.variations(memo=False)
-        with_memo, loads = bench.variations(memo=True)
+        without, with_memo, loads = bench.variations()
         assert loads[0] > 0, "the log does not tell of encoders"
         encode, hit = bench.encode_and_hit()
         vae, text = bench.rates()
