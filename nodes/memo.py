@@ -193,6 +193,7 @@ class MemoStats(io.ComfyNode):
             search_aliases=[*ALIASES, "hit rate", "statistics"],
             inputs=[_after()],
             outputs=[io.String.Output("text", display_name="text"), DictType.Output("stats", display_name="stats")],
+            is_input_list=True,  # once, whatever the length of a list
             is_output_node=True,
             not_idempotent=True,
         )

@@ -1,0 +1,163 @@
+"""The graphs to share: as the front end takes them, as the API takes them, and run in a real server."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import sys
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(ROOT / "bench"))
+
+from served import Server, ask, file, ran, running, wait_until_up  # noqa: E402
+
+MODELS = ROOT / "demo" / "models"
+FILES = {
+    "diffusion_models": [MODELS / "skipstone_demo_flux.safetensors"],
+    "text_encoders": [MODELS / "skipstone_demo_clip.pt"],
+    "vae": [MODELS / "skipstone_demo_vae.safetensors"],
+}
+PICTURES = {"img2img_variations": 3, "prompt_batch": 4}
+ENCODED = {"img2img_variations": 3, "prompt_batch": 5}  # pictures and prompts in all
+TITLE = 30  # pixels above a node
+NOTES = {"Note", "MarkdownNote"}
+WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+
+named = pytest.mark.parametrize("name", PICTURES)
+
+
+def drawn(name: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
+    return told
+
+
+def exported(name: str) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
+    return told
+
+
+def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom, with its title."""
+    (x, y), (width, height) = node["pos"], node["size"]
+    return x, y - TITLE, x + width, y + height
+
+
+def inside(inner: tuple[float, ...], outer: tuple[float, ...]) -> bool:
+    return inner[0] >= outer[0] and inner[1] >= outer[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
+
+
+@named
+def test_its_links_join_what_they_say(name):
+    graph = drawn(name)
+    nodes = {n["id"]: n for n in graph["nodes"]}
+    links = {link[0]: link for link in graph["links"]}
+    assert len(nodes) == len(graph["nodes"]) and max(nodes) == graph["last_node_id"]
+    assert len(links) == len(graph["links"]) and max(links) == graph["last_link_id"]
+    for link, source, slot, target, place, kind in links.values():
+        out, into = nodes[source]["outputs"][slot], nodes[target]["inputs"][place]
+        assert link in out["links"] and into["link"] == link and kind == out["type"]
+        assert into["type"] in (kind, "*")
+    ends = [i["link"] for n in nodes.values() for i in n["inputs"] if i["link"] is not None]
+    begins = [link for n in nodes.values() for o in n["outputs"] for link in o["links"] or ()]
+    assert sorted(ends) == sorted(begins) == sorted(links)
+
+
+@named
+def test_it_is_drawn_from_left_to_right_with_nothing_on_top_of_anything(name):
+    graph = drawn(name)
+    nodes = {n["id"]: n for n in graph["nodes"]}
+    for one, other in combinations(map(box, nodes.values()), 2):
+        apart = one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
+        assert apart, (one, other)
+    for _, source, _, target, _, _ in graph["links"]:
+        assert nodes[source]["pos"][0] <= nodes[target]["pos"][0]
+    groups = [(x, y, x + w, y + h) for x, y, w, h in (g["bounding"] for g in graph["groups"])]
+    for node in nodes.values():
+        assert node["type"] in NOTES or sum(inside(box(node), group) for group in groups) == 1, node["type"]
+    assert sum(n["type"] in NOTES for n in nodes.values()) == 1, "a note that explains"
+
+
+@named
+def test_its_thumbnail_is_a_picture(name):
+    with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+        assert (thumbnail.format, thumbnail.size) == ("JPEG", (512, 512))
+
+
+@pytest.fixture(scope="module")
+def open_server(tmp_path_factory):
+    """Starts servers with the demo's models, one after the other, on one memo."""
+    folder = tmp_path_factory.mktemp("memo")
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("SKIPSTONE_MEMO_FOLDER", str(folder / "memo"))
+        environment.setenv("SKIPSTONE_MEMO_DISK", "0.1")
+        environment.setenv("SKIPSTONE_PROVIDER", "0")
+
+        def opened(log: str):
+            return running(Path(os.environ["COMFYUI_PATH"]), {"skipstone": ROOT}, FILES, 1, folder / log)
+
+        yield opened
+
+
+def from_drawing(graph: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
+    """The graph as the front end exports it: widgets by their place, as the server tells them."""
+    links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
+    told = {}
+    for node in graph["nodes"]:
+        if node["type"] in NOTES:
+            continue
+        about, values = known[node["type"]]["input"], list(node["widgets_values"])
+        inputs = {i["name"]: links[i["link"]] for i in node["inputs"] if i["link"] is not None}
+        for name, (kind, *more) in {**about.get("required", {}), **about.get("optional", {})}.items():
+            options = more[0] if more else {}
+            if not (isinstance(kind, list) or kind in WIDGETS) or options.get("forceInput"):
+                continue
+            value = values.pop(0)
+            inputs.setdefault(name, value)
+            choices = kind if isinstance(kind, list) else options.get("options")
+            assert choices is None or value in choices, (node["type"], name, value)
+            if kind in ("INT", "FLOAT"):
+                assert options.get("min", value) <= value <= options.get("max", value)
+            if options.get("control_after_generate"):
+                assert values.pop(0) == "fixed"
+        assert values == [], (node["type"], values)
+        told[str(node["id"])] = {"class_type": node["type"], "inputs": inputs}
+    return told
+
+
+def pictures(server: Server, outcome: dict[str, Any]) -> list[bytes]:
+    """The pixels of what it saved."""
+    names = [i for out in outcome["outputs"].values() for i in out.get("images", []) if i["type"] == "output"]
+    return [Image.open(io.BytesIO(file(server, n))).tobytes() for n in sorted(names, key=lambda n: n["filename"])]
+
+
+def found(outcome: dict[str, Any]) -> str:
+    return next(out["text"][0] for out in outcome["outputs"].values() if "hit" in out.get("text", [""])[0])
+
+
+def test_they_run_and_after_a_restart_nothing_is_encoded(open_server):
+    first: dict[str, list[bytes]] = {}
+    with open_server("first.log") as server:
+        wait_until_up(server)
+        known = json.loads(ask(server, "/object_info"))
+        for name, number in PICTURES.items():
+            graph = exported(name)
+            plain = {n: {"class_type": node["class_type"], "inputs": node["inputs"]} for n, node in graph.items()}
+            assert from_drawing(drawn(name), known) == plain
+            first[name] = pictures(server, ran(server, graph))
+            assert len(set(first[name])) == number
+    asked = 0
+    with open_server("second.log") as server:
+        wait_until_up(server)
+        for name in PICTURES:
+            outcome = ran(server, exported(name))
+            asked += ENCODED[name]
+            assert pictures(server, outcome) == first[name]
+            assert f"memo: {asked} of {asked} hit (100%)" in found(outcome)
+        assert "Requested to load SD1Clip" not in server.log.read_text()
