@@ -257,6 +257,7 @@ class TeaCache(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,
         )
 
     @classmethod
@@ -292,7 +293,7 @@ class MagCache(io.ComfyNode):
                     0.06,
                     0.0,
                     100.0,
-                    "how much error may add up before a step is computed: the share by which the size differs from that at the last computed step.",
+                    "how much error may add up before a step is computed: by what share the size differs from that at the last computed step.",
                 ),
                 widgets.choice(
                     "ratios",
@@ -308,6 +309,7 @@ class MagCache(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,
         )
 
     @classmethod
@@ -364,6 +366,7 @@ class DiCache(io.ComfyNode):
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
+            not_idempotent=True,
         )
 
     @classmethod

@@ -78,7 +78,10 @@ def device(value: str) -> Literal["auto", "gpu", "cpu"]:
 
 
 def patched(node: type[io.ComfyNode], model: Any, method: Method | Wish) -> io.NodeOutput:
-    """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id."""
+    """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id.
+
+    Such nodes are `not_idempotent`: by that ComfyUI does not give one the MODEL that it cached for another with the same inputs.
+    """
     reporter = Reporter(node.hidden.unique_id)
     return io.NodeOutput(attach(model, method, (reporter,), (reporter.watch,)))
 
