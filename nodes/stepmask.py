@@ -58,8 +58,8 @@ class StepMaskNode(io.ComfyNode):
                     options=[*NAMES, TEXT, BINS],
                     default="medium",
                     tooltip=(
-                        "slow, medium, fast and ultra are cache-dit's masks for 28, 15, 9 and 8 steps. mask and bins use the "
-                        "fields below."
+                        "slow, medium, fast and ultra are cache-dit's masks, each made for 28, 15, 9 and 8 steps and stretched to others. "
+                        "mask and bins use the fields below."
                     ),
                 ),
                 io.String.Input(

@@ -4,7 +4,9 @@
     make help-pages     write them anew
 
 In web/docs/<NodeId>.md, and in Chinese in web/docs/<NodeId>/zh.md, what stands between `<!-- inputs -->` and `<!-- /inputs -->` (and so
-on: BLOCKS) is written here; the rest is by hand. locales/en is written from the nodes' schemas and from web/js, locales/zh by hand.
+on: BLOCKS) is written here; the rest is by hand. locales/en is written from the nodes' schemas and from web/js, and
+locales/zh from it by tools/chinese.json: there every English text has its Chinese one. A text that was changed has none there until it is
+translated anew; the front end shows the English one meanwhile.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -33,7 +36,7 @@ from skipstone.patch.families import FAMILIES  # noqa: E402
 
 PACK = Path(__file__).resolve().parent.parent
 DOCS, LOCALES, SCRIPTS = PACK / "web" / "docs", PACK / "locales", PACK / "web" / "js"
-README = PACK / "README.md"
+README, CHINESE = PACK / "README.md", PACK / "tools" / "chinese.json"
 Texts = dict[str, Any]
 """As in ComfyUI's nodeDefs.json: a node's display_name, description, inputs and outputs."""
 
@@ -96,6 +99,7 @@ WORDS = {
 }  # fmt: skip
 
 
+@cache
 def schemas() -> list[Any]:
     """Of every node, in the pack's order."""
     return [node.GET_SCHEMA() for group in GROUPS for node in import_module(f"skipstone.nodes.{group}").NODES]
@@ -104,6 +108,7 @@ def schemas() -> list[Any]:
 # the locales
 
 
+@cache
 def english() -> dict[str, Texts]:
     """locales/en, by file name."""
     return {"main": _main(), "nodeDefs": {s.node_id: _texts(s) for s in schemas()}, "settings": _settings()}
@@ -157,14 +162,45 @@ def _said(literal: str, known: dict[str, str]) -> str:
     return re.sub(r"\$\{(\w+)\}", lambda m: known[m[1]], literal[1:-1])
 
 
-def texts_of(language: str) -> dict[str, Texts]:
-    """Of all nodes, by id."""
-    if language == "en":
-        return dict(english()["nodeDefs"])
-    return dict(json.loads((LOCALES / language / "nodeDefs.json").read_text("utf-8")))
+@cache
+def chinese() -> dict[str, Texts]:
+    """locales/zh, by file name, without what is not translated."""
+    known = json.loads(CHINESE.read_text("utf-8"))
+    return {name: _translated(texts, known) for name, texts in english().items()}
+
+
+def _translated(texts: Texts, known: dict[str, str]) -> Texts:
+    found = {
+        key: _translated(text, known) if isinstance(text, dict) else known.get(text) for key, text in texts.items()
+    }
+    return {key: text for key, text in found.items() if text}
+
+
+def leaves(texts: Texts, at: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], str]]:
+    """Every text, with where it stands."""
+    for key, text in texts.items():
+        if isinstance(text, dict):
+            yield from leaves(text, (*at, key))
+        else:
+            yield (*at, key), text
+
+
+LANGUAGES: dict[str, Callable[[], dict[str, Texts]]] = {"en": english, "zh": chinese}
 
 
 # the pages
+
+
+def texts_of(node: str, language: str) -> Texts:
+    """A node's texts; what is not translated is in English, as the front end has it."""
+    return _over(english()["nodeDefs"][node], LANGUAGES[language]()["nodeDefs"].get(node, {}))
+
+
+def _over(texts: Texts, others: Texts) -> Texts:
+    return {
+        key: _over(text, others.get(key, {})) if isinstance(text, dict) else others.get(key, text)
+        for key, text in texts.items()
+    }
 
 
 def pages() -> Iterator[tuple[Path, str, str]]:
@@ -174,8 +210,9 @@ def pages() -> Iterator[tuple[Path, str, str]]:
         yield file, file.stem if own else file.parent.name, "en" if own else file.stem
 
 
-def rewritten(page: str, schema: Any, language: str, texts: Texts) -> str:
+def rewritten(page: str, schema: Any, language: str) -> str:
     """The page with its blocks as they are now. Raises ValueError for one that does not end, or that is none of BLOCKS."""
+    texts = texts_of(schema.node_id, language)
     for name in re.findall(r"<!-- ([a-z]+) -->", page):
         if name not in BLOCKS:
             raise ValueError(f"{schema.node_id}: there is no block {name}, but {', '.join(BLOCKS)}")
@@ -305,13 +342,18 @@ def written(texts: Texts) -> str:
 
 
 def main() -> None:
-    for name, texts in english().items():
-        file = LOCALES / "en" / f"{name}.json"
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(written(texts), "utf-8")
+    locales = {language: made() for language, made in LANGUAGES.items()}
+    for language, files in locales.items():
+        for name, texts in files.items():
+            file = LOCALES / language / f"{name}.json"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(written(texts), "utf-8")
     known = {s.node_id: s for s in schemas()}
     for file, node, language in pages():
-        file.write_text(rewritten(file.read_text("utf-8"), known[node], language, texts_of(language)[node]), "utf-8")
+        file.write_text(rewritten(file.read_text("utf-8"), known[node], language), "utf-8")
+    missing = {text for _, text in leaves(locales["en"])} - {*json.loads(CHINESE.read_text("utf-8"))}
+    for text in sorted(missing):
+        print(f"not translated, {CHINESE.relative_to(PACK)}: {text!r}")
 
 
 if __name__ == "__main__":
