@@ -92,12 +92,12 @@ class Report:
             if not self.skipped or self.decibels >= VISIBLE:
                 return ""
             return (
-                f"quality is at risk: the picture is expected at about {self.decibels:.0f} dB of the full run's, and less than "
-                f"{VISIBLE:.0f} can be seen; take a slower preset or compute more steps"
+                f"quality is at risk (about {self.decibels:.0f} dB of the full run's picture, below {VISIBLE:.0f} it shows): "
+                "take a slower preset or compute more steps"
             )
         if self.finished and self.skipped > MANY * len(self.evaluations):
             return (
-                f"quality is at risk: {self.skipped} of {len(self.evaluations)} evaluations were skipped; compare with a full run, "
+                f"quality is at risk ({self.skipped} of {len(self.evaluations)} evaluations were skipped): compare with a full run, "
                 "or take a slower preset"
             )
         return ""

@@ -204,7 +204,7 @@ def test_a_threshold_that_never_fires(studio, model, cached):
     smallest = min(e.indicator for e in reports[0].evaluations if e.indicator is not None)
     (note,) = reports[0].notes
     assert "nothing was skipped" in note
-    assert f"{smallest:.3g} against a threshold of 1e-06" in note
+    assert f"threshold of 1e-06 above {smallest:.3g}" in note
 
 
 # Numbers that are none

@@ -292,9 +292,9 @@ def test_a_threshold_that_is_never_met_is_told_with_what_it_was_held_against(qui
     model, reports = cached(OF[name]("Custom", threshold=1e-5, **values), tiny_flux)
     quick(model)
     (note,) = reports[0].notes
-    told = re.search(r"smallest accumulated change was ([\d.e+-]+) against a threshold of ([\d.e+-]+)", note)
+    told = re.search(r"the threshold of ([\d.e+-]+) above ([\d.e+-]+), the smallest accumulated change", note)
     assert told is not None, note
-    smallest, threshold = map(float, told.groups())
+    threshold, smallest = map(float, told.groups())
     assert threshold in (1e-5, 0.5e-5, 1.5e-5)  # UCache's own differs over the run
     assert smallest > threshold
     assert smallest == pytest.approx(min(e.indicator for e in reports[0].evaluations if e.indicator), rel=1e-2)

@@ -4,19 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import json
+from importlib import import_module
 from types import SimpleNamespace
 
 import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
+from comfy_execution.caching import CacheKeySetInputSignature
+from comfy_execution.graph import DynamicPrompt
 
+import nodes
 from skipstone.core.step.journal import Entry, Journal, Place
 from skipstone.core.step.report import Report
-from skipstone.nodes import reporting, routes, widgets
+from skipstone.nodes import GROUPS, reporting, routes, widgets
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
 
 STEPS = 8
+NODES = [node for group in GROUPS for node in import_module(f"skipstone.nodes.{group}").NODES]
+
+
+def has_timeline(node):
+    info = node.GET_NODE_INFO_V1()
+    return "MODEL" in info["output"] and "unique_id" in info["input"].get("hidden", {})
+
+
+METHODS = [node for node in NODES if has_timeline(node)]
 
 
 def ask(path):
@@ -102,3 +115,18 @@ def test_a_budget_that_no_picture_survives_is_a_risk(run):
     report = run(greedy, steps=30)["report"]
     assert report["computed"] <= 4 and report["decibels"] < 30
     assert report["advice"] == report["risk"] and f"{report['decibels']:.0f} dB" in report["risk"]
+
+
+@pytest.mark.parametrize("kind", METHODS, ids=lambda k: k.__name__)
+def test_a_node_and_its_copy_have_each_a_model_of_their_own(monkeypatch, kind):
+    """Or ComfyUI would give the copy what it has cached of the first, and the first would be told of the copy's runs."""
+    name = kind.GET_SCHEMA().node_id
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, kind)
+    prompt = DynamicPrompt({node: {"class_type": name, "inputs": {}} for node in ("4", "9")})
+
+    async def unchanged(_):
+        return False
+
+    keys = CacheKeySetInputSignature(prompt, ["4", "9"], SimpleNamespace(get=unchanged))
+    asyncio.run(keys.add_keys(["4", "9"]))
+    assert keys.get_data_key("4") != keys.get_data_key("9")

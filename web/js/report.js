@@ -41,8 +41,7 @@ const done = (report) => (report.timeline.length ? Math.max(...report.timeline.m
 /** What happened, in a few words. */
 export function headline({ running, report }) {
     const total = report.evaluations
-    const unit = total === done(report) ? "" : " evaluations"
-    const count = report.skipped ? `${report.computed} of ${total}${unit} computed` : `all ${total}${unit} computed`
+    const count = report.skipped ? `${report.computed} of ${total} computed` : `all ${total} computed`
     if (running) {
         const now = `Step ${done(report)} of ${report.steps}`
         return report.learning ? `${now}, learning` : report.skipped ? `${now}, ${report.skipped} skipped` : now
@@ -51,10 +50,10 @@ export function headline({ running, report }) {
     return report.learning ? `Learned: ${count}` : capital(count)
 }
 
-/** What it saved: an estimate, from the time of what was computed. "" where nothing was skipped. */
+/** What it gained, an estimate from the time of what was computed: ["2.4x", ", about 3.1 s saved"]. Empty where nothing was skipped. */
 export function gain({ running, report }) {
-    if (running || !report.skipped || !(report.speedup > 0)) return ""
-    return `${report.speedup.toFixed(1)}x, about ${seconds(report.saved)} saved`
+    if (running || !report.skipped || !(report.speedup > 0)) return []
+    return [`${report.speedup.toFixed(1)}x`, `, about ${seconds(report.saved)} saved`]
 }
 
 /** Which tone the message has: "warn", "learn", "hint" or "". */
@@ -69,6 +68,12 @@ export function remarks({ report }) {
     const { advice, chosen, notes } = report
     const rest = notes.filter((note) => !advice || !note.includes(advice) || note.length > 2 * advice.length + 80)
     return [advice, chosen, ...(report.learning && advice && !chosen ? [] : rest)].filter(Boolean).map(capital)
+}
+
+/** Which settings it ran with, and how many evaluations those of a sampler with several a step were. */
+export function settings({ report }) {
+    const evaluations = report.evaluations > done(report) ? `${report.evaluations} evaluations` : ""
+    return [report.variant, evaluations].filter(Boolean).join(", ")
 }
 
 export const title = ({ report }) => `${report.method} ${report.variant}`.trim()
@@ -103,7 +108,7 @@ export function sentences(run) {
     const evaluations = report.evaluations === report.steps ? "" : ` ${report.evaluations} evaluations,`
     const count = `${report.steps} steps,${evaluations} ${report.computed} computed, ${report.skipped} skipped`
     const state = running ? "Running. " : report.finished ? "" : `Stopped at step ${done(report)}. `
-    const gained = gain(run)
+    const gained = gain(run).join("")
     return [`${title(run)}: ${state}${count}.`, gained && `${capital(gained)}.`, ...remarks(run).map((r) => `${r}.`)]
         .filter(Boolean)
         .join(" ")
@@ -129,13 +134,13 @@ export function cell(here, planned, pending) {
     return element
 }
 
-/** The indicator as a line, and its threshold, which is always half way up: what is twice the threshold is as far from the top as what is
- * half of it from the bottom. null where no indicator was asked. */
+/** The indicator as a line, and its threshold, which is always half way up: twice the threshold is as far from the top as half of it from the
+ * bottom, and nothing is ever out of the picture. null where no indicator was asked. */
 export function line(steps) {
     const points = steps.flatMap((here, step) =>
         here.map((e, i) => [
             ((step + (i + 0.5) / here.length) / steps.length) * 100,
-            e.held != null && e.limit != null ? 100 - (100 * e.held) / (e.held + e.limit || 1) : null,
+            e.held != null && e.limit != null ? (100 * e.limit ** 2) / (e.held ** 2 + e.limit ** 2 || 1) : null,
         ]),
     )
     if (!points.some(([, y]) => y !== null)) return null

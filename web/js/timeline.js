@@ -7,7 +7,7 @@ import * as words from "./report.js"
 import { ours } from "./shared.js"
 
 const WIDGET = "skipstone_timeline"
-const HEIGHT = 103 // px, always: a run moves nothing
+const HEIGHT = 110 // px, always: a run moves nothing
 const MARGIN = 10
 const KEPT = 256 // runs
 const EMPTY = "After a run: a cell a step, which were computed, which were skipped and why, and what it saved."
@@ -108,7 +108,9 @@ class View {
         this.run = this.all.find((run) => run.run === this.chosen) ?? this.all.at(-1) ?? null
         const { run } = this
         this.count.textContent = run ? words.headline(run) : "No run yet"
-        this.gain.textContent = run ? words.gain(run) : ""
+        const gain = run ? words.gain(run) : []
+        this.gain.replaceChildren(...gain.map((part, i) => words.make("span", i ? "saved" : "", part)))
+        this.gain.title = gain.join("")
         this.page()
         this.draw()
         this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${EMPTY}`)
@@ -119,6 +121,7 @@ class View {
     page() {
         const { all, run } = this
         this.pager.hidden = all.length < 2
+        this.element.classList.toggle("paged", !this.pager.hidden)
         if (this.pager.hidden) return
         const at = all.indexOf(run)
         const sampler = find(run.sampler)?.title
@@ -184,7 +187,7 @@ class View {
             return this.say.replaceChildren(mark, said.join(". "))
         }
         const { computed, skipped } = this.run.report
-        const by = make("span", "by", words.title(this.run))
+        const by = make("span", "by", words.settings(this.run))
         this.say.replaceChildren(make("i", "key"), `${computed} computed`, make("i", "key skipped"), `${skipped} skipped`, by)
     }
 }

@@ -81,6 +81,6 @@ class Accumulating:
         if not math.isfinite(self.smallest):
             return "the threshold was never asked: widen start_percent..end_percent, lower warmup, or take more steps"
         return (
-            f"the smallest accumulated change was {self.smallest:.3g} against a threshold of {self.against:.3g}: raise the "
-            "threshold above it, pick a faster preset, or take more steps"
+            f"raise the threshold of {self.against:.3g} above {self.smallest:.3g}, the smallest accumulated change, pick a faster "
+            "preset, or take more steps"
         )
