@@ -11,6 +11,7 @@ import pytest
 from playwright.sync_api import expect
 from served import ask, running, wait_until_up
 
+from skipstone.core.memo.settings import Settings
 from skipstone.patch import memo as process
 from skipstone.tests.browser.conftest import FILES, ROOT
 
@@ -143,11 +144,16 @@ def test_settings(open_desk, redis):
     page, panel = desk.page, tab(desk)
     ours = page.evaluate(
         """() => Object.values(app.extensionManager.setting.settings)
-                .filter(s => /^Skipstone\\.(Memo|Provider)/.test(s.id)).map(s => [s.id, s.tooltip])"""
+                .filter(s => /^Skipstone\\.(Memo|Provider)/.test(s.id)).map(s => [s.id, s.tooltip, s.defaultValue])"""
     )
     read = set(re.findall(r"Skipstone\.\S+", process.__doc__ or ""))
-    assert {name for name, _ in ours} == read | {"Skipstone.Memo.RedisTest"}
-    assert all(len(tooltip) > 40 for _, tooltip in ours)
+    assert {name for name, _, _ in ours} == read | {"Skipstone.Memo.RedisTest"}
+    assert all(len(tooltip) > 40 for _, tooltip, _ in ours)
+    usual, default = Settings(), {name: value for name, _, value in ours}
+    assert default["Skipstone.Memo.Memory"] == usual.memory
+    assert default["Skipstone.Memo.Disk"] == usual.disk and default["Skipstone.Memo.Days"] == usual.disk_days
+    assert default["Skipstone.Memo.RedisDays"] == usual.redis_days
+    assert default["Skipstone.Memo.RedisMB"] == usual.redis_entry
 
     def said():
         return {k: v for k, v in json.loads(ask(desk.server, "/settings")).items() if k.startswith("Skipstone.")}

@@ -59,7 +59,8 @@ const STYLES = `
 .skipstone-memo .foot button { padding: 5px 12px; }
 .skipstone-memo .note { padding: 8px 10px; border-radius: 6px; border-left: 3px solid var(--skipstone-accent);
   background: color-mix(in srgb, var(--skipstone-accent) 10%, transparent); }
-.skipstone-memo .note.bad { background: color-mix(in srgb, var(--error-text, #e5484d) 10%, transparent); border-left-color: var(--error-text, #e5484d); }
+.skipstone-memo .note.bad { border-left-color: var(--error-text, #e5484d);
+  background: color-mix(in srgb, var(--error-text, #e5484d) 10%, transparent); }
 .skipstone-memo .said:empty { display: none; }
 .skipstone-memo .said { white-space: pre-line; }
 .skipstone-memo summary { cursor: pointer; }
@@ -84,7 +85,7 @@ const time = (seconds) => {
 }
 
 const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`
-const saved = (counts) => time(Math.max(counts.saved_seconds, 0))
+const saved = (counts) => time(counts.saved_seconds)
 const entries = (used) => count(used.entries, "entry", "entries")
 const percent = (share) => `${Math.round(100 * share)}%`
 
@@ -274,9 +275,11 @@ function kinds(told) {
   return rows.length ? el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)) : null
 }
 
+const trouble = (name, text) => (text.includes(name) ? `${text[0].toUpperCase()}${text.slice(1)}.` : `${name}: ${text}.`)
+
 function aside(told, open) {
   const lines = [
-    ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, `${PLACES[tier] ?? tier}: ${text}`)),
+    ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, trouble(PLACES[tier] ?? tier, text))),
     ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, `Not kept, ${count(n, "time")}: ${why}`)),
   ]
   if (!lines.length) return null

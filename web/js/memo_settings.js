@@ -6,6 +6,7 @@ import { el, style } from "./shared.js"
 
 const RESTART = "Counts when ComfyUI is restarted."
 const OWNER = "With several users (--multi-user) only the environment counts."
+const LIMIT = "At most; what was not used for longest goes first."
 const MEMO = "Memo (changes count after a restart)"
 const PLACES = "Memo: memory and disk"
 const REDIS = "Memo: Redis, shared by machines"
@@ -49,7 +50,8 @@ const line = (placeholder, wrong) => (name, set, value) => {
   return framed(input, said)
 }
 
-const HOLDS = "Not taken: it holds a password, and every page of this server can read the settings. Give it in SKIPSTONE_MEMO_REDIS."
+const HOLDS =
+  "Not taken: it holds a password, and every page of this server can read the settings. Give it in SKIPSTONE_MEMO_REDIS."
 
 function wrongAddress(text) {
   if (!text) return ""
@@ -102,7 +104,7 @@ const SETTINGS = [
     type: "number",
     defaultValue: null,
     attrs: { ...amount(1024, 0.5, 2), placeholder: "a tenth" },
-    tooltip: `At most; what was not used for longest goes first. Empty: a tenth of the machine's memory. 0: nothing is kept in memory. ${RESTART}`,
+    tooltip: `${LIMIT} Empty: a tenth of the machine's memory. 0: nothing is kept in memory. ${RESTART}`,
   },
   {
     id: "Skipstone.Memo.Disk",
@@ -111,7 +113,7 @@ const SETTINGS = [
     type: "number",
     defaultValue: 10,
     attrs: amount(100_000, 1),
-    tooltip: `At most; what was not used for longest goes first. 0: nothing is kept on disk, and a restart forgets all. ${RESTART}`,
+    tooltip: `${LIMIT} 0: nothing is kept on disk, and a restart forgets all. ${RESTART}`,
   },
   {
     id: "Skipstone.Memo.Days",
@@ -128,7 +130,9 @@ const SETTINGS = [
     name: "Folder on disk",
     type: line("user/skipstone/memo", () => ""),
     defaultValue: "",
-    tooltip: `A folder on the server's machine; several ComfyUIs may share it. Empty: skipstone/memo in ComfyUI's user folder. On a server that others reach, set SKIPSTONE_MEMO_FOLDER instead: it comes before this. ${RESTART} ${OWNER}`,
+    tooltip:
+      "A folder on the server's machine; several ComfyUIs may share it. Empty: skipstone/memo in ComfyUI's user folder. " +
+      `On a server that others reach, set SKIPSTONE_MEMO_FOLDER instead: it comes before this. ${RESTART} ${OWNER}`,
   },
   {
     id: "Skipstone.Memo.Redis",
@@ -136,7 +140,10 @@ const SETTINGS = [
     name: "Address",
     type: line("redis://host:6379", wrongAddress),
     defaultValue: "",
-    tooltip: `A Redis or Valkey that several machines share: redis://, rediss:// (TLS) or unix://. Empty: none. No password here, as every page of this server can read the settings: an address with one is given in the environment, SKIPSTONE_MEMO_REDIS, which comes before this. ${RESTART} ${OWNER}`,
+    tooltip:
+      "A Redis or Valkey that several machines share: redis://, rediss:// (TLS) or unix://. Empty: none. No password here, as " +
+      "every page of this server can read the settings: an address with one is given in the environment, " +
+      `SKIPSTONE_MEMO_REDIS, which comes before this. ${RESTART} ${OWNER}`,
   },
   {
     id: "Skipstone.Memo.RedisTest",
@@ -144,7 +151,9 @@ const SETTINGS = [
     name: "Connection",
     type: trial,
     defaultValue: "",
-    tooltip: "Writes a word to the Redis that ComfyUI was started with, and reads it back. An address that was just changed is used, and can be tested, after a restart.",
+    tooltip:
+      "Writes a word to the Redis that ComfyUI was started with, and reads it back. An address that was just changed is " +
+      "used, and can be tested, after a restart.",
   },
   {
     id: "Skipstone.Memo.RedisDays",
