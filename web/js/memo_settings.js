@@ -74,6 +74,7 @@ function trial() {
     said.className = told.ok ? "" : "bad"
     button.disabled = false
     button.focus()
+    said.scrollIntoView({ block: "nearest" })
   })
   return framed(button, said)
 }
