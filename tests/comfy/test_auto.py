@@ -24,6 +24,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their ow
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 MODELS = ("flux", "nextdit", "unet")
+SMALL = "nextdit"
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
 LEARNED = "computed in full to learn"
 
@@ -56,7 +57,7 @@ def trained(studio):
 def sampled(studio, trained):
     """A run: `out, report = sampled(model, name, sampler="heun")`; report is None where the model has no step cache of ours."""
 
-    def run(model, name="flux", text="a red circle on blue", **how):
+    def run(model, name=SMALL, text="a red circle on blue", **how):
         words = trained[name][1]
         positive, negative = ([[tokens[:, :words], more] for tokens, more in studio.prompt(t)] for t in (text, ""))
         return studio.sample(model, positive, negative, **{"steps": 10, "cfg": 1.0, **how})
@@ -68,7 +69,7 @@ def sampled(studio, trained):
 def wishing(trained):
     """A MODEL with the node on it, and the reports of its runs: `model, reports = wishing("unet", wish="Turbo")`."""
 
-    def patched(name="flux", **values):
+    def patched(name=SMALL, **values):
         reports: list[Any] = []
         return attach(trained[name][0], auto_of(**values), (reports.append,)), reports
 
@@ -162,22 +163,22 @@ def test_skip_at_once_uses_what_was_learned_before(sampled, wishing, user):
     assert {p: p.read_bytes() for p in user.rglob("*.json")} == files
 
 
-def test_it_learns_once_for_all_wishes_and_for_meancache(studio, sampled, wishing):
+def test_it_learns_once_for_all_wishes_and_for_meancache(trained, sampled, wishing):
     sampled(wishing(wish="Quality")[0])
     for wish in ("Turbo", SPEEDUP, DECIBELS):
         model, reports = wishing(wish=wish)
         sampled(model)
         assert LEARNED not in notes(reports[0])
     reports = []
-    sampled(attach(studio.model, method_of("Speed", calibration="auto"), (reports.append,)))
+    sampled(attach(trained[SMALL][0], method_of("Speed", calibration="auto"), (reports.append,)))
     assert reports[0].skipped > 0
 
 
 @pytest.mark.parametrize("wish", ["Quality", "Balanced", "Speed", "Turbo"])
-def test_a_preset_does_what_meancaches_does(studio, sampled, wishing, wish):
+def test_a_preset_does_what_meancaches_does(trained, sampled, wishing, wish):
     model, reports = wishing(wish=wish, first_run="skip at once")
     out = sampled(model, steps=16)
-    assert torch.equal(out, sampled(attach(studio.model, method_of(wish)), steps=16))
+    assert torch.equal(out, sampled(attach(trained[SMALL][0], method_of(wish)), steps=16))
     assert (reports[0].method, reports[0].variant) == ("MeanCache", f"Auto, {wish}")
 
 
@@ -217,8 +218,8 @@ def psnr(a, b):
 
 @pytest.mark.parametrize("decibels", [30.0, 40.0])
 def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(studio, sampled, wishing, decoded, decibels):
-    model, reports = wishing(wish=DECIBELS, decibels=decibels)
-    how = {"steps": 20, "cfg": 3.0}
+    model, reports = wishing("flux", wish=DECIBELS, decibels=decibels)
+    how = {"name": "flux", "steps": 20, "cfg": 3.0}
     sampled(model, text="a white triangle on green", seed=5, **how)
     for text, seed in UNSEEN:
         cached = sampled(model, text=text, seed=seed, **how)
@@ -234,10 +235,10 @@ def test_decibels_are_learned_for_even_where_the_first_run_is_to_skip(sampled, w
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "euler_ancestral"])
-def test_decibels_that_cannot_be_foretold_have_everything_computed(studio, sampled, wishing, sampler):
+def test_decibels_that_cannot_be_foretold_have_everything_computed(trained, sampled, wishing, sampler):
     model, reports = wishing(wish=DECIBELS)
     out = sampled(model, sampler=sampler)
-    assert torch.equal(out, sampled(studio.model, sampler=sampler))
+    assert torch.equal(out, sampled(trained[SMALL][0], sampler=sampler))
     assert "no decibels can be foretold" in reports[0].chosen
 
 
