@@ -78,6 +78,11 @@ class Wish:
             return self.free, replace(choice, why=FREE if here.roams else LOOKS)
         if self.decibels:
             return within(self.planned, tolerance(self.decibels, here.integrator)), choice
+        plans = [p for p in self.planned.policies if isinstance(p, Schedule)]
+        if all(
+            p.budget.count(here.steps) >= here.steps for p in plans
+        ):  # nothing is skipped, and so nothing is to be learned
+            return replace(self.planned, calibration="known"), choice
         return self.planned, choice
 
 

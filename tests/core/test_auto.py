@@ -96,6 +96,14 @@ def test_few_steps_are_said_to_be_few(steps):
     assert "so few steps" not in run(WISH, 20).chosen
 
 
+def test_nothing_is_learned_for_runs_that_skip_nothing():
+    learns = replace(
+        WISH, planned=Method("Planned", "", (Schedule(Budget(((4, 1.0), (8, 0.8)))),), Auto(), calibration="auto")
+    )
+    assert learns.resolve(Circumstances("euler", 8)).calibration == "auto"
+    assert learns.resolve(Circumstances("euler", 4)).calibration == "known"
+
+
 def test_a_wish_that_skips_nothing_says_what_to_wish_for():
     report = run(WISH, 3)
     assert report.skipped == 0
