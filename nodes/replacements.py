@@ -8,7 +8,7 @@ only copy values, not convert them.
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from ..core.earlier import NODES, Earlier
@@ -52,32 +52,29 @@ def adopted(asked: dict[str, Any]) -> dict[str, Any]:
         return asked
     known = known_nodes()
     for name, node in prompt.items():
-        if _wanted(node, known):
-            old = {**saved(asked, str(name), node["class_type"]), **node["inputs"]}
-            earlier = KNOWN[node["class_type"]]
+        if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict):
+            continue
+        drawn = beside(asked, str(name))
+        kind = node.get("class_type") or drawn.get("type")  # the front end names no type that it does not know
+        if isinstance(kind, str) and kind in KNOWN and kind not in known and KNOWN[kind].new in known:
+            earlier = KNOWN[kind]
+            values = drawn.get("widgets_values") if drawn.get("type") == kind else None
+            old = {**(earlier.named(values) if isinstance(values, list) else {}), **node["inputs"]}
             prompt[name] = {**node, "class_type": earlier.new, "inputs": earlier.inputs(old)}
             log.info("[Skipstone] %s stands in for %s, node %s", earlier.new, earlier.id, name)
     return asked
 
 
-def _wanted(node: Any, known: Container[str]) -> bool:
-    if not isinstance(node, dict) or not isinstance(node.get("inputs"), dict):
-        return False
-    kind = node.get("class_type")
-    return isinstance(kind, str) and kind in KNOWN and kind not in known and KNOWN[kind].new in known
-
-
-def saved(asked: Mapping[str, Any], name: str, kind: str) -> dict[str, Any]:
-    """The widgets' values that the workflow beside the prompt has of a node. The front end sends none in the prompt itself for a node
-    that it does not know. name: with the subgraphs' nodes before it, as `12:5`."""
+def beside(asked: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """What the workflow beside a prompt says of a node, nothing where it does not. Of one that it does not know the front end sends no
+    widgets in the prompt itself. name: with the subgraphs' nodes before it, as `12:5`."""
     try:
         workflow = asked["extra_data"]["extra_pnginfo"]["workflow"]
         subgraphs = {graph["id"]: graph for graph in workflow.get("definitions", {}).get("subgraphs", ())}
-        nodes, found = workflow["nodes"], None
+        nodes, found = workflow["nodes"], {}
         for part in name.split(":"):
             found = next(node for node in nodes if str(node["id"]) == part)
             nodes = subgraphs.get(found["type"], {}).get("nodes", ())
-        values = found["widgets_values"] if found and found["type"] == kind else None
+        return found if isinstance(found, dict) else {}
     except (KeyError, TypeError, AttributeError, StopIteration):
         return {}
-    return KNOWN[kind].named(values) if isinstance(values, list) else {}

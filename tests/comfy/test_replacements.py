@@ -130,6 +130,17 @@ def test_values_that_the_front_end_does_not_send_are_taken_from_the_workflow_bes
     assert adopted(given, **beside)["41"]["inputs"]["threshold"] == ["7", 0]
 
 
+def test_a_node_that_the_front_end_names_no_type_of_is_known_by_the_workflow(here):
+    """So it sends what is missing; of others that are missing nothing is made."""
+    given = {"41": {"inputs": {"UNKNOWN": 3, "model": ["12", 0]}}, "13": {"inputs": {}}}
+    beside = {"extra_data": {"extra_pnginfo": {"workflow": workflow("teacache")}}}
+    found = adopted(given, **beside)
+    assert found["41"]["class_type"] == "SkipstoneTeaCache"
+    assert (found["41"]["inputs"]["threshold"], found["41"]["inputs"]["max_skips"]) == (0.4, 3)
+    assert "UNKNOWN" not in found["41"]["inputs"]
+    assert found["13"] == given["13"]
+
+
 def test_the_same_in_a_subgraph(here):
     inner = {"id": "u-u-i-d", "nodes": workflow("magcache")["nodes"]}
     outer = {"nodes": [{"id": 5, "type": "u-u-i-d"}], "definitions": {"subgraphs": [inner]}}

@@ -6,6 +6,7 @@ import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { guarded, ours } from "./shared.js"
 
+const [TITLE, GAP] = [30, 16] // pixels: of a node's title, which is above its place, and between two nodes
 let known = {} // id of an old node -> {new, layouts, rules}
 const mine = new Set() // ids of nodes that stand in for others
 
@@ -70,7 +71,19 @@ const adopt = (node, saved) => {
   for (const key of ["cnr_id", "aux_id", "ver"]) if (saved.properties?.[key] === node.properties?.[key]) delete node.properties[key]
   const [width, height] = node.computeSize()
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
+  makeRoom(node, node.pos[1] + saved.size[1])
   node.setDirtyCanvas?.(true, true)
+}
+
+/** Ours has more widgets than the one before it, whose lower end was at `bottom`: what lies below goes down, so that nothing is covered. */
+const makeRoom = (node, bottom) => {
+  const [left, right] = [node.pos[0], node.pos[0] + node.size[0]]
+  const below = (node.graph.nodes ?? node.graph._nodes).filter(
+    (other) => other !== node && other.pos[1] - TITLE >= bottom && other.pos[0] < right && other.pos[0] + other.size[0] > left
+  )
+  const top = Math.min(...below.map((other) => other.pos[1] - TITLE))
+  const missing = node.pos[1] + node.size[1] + GAP - top
+  if (missing > 0) for (const other of below) other.pos = [other.pos[0], other.pos[1] + missing]
 }
 
 app.registerExtension({
