@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from functools import cache, wraps
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -26,6 +26,8 @@ from .places import Places, packed, unpacked
 VAE, TEXT, IMAGE = "vae", "text", "image"
 """Kinds of entries: latents, prompt embeddings, decoded pictures."""
 
+T = TypeVar("T")
+
 
 class _Unkept(Exception):
     """A value that is right, but for this once."""
@@ -36,18 +38,32 @@ class _Unkept(Exception):
 
 
 def memo_vae(vae: Any, decode: bool = False) -> Any:
-    """A comfy VAE that remembers what it encodes, and with `decode` also what it decodes."""
-    made = copy.copy(vae)
-    made.__class__ = _vae_class(vae.__class__)
-    made.skipstone_decode = decode
-    return made
+    """A comfy VAE that remembers what it encodes, and with `decode` also what it decodes. What cannot be one is returned as it is."""
+    try:
+        made = copy.copy(vae)
+        made.__class__ = _vae_class(vae.__class__)
+        made.skipstone_decode = decode
+        return made
+    except (TypeError, AttributeError):
+        return _as_it_is(vae)
 
 
 def memo_clip(clip: Any) -> Any:
-    """A comfy CLIP that remembers its prompts."""
-    made = clip.clone()
-    made.__class__ = _clip_class(made.__class__)
-    return made
+    """A comfy CLIP that remembers its prompts. What cannot be one is returned as it is."""
+    try:
+        made = clip.clone()
+        made.__class__ = _clip_class(made.__class__)
+        return made
+    except (TypeError, AttributeError):
+        return _as_it_is(clip)
+
+
+def _as_it_is(encoder: T) -> T:
+    """None, where a checkpoint has no such thing, or another pack's own: who uses it says what is wrong with it."""
+    memo = opened()
+    if memo is not None and encoder is not None:
+        memo.stats.refused(f"an encoder of class {type(encoder).__name__}")
+    return encoder
 
 
 def is_latent(value: Any) -> bool:

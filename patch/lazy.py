@@ -204,7 +204,7 @@ class PendingPrompt(Pending):
         encoded = made.encode_from_tokens_scheduled(tokens)
         try:
             name, who = made.skipstone_key(tokens), identity.of_clip(made)
-        except Refused:
+        except (Refused, AttributeError):  # or of a kind that cannot be patched
             return encoded
         self.learn({"key": name.digest}, who.sources)
         return encoded

@@ -11,9 +11,11 @@ from comfy_extras import nodes_clip_sdxl, nodes_flux, nodes_wan
 
 import nodes
 from skipstone.core.memo.store import Store
+from skipstone.nodes import memo as memo_nodes
 from skipstone.patch import encoders
 from skipstone.patch import memo as process
 from skipstone.patch.encoders import memo_clip, memo_vae
+from skipstone.patch.lazy import PendingLatent, PendingPrompt
 from skipstone.patch.places import packed
 
 TEXT, VAE = "text", "vae"
@@ -576,3 +578,33 @@ def test_a_memo_without_tiers_is_harmless(plain_clip, same):
     assert same(encode(memo_clip(plain_clip)), encode(plain_clip))
     process.use(None)
     store.close()
+
+
+@pytest.mark.parametrize("given", [None, 3, "a VAE"])
+def test_what_is_no_encoder_passes_through_to_who_says_what_is_wrong_with_it(memo, given):
+    """A checkpoint without a VAE gives None."""
+    assert memo_nodes.MemoVAE.execute(given).result == (given,)
+    assert memo_nodes.MemoCLIP.execute(given).result == (given,)
+
+
+def test_an_encoder_of_another_pack_that_cannot_be_patched_is_used_as_it_is(memo):
+    class Fixed:
+        __slots__ = ()
+
+        def encode(self, pixels):
+            return "encoded"
+
+        def clone(self):
+            return self
+
+        def tokenize(self, text):
+            return text.split()
+
+        def encode_from_tokens_scheduled(self, tokens):
+            return [[tokens, {}]]
+
+    fixed = Fixed()
+    assert memo_vae(fixed) is fixed and memo_clip(fixed) is fixed
+    assert PendingPrompt(lambda _: None, None, "a b").encode(fixed) == [[["a", "b"], {}]]
+    assert PendingLatent(lambda _: None, None, torch.zeros(1)).encode(fixed) == "encoded"
+    assert memo.not_kept == {"an encoder of class Fixed": 4}
