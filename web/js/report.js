@@ -148,6 +148,7 @@ export function line(steps) {
     svg.setAttribute("viewBox", "0 0 100 100")
     svg.setAttribute("preserveAspectRatio", "none")
     svg.setAttribute("class", "skipstone-line")
+    svg.setAttribute("aria-hidden", "true")
     const draw = (name, d) => {
         const path = document.createElementNS(SVG, "path")
         path.setAttribute("class", name)
