@@ -80,21 +80,20 @@ class Words:
     model: str
     works: str
     published: str
-    stop: str = "."
 
 
 WORDS = {
     "en": Words(
         "on", "off", "{} to {}", "from {}", "or {}", " Only with {} {}.",
         "What begins with *Custom* counts only with the preset Custom.",
-        "- **{}**{}: {}", "preset", "The same in all", ", ", "of {} steps", "computed", "plain sampling", "model",
+        "- **{}**{}: {}", "preset", "The same in all: {}.", ", ", "of {} steps", "computed", "plain sampling", "model",
         "Works on {}.", "Published numbers are used for {}. For every other model the first run is computed in full, to learn from it.",
     ),
     "zh": Words(
         "开", "关", "{} 到 {}", "不小于 {}", "可选 {}", "仅当 {} 为 {} 时有意义。",
         "以“自定义”开头的参数只在预设为 Custom 时生效。",
-        "- **{}**{}：{}", "预设", "各预设相同", "，", "共 {} 步", "计算的步数", "普通采样", "模型",
-        "支持的模型：{}。", "以下模型使用公开的数值：{}。其他模型的第一次运行会完整计算，从中学习。", "。",
+        "- **{}**{}：{}", "预设", "各预设相同：{}。", "，", "共 {} 步", "计算的步数", "普通采样", "模型",
+        "支持的模型：{}。", "以下模型使用公开的数值：{}。其他模型的第一次运行会完整计算，从中学习。",
     ),
 }  # fmt: skip
 
@@ -144,22 +143,23 @@ def settings() -> list[dict[str, Any]]:
     return [s for file in sorted(SCRIPTS.glob("*.js")) for s in _settings_of(file.read_text("utf-8"))]
 
 
-TEXT = r'"(?:[^"\\]|\\.)*"|`[^`]*`'
+STRING = r'(?:"(?:[^"\\]|\\.)*"|`[^`]*`)'
+TEXT = rf"{STRING}(?:\s*\+\s*{STRING})*"
 
 
 def _settings_of(script: str) -> Iterator[dict[str, Any]]:
-    known = {name: _said(text, {}) for name, text in re.findall(rf"^const (\w+) = ({TEXT})$", script, re.MULTILINE)}
+    known = {name: _said(text, {}) for name, text in re.findall(rf"^const (\w+) = ({STRING})$", script, re.MULTILINE)}
     for found in re.finditer(r'\bid: "(Skipstone\.[\w.]+)",(.*?)\n  }', script, re.DOTALL):
-        said = {key: _said(text, known) for key, text in re.findall(rf"\b(name|tooltip): ({TEXT})", found[2])}
+        said = {key: _said(text, known) for key, text in re.findall(rf"\b(name|tooltip):\s*({TEXT})", found[2])}
         group = re.search(r"\bgroup: (\w+)", found[2])
         yield {"id": found[1], **said, "category": ["Skipstone", *([known[group[1]]] if group else [])]}
 
 
-def _said(literal: str, known: dict[str, str]) -> str:
-    """What a string of JavaScript says, with the constants that a template names."""
-    if literal[0] == '"':
-        return str(json.loads(literal))
-    return re.sub(r"\$\{(\w+)\}", lambda m: known[m[1]], literal[1:-1])
+def _said(script: str, known: dict[str, str]) -> str:
+    """What strings of JavaScript say, one or several with + between them, with the constants that a template names."""
+    parts = re.findall(STRING, script)
+    plain = (json.loads(part) if part[0] == '"' else part[1:-1] for part in parts)
+    return re.sub(r"\$\{(\w+)\}", lambda m: known[m[1]], "".join(plain))
 
 
 @cache
@@ -289,7 +289,7 @@ def presets(schema: Any, words: Words, texts: Texts) -> str:
     label = {name: texts["inputs"][name]["name"] for name in names}
     body = [[preset, *(seen[name][n] for name in differ)] for n, preset in enumerate(table)]
     same = words.comma.join(f"{label[name]} {seen[name][0]}" for name in names if name not in differ)
-    return _table([words.preset, *(label[name] for name in differ)], body) + f"\n\n{words.all}: {same}{words.stop}"
+    return _table([words.preset, *(label[name] for name in differ)], body) + "\n\n" + words.all.format(same)
 
 
 def budgets(schema: Any, words: Words, texts: Texts) -> str:
@@ -319,12 +319,16 @@ def measured(schema: Any, words: Words, texts: Texts) -> str:
     told = {line[0]: line[1:] for line in lines if len(line) == len(head)}
     at = [n for n, cell in enumerate(head[1:]) if " " in cell]  # where a model's columns begin: "Flux 25"
     levels = [cell.rpartition(" ")[2] for cell in head[1 : 1 + at[1]]]
-    body = []
-    for n in at:
-        model = head[1 + n].partition(" ")[0]
-        for row in (PLAIN, *MEASURED[schema.node_id]):
-            body.append([f"{model}, {words.plain if row == PLAIN else row}", *told[row][n : n + len(levels)]])
-    return _table([words.model, *levels], body)
+    own = MEASURED[schema.node_id]
+    # without the models and the levels that the node was not measured at
+    at = [n for n in at if any(told[row][n + i] != "–" for i in range(len(levels)) for row in own)]
+    there = [i for i in range(len(levels)) if any(told[row][n + i] != "–" for n in at for row in own)]
+    body = [
+        [f"{head[1 + n].partition(' ')[0]}, {words.plain if row == PLAIN else row}", *(told[row][n + i] for i in there)]
+        for n in at
+        for row in (PLAIN, *own)
+    ]
+    return _table([words.model, *(levels[i] for i in there)], body)
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

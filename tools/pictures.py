@@ -58,7 +58,8 @@ MASKS = ("slow", "medium", "fast", "ultra")
 # the banner's colours
 NIGHT, WATER, SUN, PALE, FOAM = "#12293c", "#1b4a64", "#ffd479", "#7fc4dc", "#c9f0ff"
 WIDE, CELL, LEFT = 14, 11, 18  # from cell to cell, of one, before the first
-BARS = 56  # how high the limit is drawn
+BARS = 76  # how high the limit is drawn
+TALL = 28  # letters: the panel of help pages shows a picture at a third of its size
 
 
 def sampled(make: Callable[[], Method], model: Any, positive: Any, negative: Any) -> Report:
@@ -78,7 +79,7 @@ def drawn(computed: Sequence[bool], bars: Sequence[float | None] = ()) -> str:
     """An SVG. computed: for each step; bars: what was held, as a share of the limit, None where nothing was."""
     held = any(bar is not None for bar in bars)
     top = 20 + (round(BARS * 1.5) if held else 0)
-    width, height = 2 * LEFT + WIDE * len(computed), top + 68
+    width, height = 2 * LEFT + WIDE * len(computed), top + 94
     parts = [f'<rect width="{width}" height="{height}" rx="10" fill="{NIGHT}"/>']
     if held:
         line = top - 12 - BARS
@@ -91,14 +92,14 @@ def drawn(computed: Sequence[bool], bars: Sequence[float | None] = ()) -> str:
         parts.append(
             f'<path d="M{LEFT} {line}h{WIDE * len(computed)}" stroke="{SUN}" stroke-width="1.5" stroke-dasharray="5 5"/>'
         )
-    full = "".join(f"M{LEFT + WIDE * i} {top}h{CELL}v26h-{CELL}z" for i, c in enumerate(computed) if c)
+    full = "".join(f"M{LEFT + WIDE * i} {top}h{CELL}v40h-{CELL}z" for i, c in enumerate(computed) if c)
     hollow = "".join(
-        f"M{LEFT + WIDE * i + 1} {top + 1}h{CELL - 2}v24h-{CELL - 2}z" for i, c in enumerate(computed) if not c
+        f"M{LEFT + WIDE * i + 1} {top + 1}h{CELL - 2}v38h-{CELL - 2}z" for i, c in enumerate(computed) if not c
     )
     parts.append(f'<path d="{full}" fill="{SUN}"/>')
     parts.append(f'<path d="{hollow}" fill="{WATER}" stroke="{PALE}" stroke-opacity=".6"/>')
     said = f"{sum(computed)} of {len(computed)} steps computed"
-    parts.append(written(LEFT, top + 50, said))
+    parts.append(written(LEFT, top + 78, said))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" role="img" aria-label="{said}">'
         f"{''.join(parts)}</svg>\n"
@@ -106,7 +107,7 @@ def drawn(computed: Sequence[bool], bars: Sequence[float | None] = ()) -> str:
 
 
 def written(x: int, y: int, text: str) -> str:
-    return f'<text x="{x}" y="{y}" font-family="sans-serif" font-size="15" fill="{FOAM}">{text}</text>'
+    return f'<text x="{x}" y="{y}" font-family="sans-serif" font-size="{TALL}" fill="{FOAM}">{text}</text>'
 
 
 def of_report(report: Report) -> str:
@@ -119,18 +120,18 @@ def of_masks() -> str:
     rows = []
     for i, name in enumerate(MASKS):
         computed = step_mask_of(name).on(Grid.of([1 - step / 28 for step in range(29)]))
-        y = 18 + 40 * i
+        y = 18 + 48 * i
         cells = "".join(
-            f'<rect x="{100 + WIDE * s}" y="{y}" width="{CELL}" height="26" fill="{SUN if c else WATER}"'
+            f'<rect x="{146 + WIDE * s}" y="{y}" width="{CELL}" height="34" fill="{SUN if c else WATER}"'
             + ("/>" if c else f' stroke="{PALE}" stroke-opacity=".6"/>')
             for s, c in enumerate(computed)
         )
-        text = written(LEFT, y + 19, name)
-        count = written(112 + WIDE * 28, y + 19, f"{sum(computed)} of 28")
+        text = written(LEFT, y + 26, name)
+        count = written(154 + WIDE * 28, y + 26, str(sum(computed)))
         rows.append(text + cells + count)
     return (
-        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 580 184" role="img" aria-label="the named masks at 28 steps">'
-        f'<rect width="580" height="184" rx="10" fill="{NIGHT}"/>{"".join(rows)}</svg>\n'
+        '<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 606 212" role="img" aria-label="the named masks at 28 steps">'
+        f'<rect width="606" height="212" rx="10" fill="{NIGHT}"/>{"".join(rows)}</svg>\n'
     )
 
 
