@@ -68,6 +68,7 @@ class StepCacheAuto(io.ComfyNode):
                     "cache-dit",
                     "turbo",
                     "auto",
+                    "加速",
                 ),
             ],
             inputs=[

@@ -78,6 +78,8 @@ class Words:
     computed: str
     plain: str
     model: str
+    default: str  # costs
+    calibrated: str
     works: str
     published: str
 
@@ -87,12 +89,13 @@ WORDS = {
         "on", "off", "{} to {}", "from {}", "or {}", " Only with {} {}.",
         "What begins with *Custom* counts only with the preset Custom.",
         "- **{}**{}: {}", "preset", "The same in all: {}.", ", ", "of {} steps", "computed", "plain sampling", "model",
+        "default costs", "calibrated",
         "Works on {}.", "Published numbers are used for {}. For every other model the first run is computed in full, to learn from it.",
     ),
     "zh": Words(
         "开", "关", "{} 到 {}", "不小于 {}", "可选 {}", "仅当 {} 为 {} 时有意义。",
         "以“自定义”开头的参数只在预设为 Custom 时生效。",
-        "- **{}**{}：{}", "预设", "各预设相同：{}。", "，", "共 {} 步", "计算的步数", "普通采样", "模型",
+        "- **{}**{}：{}", "预设", "各预设相同：{}。", "、", "共 {} 步", "计算的步数", "普通采样", "模型", "默认代价", "已校准",
         "支持的模型：{}。", "以下模型使用公开的数值：{}。其他模型的第一次运行会完整计算，从中学习。",
     ),
 }  # fmt: skip
@@ -246,7 +249,7 @@ def _record(one: Any) -> dict[str, Any]:
 def _value(schema: Any, one: Any, words: Words) -> str:
     """Default and range."""
     default = getattr(one, "default", None)
-    if default is None:
+    if default in (None, ""):
         return ""
     parts = [_shown(default, words)]
     low, high = getattr(one, "min", None), getattr(one, "max", None)
@@ -324,11 +327,18 @@ def measured(schema: Any, words: Words, texts: Texts) -> str:
     at = [n for n in at if any(told[row][n + i] != "–" for i in range(len(levels)) for row in own)]
     there = [i for i in range(len(levels)) if any(told[row][n + i] != "–" for n in at for row in own)]
     body = [
-        [f"{head[1 + n].partition(' ')[0]}, {words.plain if row == PLAIN else row}", *(told[row][n + i] for i in there)]
+        [f"{head[1 + n].partition(' ')[0]}, {_row(row, words)}", *(told[row][n + i] for i in there)]
         for n in at
         for row in (PLAIN, *own)
     ]
     return _table([words.model, *(levels[i] for i in there)], body)
+
+
+def _row(name: str, words: Words) -> str:
+    """A row of the README, as it is called here."""
+    if name == PLAIN:
+        return words.plain
+    return name.replace("default costs", words.default).replace("calibrated", words.calibrated)
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:

@@ -20,6 +20,8 @@ NAMES = re.compile(r"[\w\s().+-]*")
 SPECIAL = re.compile(r"[{}@|]")
 # which of our nodes somebody wants who types that
 WANTED = {
+    "speed up": {"SkipstoneAuto"},
+    "加速": {"SkipstoneAuto"},
     "fbcache": {"SkipstoneFirstBlockCache", "SkipstoneAuto"},
     "wavespeed": {"SkipstoneFirstBlockCache", "SkipstoneAuto"},
     "teacache": {"SkipstoneTeaCache", "SkipstoneAuto"},
