@@ -66,6 +66,23 @@ class TestPage:
         for text, place in re.findall(r"!\[(.*?)\]\((.*?)\)", file.read_text("utf-8")):
             assert text and (helping.DOCS / place).is_file(), place
 
+    def test_it_counts_the_steps_that_its_picture_shows(self, file, node, language):
+        page = file.read_text("utf-8")
+        for text, place in re.findall(r"!\[(.*?)\]\((.*?)\)", page):
+            if found := re.search(r"(\d+) of (\d+) steps computed", (helping.DOCS / place).read_text("utf-8")):
+                if node != "SkipstoneStepReport":  # its picture is only one of the kind that it draws
+                    assert {*found.groups()} == {*re.findall(r"\d+", text)}, f"{place}: {found[0]}"
+                for counted in re.findall(r"computed (\d+) of 50|50 步中的 (\d+)", page):
+                    assert found[1] in counted
+
+    def test_its_figures_were_measured(self, file, node, language):
+        """What a person wrote, not a table: it stands in the README as well, or beside the code that it is about."""
+        told = "".join(p.read_text("utf-8") for p in (helping.README, *(helping.PACK / "nodes").glob("*.py")))
+        written = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", file.read_text("utf-8"), flags=re.DOTALL)
+        for sentence in re.split(r"\n\n|。|\. ", written):
+            if "dB" in sentence:
+                assert [n for n in re.findall(r"\d+\.\d+", sentence) if n not in told] == [], sentence
+
     def test_its_links_lead_somewhere(self, file, node, language):
         """A relative link would lead to the server's root: the front end leaves it as it is."""
         for place in re.findall(r"(?<!!)\[[^\]]*\]\((.*?)\)", re.sub(r"!\[.*?\]\(.*?\)", "", file.read_text("utf-8"))):
