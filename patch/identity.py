@@ -15,7 +15,7 @@ import time
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
 from pathlib import Path
@@ -84,16 +84,22 @@ _CONSTANTS = {type(None), bool, int, float, str}
 _METHODS = (types.FunctionType, types.MethodType, partial)
 _VERSIONED = {"builtins", "torch", *sys.stdlib_module_names}
 
-_bases: WeakKeyDictionary[Any, tuple[object, str, dict[str, str]]] = WeakKeyDictionary()  # by module
+_bases: WeakKeyDictionary[Any, tuple[object, Identity]] = (
+    WeakKeyDictionary()
+)  # by module; of the weights as they were loaded
 _patched: WeakKeyDictionary[Any, tuple[object, str]] = WeakKeyDictionary()  # by patcher
 
 
 @dataclass(frozen=True)
 class Identity:
-    """digest: equal for encoders that compute the same. sources: modules (by name) whose code it is made of, and their digests."""
+    """digest: equal for encoders that compute the same. sources: modules (by name) whose code it is made of, and their digests.
+
+    bent: a method of its modules was replaced in place: its loader alone does not make such a one.
+    """
 
     digest: str
     sources: dict[str, str]
+    bent: bool = False
 
 
 def of_vae(vae: Any) -> Identity:
@@ -136,9 +142,9 @@ def _comfys(kind: type) -> type:
 def _identity(patcher: Any, module: Any, about: list[Any]) -> Identity:
     seen = _seen(module)
     if module not in _bases or _bases[module][0] != seen:
-        _bases[module] = seen, *_base(patcher, module)
-    _, base, sources = _bases[module]
-    return Identity(digest(base, _patches(patcher), about, settings(patcher.load_device)), sources)
+        _bases[module] = seen, _base(patcher, module)
+    base = _bases[module][1]
+    return replace(base, digest=digest(base.digest, _patches(patcher), about, settings(patcher.load_device)))
 
 
 def _seen(module: Any) -> object:
@@ -162,7 +168,7 @@ def _glance(value: Any) -> object:
         return type(value), id(value)
 
 
-def _base(patcher: Any, module: Any) -> tuple[str, dict[str, str]]:
+def _base(patcher: Any, module: Any) -> Identity:
     """How a module is built and what weights it has, patches aside; and the source files of its classes."""
     parts = dict(module.named_modules())
     if any(_filled(getattr(part, hooks, None)) for part in parts.values() for hooks in _HOOKS):
@@ -170,7 +176,12 @@ def _base(patcher: Any, module: Any) -> tuple[str, dict[str, str]]:
     built = [[name, _name_of(type(part)), _attributes(part, 0)] for name, part in parts.items()]
     classes = sorted({c for part in parts.values() for c in type(part).__mro__}, key=_name_of)
     sources = {name: source for name in (*_SOURCES, *(c.__module__ for c in classes)) if (source := source_of(name))}
-    return digest(built, [_class(c) for c in classes], sources, _read(as_loaded(patcher, module))), sources
+    bent = any(
+        isinstance(v, _METHODS) and hasattr(type(part), n) for part in parts.values() for n, v in vars(part).items()
+    )
+    return Identity(
+        digest(built, [_class(c) for c in classes], sources, _read(as_loaded(patcher, module))), sources, bent
+    )
 
 
 # weights

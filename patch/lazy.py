@@ -101,10 +101,10 @@ class Pending:
         """Whether it is what this encoding makes."""
         raise NotImplementedError
 
-    def learn(self, told: dict[str, Any], sources: dict[str, str]) -> None:
-        """The encoder has been loaded: remember what its graph makes."""
-        if self._memo is not None and self._about is not None and self._settled:
-            self._memo.put(self._about, {**told, "sources": sources}, 0.0)
+    def learn(self, told: dict[str, Any], who: identity.Identity) -> None:
+        """The encoder has been loaded: remember what its graph makes, unless another node wrote to it."""
+        if self._memo is not None and self._about is not None and self._settled and not who.bent:
+            self._memo.put(self._about, {**told, "sources": who.sources}, 0.0)
 
     def _asked(self, graph: str) -> Key:
         """The name of the small entry."""
@@ -170,7 +170,7 @@ class PendingLatent(Pending):
             who = identity.of_vae(made)
         except Refused:
             return latent
-        self.learn({"identity": who.digest}, who.sources)
+        self.learn({"identity": who.digest}, who)
         return latent
 
 
@@ -206,7 +206,7 @@ class PendingPrompt(Pending):
             name, who = made.skipstone_key(tokens), identity.of_clip(made)
         except (Refused, AttributeError):  # or of a kind that cannot be patched
             return encoded
-        self.learn({"key": name.digest}, who.sources)
+        self.learn({"key": name.digest}, who)
         return encoded
 
 

@@ -33,7 +33,7 @@ from ..core.memo.tiers.disk import DiskTier
 from ..core.memo.tiers.redis import with_password
 
 FOLDER = ("skipstone", "memo")
-DISK_SECONDS, REDIS_SECONDS = 1.0, 0.03  # that the first who asks waits for a tier to be there
+DISK_SECONDS, REDIS_SECONDS = 5.0, 0.03  # that the first who asks waits for a tier to be there
 LARGEST = 4 << 20  # bytes of a settings file that is read
 _YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 

@@ -34,6 +34,7 @@ from .base import Beat, Unavailable, Usage
 
 GB = 1 << 30
 DAY = 86400.0
+PATIENCE = 5.0  # seconds: a disk that slept has spun up, a machine with too much to do has got round to it
 CHUNK = 4 << 20
 TOUCH = 60.0  # seconds: a use that soon after the last is not written down
 ABANDONED = 3600.0  # seconds after which a temporary file is nobody's any more
@@ -72,7 +73,7 @@ class DiskTier:
         limit: int = 10 * GB,
         age: float = 30 * DAY,
         spare: int = GB,
-        patience: float = 1.0,
+        patience: float = PATIENCE,
     ) -> None:
         self.folder = Path(folder)
         self.limit, self.age, self.spare, self.patience = limit, age, spare, patience

@@ -319,6 +319,25 @@ def test_an_encoding_of_nothing(memo, shop, same):
     assert asked.encode(vae) is None and not asked.known()
 
 
+def test_a_vae_that_another_node_bent_in_place_says_nothing_of_its_loader(memo, shop):
+    """ComfyUI keeps the loader's VAE, and a node beside ours may have written to it."""
+    vae = nodes.VAELoader().load_vae("demo.safetensors")[0]
+    graph = {"a": {"class_type": "VAELoader", "inputs": {"vae_name": "demo.safetensors"}}}
+    picture = torch.rand(1, 16, 16, 3)
+
+    def asked():
+        return PendingLatent(graph.get, ["a", 0], picture)
+
+    conv = next(part for part in vae.first_stage_model.modules() if isinstance(part, torch.nn.Conv2d))
+    plain = type(conv)._conv_forward
+    conv._conv_forward = (lambda self, x, w, b: plain(self, x, w * 2, b)).__get__(conv)
+    bent = asked().encode(vae)
+    assert not asked().known()
+    del conv._conv_forward
+    straight = asked().encode(vae)
+    assert asked().known() and torch.equal(asked().get(), straight) and not torch.equal(straight, bent)
+
+
 def test_what_was_not_foreseen_runs_the_loader(memo, shop, same, monkeypatch):
     def fails(*_):
         raise KeyError("another version")
