@@ -328,7 +328,7 @@ def test_a_vae_that_another_node_bent_in_place_says_nothing_of_its_loader(memo, 
     def asked():
         return PendingLatent(graph.get, ["a", 0], picture)
 
-    conv = next(part for part in vae.first_stage_model.modules() if isinstance(part, torch.nn.Conv2d))
+    conv: Any = next(part for part in vae.first_stage_model.modules() if isinstance(part, torch.nn.Conv2d))
     plain = type(conv)._conv_forward
     conv._conv_forward = (lambda self, x, w, b: plain(self, x, w * 2, b)).__get__(conv)
     bent = asked().encode(vae)
