@@ -45,6 +45,11 @@ def unfold(desk, node: str) -> None:
         desk.settle()
 
 
+def restored(desk) -> None:
+    """Until an undo is through: the values are there before."""
+    desk.page.wait_for_function("() => !app.extensionManager.workflow.activeWorkflow.changeTracker._restoringState")
+
+
 def theme(desk, name: str) -> None:
     desk.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", name)
     desk.page.wait_for_timeout(500)
@@ -102,6 +107,14 @@ def test_what_a_person_sees_and_does(desk, told, request):
     assert {"speedup", "decibels"} & {*desk.shown(auto)} == {"speedup"}
     theme(desk, "light")
     desk.shoot(f"presets-light-{mode}")
+    if desk.vue:  # a file that is opened makes no node higher, with what it has folded away
+        before = desk.evaluate(HEIGHT, auto)
+        desk.open(desk.saved())
+        desk.page.wait_for_timeout(300)
+        assert desk.evaluate(HEIGHT, auto) == before
+
+    desk.evaluate("() => [...app.graph._nodes].forEach((node) => app.graph.remove(node))")
+    a_value_over_a_link(desk, told)
 
 
 def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
@@ -111,6 +124,21 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     desk.choose(tea, "preset", "Turbo")
     has(desk, tea, turbo)
 
+    # undone, and done again
+    unfold(desk, tea)
+    page.wait_for_timeout(300)  # an undo restores sizes too: let them be those that are kept
+    page.mouse.click(*desk.place(tea))
+    desk.type(tea, "threshold", "1.7")
+    edited = {**turbo, "preset": "Custom", "threshold": 1.7}
+    has(desk, tea, edited)
+    page.mouse.click(*desk.place(tea))
+    page.keyboard.press("Control+z")
+    has(desk, tea, turbo)
+    restored(desk)
+    page.keyboard.press("Control+y")
+    has(desk, tea, edited)
+    restored(desk)
+
     # copied and pasted
     page.mouse.click(*desk.place(tea))
     page.keyboard.press("Control+c")
@@ -118,22 +146,10 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     page.keyboard.press("Control+v")
     page.wait_for_function("() => app.graph._nodes.length === 2")
     copy = desk.evaluate("(id) => String(app.graph._nodes.find((n) => String(n.id) !== id).id)", tea)
-    has(desk, copy, turbo)
-
-    # undone, and done again
+    has(desk, copy, edited)
     desk.choose(copy, "preset", "Quality")
     has(desk, copy, told("SkipstoneTeaCache", "Quality"))
-    page.mouse.click(*desk.place(copy))
-    unfold(desk, copy)
-    desk.type(copy, "threshold", "1.7")
-    edited = {**told("SkipstoneTeaCache", "Quality"), "preset": "Custom", "threshold": 1.7}
-    has(desk, copy, edited)
-    page.mouse.click(*desk.place(copy))
-    page.keyboard.press("Control+z")
-    has(desk, copy, told("SkipstoneTeaCache", "Quality"))
-    page.keyboard.press("Control+y")
-    has(desk, copy, edited)
-    has(desk, tea, turbo)
+    has(desk, tea, edited)
 
     # saved and loaded; exported for the API, and that opened
     mean = desk.add("SkipstoneMeanCache", 800, 60)
@@ -163,12 +179,12 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
 
     # what an older version had no widget for is what it was then
-    (old,) = [node for node in file["nodes"] if str(node["id"]) == copy]
+    (old,) = [node for node in file["nodes"] if str(node["id"]) == tea]
     desk.open({**file, "nodes": [{**old, "widgets_values": ["Custom", 0.4, *old["widgets_values"][2:9]]}]})
-    has(desk, copy, {"preset": "Custom", "threshold": 0.4, "unit": "relative change"})
-    inputs = {k: v for k, v in exported[copy]["inputs"].items() if k != "unit"}
-    desk.evaluate("(api) => { app.loadApiJson(api, 'old') }", {copy: {**exported[copy], "inputs": inputs}})
-    has(desk, copy, {"preset": "Custom", "threshold": 1.7, "unit": "relative change"})
+    has(desk, tea, {"preset": "Custom", "threshold": 0.4, "unit": "relative change"})
+    inputs = {k: v for k, v in exported[tea]["inputs"].items() if k != "unit"}
+    desk.evaluate("(api) => { app.loadApiJson(api, 'old') }", {tea: {**exported[tea], "inputs": inputs}})
+    has(desk, tea, {"preset": "Custom", "threshold": 1.7, "unit": "relative change"})
 
 
 def _stale(node: dict[str, Any]) -> list[Any]:
@@ -178,7 +194,7 @@ def _stale(node: dict[str, Any]) -> list[Any]:
     return values
 
 
-def test_a_value_may_come_over_a_link(desk, told):
+def a_value_over_a_link(desk, told):
     mean, number = desk.add("SkipstoneMeanCache", 420, 60), desk.add("PrimitiveFloat", 60, 60, value=0.7)
     unfold(desk, mean)
     budget = desk.evaluate("(id) => app.graph.getNodeById(id).inputs.findIndex((i) => i.name === 'budget')", mean)

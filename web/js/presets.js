@@ -11,6 +11,7 @@ let opening = false // a file in the API's format: its values are set one by one
 const same = (a, b) => a === b || (typeof a === "number" && typeof b === "number" && Math.abs(a - b) < 1e-9)
 const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name)
 const linked = (node, name) => Boolean(node.inputs?.some((i) => i.widget?.name === name && i.link != null))
+const vue = () => Boolean(window.LiteGraph?.vueNodesMode)
 const dragged = () => Boolean(app.canvas?.linkConnector?.isConnecting)
 
 /** What the Python side says of a node's widgets: see `preset`, `shown` and `custom` in nodes/widgets.py. */
@@ -70,24 +71,31 @@ class Rules {
     for (const widget of node.widgets ?? []) {
       const told = this.told[widget.name]
       if (!told) continue
-      widget.options ??= {}
-      if (told.shown) widget.hidden = widget.options.hidden = !this.meant(node, widget.name)
-      if (told.custom) widget.options.advanced = folded // read by Vue nodes; the classic canvas shows all
+      // The classic canvas reads `hidden`, Vue nodes the options, and those of the state that they keep: it may be an earlier widget's
+      // of this name. The classic canvas shows the advanced ones too.
+      const options = [(widget.options ??= {}), widget._state?.options].filter(Boolean)
+      if (told.shown) for (const seen of [widget, ...options]) seen.hidden = !this.meant(node, widget.name)
+      if (told.custom) for (const seen of options) seen.advanced = folded
     }
     const needed = node.computeSize()[1]
-    if (needed === height || window.LiteGraph?.vueNodesMode) return
+    if (needed === height || vue()) return
     if (needed > node.size[1] || (shrink && !loose)) node.setSize([node.size[0], needed])
     node.setDirtyCanvas?.(true, true)
   }
 }
 
-/** A new Vue node is at least as high as all its widgets together, however many are folded away: as high as those that are seen. */
-function fit(node) {
-  const folded = node.widgets?.filter((w) => w.options?.advanced && !w.hidden) ?? []
-  for (const widget of folded) widget.hidden = true
-  const height = node.computeSize()[1]
-  for (const widget of folded) widget.hidden = false
-  node.setSize([node.size[0], height])
+/** How high a Vue node has to be: ComfyUI counts what is folded away too, and makes a node that it loads as high as that. */
+function sized(prototype) {
+  const compute = prototype.computeSize
+  prototype.computeSize = function (...given) {
+    const folded = vue() && !this.showAdvanced ? (this.widgets ?? []).filter((w) => w.options?.advanced && !w.hidden) : []
+    for (const widget of folded) widget.hidden = true
+    try {
+      return compute.apply(this, given)
+    } finally {
+      for (const widget of folded) widget.hidden = false
+    }
+  }
 }
 
 /** `then` after what `target[name]` does. Nothing that goes wrong in it harms the page. */
@@ -108,6 +116,7 @@ app.registerExtension({
     const rules = new Rules(definition)
     if (rules.empty) return
     nodeType.skipstone = rules
+    sized(nodeType.prototype)
 
     after(nodeType.prototype, "onNodeCreated", (node) => {
       for (const widget of node.widgets ?? []) {
@@ -121,8 +130,10 @@ app.registerExtension({
       }
       rules.write(node)
       rules.arrange(node, true)
-      if (window.LiteGraph?.vueNodesMode) fit(node)
+      if (vue()) node.setSize([node.size[0], node.computeSize()[1]])
     })
+
+    after(nodeType.prototype, "onAdded", (node) => rules.arrange(node, false))
 
     // a file, a copy, an undo: the values are set without callbacks
     after(nodeType.prototype, "onConfigure", (node, saved) => {
