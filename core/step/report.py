@@ -10,6 +10,7 @@ from typing import Any
 PERCENTILES = (5, 25, 50, 75, 95)
 LEARNING = "this run is computed in full, to learn what skipping costs on your model: the next one like it skips"
 VISIBLE = 30.0  # dB: what a picture below differs in from the full run's can be seen
+RUINED = 15.0  # dB: less is not told apart
 MANY = 0.75  # of the evaluations: measured by `make bench-quality`, methods that skip more and plan nothing fall to 29 to 33 dB
 
 
@@ -91,14 +92,12 @@ class Report:
         if self.decibels is not None:
             if not self.skipped or self.decibels >= VISIBLE:
                 return ""
-            return (
-                f"quality is at risk (about {self.decibels:.0f} dB of the full run's picture, below {VISIBLE:.0f} it shows): "
-                "take a slower preset or compute more steps"
-            )
+            near = f"about {self.decibels:.0f} dB" if self.decibels >= RUINED else f"less than {RUINED:.0f} dB"
+            return f"quality is at risk, {near} of the full run's: take a slower preset or compute more steps"
         if self.finished and self.skipped > MANY * len(self.evaluations):
             return (
-                f"quality is at risk ({self.skipped} of {len(self.evaluations)} evaluations were skipped): compare with a full run, "
-                "or take a slower preset"
+                f"quality is at risk, {self.skipped} of {len(self.evaluations)} were skipped: compare with a full run, or take a "
+                "slower preset"
             )
         return ""
 
