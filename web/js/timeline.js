@@ -205,6 +205,8 @@ function equip(node) {
         onDraw: () => view.element.classList.toggle("off", node.mode === 2 || node.mode === 4),
     })
     widget.serialize = false // in the file; the option above is for the prompt
+    // as high as ComfyUI makes it when its file is opened: an undo would else find it changed, and lose what can be done again
+    node.expandToFitContent?.()
     views.set(node, view)
 }
 
