@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -250,9 +251,8 @@ def test_a_sampler_that_need_not_run_again_is_told_by_its_last_run(graphs, monke
     """The workflow is the same, and only what comes after the sampler is new."""
     info: dict[str, Any] = {"workflow": {"id": "mine"}}
     queue = SimpleNamespace(get_current_queue_volatile=lambda: ([(0, name(), {}, {"extra_pnginfo": info})], []))
-    monkeypatch.setattr(
-        "server.PromptServer.instance", SimpleNamespace(prompt_queue=queue, send_sync=lambda *_: None), raising=False
-    )
+    there = SimpleNamespace(instance=SimpleNamespace(prompt_queue=queue, send_sync=lambda *_: None))
+    monkeypatch.setitem(sys.modules, "server", SimpleNamespace(PromptServer=there))
 
     def name():
         from comfy_execution.utils import get_executing_context
