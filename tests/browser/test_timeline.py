@@ -38,7 +38,7 @@ def journal(desk, graph):
 
 def expected(run):
     """The cells that belong to a run."""
-    cells = [[] for _ in range(run["report"]["steps"])]
+    cells: list[list[bool]] = [[] for _ in range(run["report"]["steps"])]
     for e in run["report"]["timeline"]:
         cells[e["step"]].append(e["computed"])
     return cells

@@ -6,6 +6,7 @@ import asyncio
 import json
 from importlib import import_module
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from aiohttp import web
@@ -59,7 +60,8 @@ def run(studio, journal, monkeypatch):
 
     def sampled(method, node="4", workflow="w", prompt="p", sampler="9", steps=STEPS):
         monkeypatch.setattr(reporting, "place", lambda: Place(workflow, prompt, sampler))
-        patched = widgets.patched(SimpleNamespace(hidden=SimpleNamespace(unique_id=node)), studio.model, method)
+        kind: Any = SimpleNamespace(hidden=SimpleNamespace(unique_id=node))
+        patched = widgets.patched(kind, studio.model, method)
         studio.sample(patched.args[0], steps=steps)
         told = ask(f"/skipstone/reports?workflow={workflow}")[1]
         return told[-1] if told else None
