@@ -293,7 +293,8 @@ class MagCache(io.ComfyNode):
                     0.06,
                     0.0,
                     100.0,
-                    "how much error may add up before a step is computed: by what share the size differs from that at the last computed step.",
+                    "how much error may add up before a step is computed: by what share the size differs from that at the last "
+                    "computed step.",
                 ),
                 widgets.choice(
                     "ratios",

@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,7 +12,7 @@ POLICY, METHOD, FAMILY, TIER = BLOCKS
 
 
 def test_the_policy_decides_in_a_run():
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(POLICY + METHOD, names)  # noqa: S102
     run, found = names["run"], []
     for sigma in run.clock.grid.sigmas[:-1]:
@@ -29,7 +30,7 @@ def test_the_policy_decides_in_a_run():
 
 
 def test_the_tier_keeps_values():
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(TIER, names)  # noqa: S102
     store, name = names["store"], names["key"]("vae", "the weights' digest", "the picture's")
     assert store.compute(name, lambda: pytest.fail("it is there")) == names["latent"] == [1.0, 2.0]
@@ -43,6 +44,6 @@ def test_the_tier_keeps_values():
 
 def test_the_family_is_a_record():
     pytest.importorskip("comfy.model_patcher", reason="patch/ needs ComfyUI")
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec(FAMILY, names)  # noqa: S102
     assert names["EXAMPLE"].stacks[1].joins == ("txt", "img")
