@@ -111,17 +111,15 @@ class _Card:
         most = max((len(s) for s in self.steps), default=1)
         self.part = CELL if most <= 1 else max(2.0, min(26.0, 130 / most))  # height of one evaluation in a cell
         self.cell = self.part * max(most, 1)
-        self.told = {
-            id(e): e.indicator for e in report.evaluations if e.indicator is not None and math.isfinite(e.indicator)
-        }
+        self.told = {id(e): held for e in report.evaluations if (held := _held(e)) is not None}
+        self.limits = [e.limit for e in report.evaluations if e.limit is not None and math.isfinite(e.limit)]
         self.chart = CHART if self.told else 0
-        self.sums = _sums(report) if self.told else {}
         self.top = self._scale()
         self.facts = self._facts()
         self.chosen = wrapped(report.chosen, 17, INNER)
         self.keys = self._keys()
         self.said = [(RED, wrapped(note, 17, INNER - 34)) for note in report.notes]
-        self.said += [(BLUE, wrapped(line, 17, INNER - 34)) for line in _advice(report)]
+        self.said += [(RED if report.risk else BLUE, wrapped(line, 17, INNER - 34)) for line in _advice(report)]
 
     @property
     def height(self) -> float:
@@ -201,47 +199,47 @@ class _Card:
 
     def _scale(self) -> float:
         """What the top of the chart stands for."""
-        values = sorted(self.sums.values())
-        if not values:
-            return 1.0
-        limit = self.report.threshold
-        if limit is None or not limit > 0:
-            return values[-1] * 1.1 or 1.0
-        return max(limit * 1.4, min(values[-1] * 1.1, limit * 2.5))
+        most, limit = max(self.told.values(), default=0.0), max(self.limits, default=0.0)
+        return max(limit * 1.4, min(most * 1.1, limit * 2.5) if limit > 0 else most * 1.1) or 1.0
 
     def _chart_head(self, sheet: Sheet, y: float) -> None:
-        adds = any(self.sums[i] > self.told[i] * 1.000001 for i in self.told)
+        adds = any(e.indicator is not None and self.told.get(id(e), 0) > e.indicator for e in self.report.evaluations)
         words = "indicator, added up since the last computed step" if adds else "indicator"
         x = MARGIN + sheet.text(MARGIN, y, words, 15, GREY)
-        limit = self.report.threshold
-        if limit is not None:
+        if self.limits:
+            low, high = (f"{limit:.3g}" for limit in (min(self.limits), max(self.limits)))
             sheet.line(x + 24, y - 5, x + 54, y - 5, RED, 6)
-            sheet.text(x + 62, y, f"threshold {limit:.3g}", 15, RED)
+            sheet.text(x + 62, y, f"threshold {low}" if low == high else f"threshold, from {low} to {high}", 15, RED)
 
     def _chart(self, sheet: Sheet, row: range, y: float) -> None:
         base, room = y + self.chart - 4, self.chart - 12
         end = MARGIN + len(row) * self.pitch
+        steady = len(set(self.limits)) == 1
         for column, step in enumerate(row):
-            here = [e for e in self.steps[step] if id(e) in self.told]
-            if not here:
-                continue
-            width = (self.pitch - 3) / len(here)
-            for i, e in enumerate(here):
+            width = (self.pitch - 3) / max(len(self.steps[step]), 1)
+            for i, e in enumerate(self.steps[step]):
                 x = MARGIN + column * self.pitch + 1.5 + i * width
-                total, own = self.sums[id(e)], self.told[id(e)]
-                tall = room * min(total / self.top, 1)
-                tip = room * min(own / self.top, 1)
-                sheet.box(x, base - tall, width - 0.5, tall, PALE_BLUE if e.computed else PALE_ORANGE, radius=1)
-                sheet.box(x, base - tall, width - 0.5, min(tip, tall), BLUE if e.computed else ORANGE, radius=1)
-                if total > self.top:  # more than the chart can show
-                    middle = x + width / 2
-                    sheet.shape(
-                        [(middle - 4, base - tall + 9), (middle + 4, base - tall + 9), (middle, base - tall + 3)], PAPER
-                    )
+                if id(e) in self.told:
+                    self._bar(sheet, e, x, base, width, room)
+                if e.limit is not None and e.limit <= self.top and not steady:
+                    height = base - room * e.limit / self.top
+                    sheet.line(x - 1, height, x + width + 1, height, RED, 6)
         sheet.line(MARGIN, base, end, base)
-        limit = self.report.threshold
-        if limit is not None and limit <= self.top:
-            sheet.line(MARGIN, base - room * limit / self.top, end, base - room * limit / self.top, RED, 6)
+        if steady and self.limits[0] <= self.top:
+            height = base - room * self.limits[0] / self.top
+            sheet.line(MARGIN, height, end, height, RED, 6)
+
+    def _bar(self, sheet: Sheet, e: Evaluation, x: float, base: float, width: float, room: float) -> None:
+        """What was held against the threshold; of a sum, what was there before is paler."""
+        total = self.told[id(e)]
+        own = min(e.indicator, total) if e.indicator is not None and math.isfinite(e.indicator) else total
+        tall, tip = (room * min(value / self.top, 1) for value in (total, own))
+        sheet.box(x, base - tall, width - 0.5, tall, PALE_BLUE if e.computed else PALE_ORANGE, radius=1)
+        sheet.box(x, base - tall, width - 0.5, min(tip, tall), BLUE if e.computed else ORANGE, radius=1)
+        if total > self.top:  # more than the chart can show
+            middle = x + width / 2
+            corners = [(middle - 4, base - tall + 9), (middle + 4, base - tall + 9), (middle, base - tall + 3)]
+            sheet.shape(corners, PAPER)
 
     # the cells
 
@@ -306,31 +304,16 @@ def _reasons(report: Report, computed: bool) -> list[tuple[str, int]]:
 
 
 def _advice(report: Report) -> list[str]:
-    """What to change, where the report has something to say about it."""
-    said = getattr(report, "advice", "")
-    said = said() if callable(said) else said
-    lines = [said] if isinstance(said, str) else list(said or ())
-    return [line for line in lines if line and line not in report.notes]
+    """What to change, where the notes do not say it already: those of a run that skipped nothing or was learned from do, at length."""
+    said = bool(report.notes) and report.advice == report.hint
+    return [report.advice] if report.advice and not said else []
 
 
 def _done(report: Report) -> int:
     return len({e.step for e in report.evaluations})
 
 
-def _sums(report: Report) -> dict[int, float]:
-    """By id of each evaluation whose indicator was asked: what was held against the threshold. A policy holds the indicator itself or the
-    sum of it since the last computed evaluation; the report says what was decided, so the one that fits the decisions is taken."""
-    alone: dict[int, float] = {}
-    added: dict[int, float] = {}
-    total = 0.0
-    misfits = {"alone": 0, "added": 0}
-    for e in report.evaluations:
-        if e.indicator is not None and math.isfinite(e.indicator):
-            total += e.indicator
-            alone[id(e)], added[id(e)] = e.indicator, total
-            if report.threshold is not None and e.reason == "threshold":
-                misfits["alone"] += (e.indicator < report.threshold) == e.computed
-                misfits["added"] += (total < report.threshold) == e.computed
-        if e.computed:
-            total = 0.0
-    return added if misfits["added"] < misfits["alone"] else alone
+def _held(e: Evaluation) -> float | None:
+    """What was held against a threshold, or else what the indicator said."""
+    value = e.held if e.held is not None else e.indicator
+    return value if value is not None and math.isfinite(value) else None

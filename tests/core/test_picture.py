@@ -19,7 +19,15 @@ def run(steps=10, computed=(0, 1, 4, 9), indicators=(), each=1, **more):
         for _ in range(each):
             told = indicators[i] if i < len(indicators) else None
             report.evaluations.append(
-                Evaluation(i, 1 - i / steps, i in computed, "warmup" if i < 2 else "threshold", told)
+                Evaluation(
+                    i,
+                    1 - i / steps,
+                    i in computed,
+                    "warmup" if i < 2 else "threshold",
+                    told,
+                    told,
+                    more.get("threshold") if told is not None else None,
+                )
             )
     return report
 
@@ -79,17 +87,31 @@ def test_any_indicator_and_any_threshold_can_be_drawn(threshold, told):
     assert drawn([("", run(indicators=[told] * 10, threshold=threshold))]).width == WIDTH
 
 
+def held(values, limits, sums):
+    """A run whose indicator says `values`; held against `limits`: the sums, or the values themselves."""
+    report = Report("Name", "", len(values), threshold=limits[-1], finished=True)
+    total = 0.0
+    for i, (value, limit) in enumerate(zip(values, limits, strict=True)):
+        total += value
+        held = total if sums else value
+        computed = held >= limit
+        total = 0.0 if computed else total
+        report.evaluations.append(Evaluation(i, 1 - i / 20, computed, "threshold", value, held, limit))
+    return report
+
+
 def test_an_indicator_that_adds_up_is_shown_as_the_sum_that_was_held_against_the_threshold():
-    report = Report("TeaCache", "", 9, threshold=0.25, finished=True)
-    for i in range(9):
-        report.evaluations.append(Evaluation(i, 1 - i / 9, i % 3 == 2, "threshold", 0.1))
-    alone = Report("First Block Cache", "", 9, threshold=0.25, finished=True)
-    for i in range(9):
-        alone.evaluations.append(Evaluation(i, 1 - i / 9, i % 3 == 2, "threshold", 0.3 if i % 3 == 2 else 0.1))
-    pale = [
-        int(near(drawn([("", r)]).crop(CHART), PALE_BLUE).sum()) for r in (report, alone)
-    ]  # what was there before is paler
-    assert pale[0] > 10 * pale[1]
+    values, limits = [0.1] * 9, [0.25] * 9
+    pale = [int(near(drawn([("", held(values, limits, s))]).crop(CHART), PALE_BLUE).sum()) for s in (True, False)]
+    assert pale[0] > 10 * pale[1]  # what was there before is paler
+
+
+def test_a_threshold_that_moves_is_drawn_where_it_was():
+    """In the left half high, in the right half low."""
+    picture = drawn([("", held([0.1] * 10, [0.4] * 5 + [0.2] * 5, False))]).crop(CHART)
+    red = near(picture, RED)
+    heights = [int(np.median(np.nonzero(red[20:, part])[0])) for part in (slice(60, 340), slice(370, 660))]
+    assert heights[0] < heights[1] - 15
 
 
 def test_a_run_that_ended_early_says_so():
@@ -142,3 +164,10 @@ def test_a_picture_is_an_image_of_comfyuis():
     image = tensor_of(drawn([("", run())]))
     assert image.shape[0] == 1 and image.shape[2:] == (WIDTH, 3)
     assert float(image.min()) >= 0 and float(image.max()) == 1
+
+
+def test_advice_is_shown_once():
+    risky = run(60, computed=range(0, 60, 10))
+    assert risky.advice and text_of(risky).count(risky.advice) == 1
+    hinted = run(computed=range(10), hint="raise the threshold", notes=["nothing was skipped: raise the threshold"])
+    assert text_of(hinted).count("raise the threshold") == 1
