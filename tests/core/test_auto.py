@@ -8,7 +8,7 @@ from typing import get_args
 import pytest
 import torch
 
-from skipstone.core.step.auto import WHY, Wish, within
+from skipstone.core.step.auto import WHY, WHY_FEW, Wish, within
 from skipstone.core.step.choice import Choice, Circumstances, tolerance
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.gram import default
@@ -92,8 +92,8 @@ def test_a_run_that_learns_says_that_it_does_and_counts_nothing():
 
 @pytest.mark.parametrize("steps", [8, 4])
 def test_few_steps_are_said_to_be_few(steps):
-    assert "so few steps" in run(WISH, steps).chosen
-    assert "so few steps" not in run(WISH, 20).chosen
+    assert run(WISH, steps).chosen.endswith(f" of {steps} steps: {WHY_FEW}")
+    assert WHY_FEW not in run(WISH, 20).chosen
 
 
 def test_nothing_is_learned_for_runs_that_skip_nothing():
