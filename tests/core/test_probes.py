@@ -96,7 +96,7 @@ def test_a_threshold_that_is_not_met_says_how_near_it_came():
     seen = walk(GRID.steps)
     _, report = played(method(Threshold(0.01), FromAnchor(), Warmup(2)), seen)
     least = min(relative(b, a) for a, b in pairwise(seen[1:-1]))
-    assert f"smallest change was {least:.3g} against a threshold of 0.01" in report.notes[0]
+    assert f"raise the threshold of 0.01 above {least:.3g}, the smallest change" in report.notes[0]
 
 
 def test_a_threshold_that_was_never_asked_says_so():
