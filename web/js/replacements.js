@@ -7,6 +7,7 @@ import { app } from "../../../scripts/app.js"
 import { guarded, ours } from "./shared.js"
 
 const [TITLE, GAP] = [30, 16] // pixels: of a node's title, which is above its place, and between two nodes
+const DRAWN = 250 // ms
 let known = {} // id of an old node -> {new, layouts, rules}
 const mine = new Set() // ids of nodes that stand in for others
 
@@ -71,8 +72,11 @@ const adopt = (node, saved) => {
   for (const key of ["cnr_id", "aux_id", "ver"]) if (saved.properties?.[key] === node.properties?.[key]) delete node.properties[key]
   const [width, height] = node.computeSize()
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
-  makeRoom(node, node.pos[1] + saved.size[1])
+  const bottom = node.pos[1] + saved.size[1]
+  makeRoom(node, bottom)
   node.setDirtyCanvas?.(true, true)
+  // Vue nodes are measured once they are drawn
+  setTimeout(() => guarded(() => node.graph && makeRoom(node, bottom)), DRAWN)
 }
 
 /** Ours has more widgets than the one before it, whose lower end was at `bottom`: what lies below goes down, so that nothing is covered. */
