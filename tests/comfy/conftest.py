@@ -28,7 +28,9 @@ import comfy.sd  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
-import utils.extra_config  # noqa: E402, F401: as main.py does, before ComfyUI's nodes.py puts a utils.py in its way
+
+# as main.py does, before ComfyUI's nodes.py puts a utils.py in its way
+import utils.extra_config  # noqa: E402, F401
 from comfy.patcher_extension import WrappersMP  # noqa: E402
 
 SIZE = (16, 16, 16)  # channels, height, width of the demo's latents

@@ -25,7 +25,7 @@ from skipstone.tests.comfy import zoo
 from skipstone.tests.comfy.onlooker import Onlooker, below, every
 from skipstone.tests.comfy.test_changes import lora_hook, ranged
 from skipstone.tests.comfy.test_families import Diary, Replay
-from skipstone.tests.comfy.test_slots import SITUATIONS, area, guiders, windows
+from skipstone.tests.comfy.test_slots import SITUATIONS, area, windows
 from skipstone.tests.comfy.zoo.base import fill, normal
 
 STEPS = 6
@@ -133,13 +133,13 @@ def test_long_and_short_prompts_are_two_calls_and_others_one(studio, flux, cache
         assert [len(here) for here in onlooker.evaluations()] == [calls] * STEPS
 
 
-@pytest.mark.parametrize("name", ["two prompts", "two prompts nested", "perp-neg", "two models"])
+@pytest.mark.parametrize("name", ["two prompts regular", "two prompts nested", "perp-neg", "two models"])
 def test_other_guiders(studio, flux, cached, looked, name):
     patched, reports = cached(every(2), flux)
     model, onlooker = looked(patched)
     if name == "two models":  # the other one has blocks of its own, which nobody looks at
         studio = Other(studio, cached(every(1), flux)[0])
-    guider = guiders(studio, model)[name]
+    guider = guider_of(name, studio, model)
     noise, euler = studio.noise(), comfy.samplers.sampler_object("euler")
     out = guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, STEPS + 1))
     assert torch.isfinite(out).all()
