@@ -25,7 +25,7 @@ from skipstone.tests.comfy import zoo
 from skipstone.tests.comfy.onlooker import Onlooker, below, every
 from skipstone.tests.comfy.test_changes import lora_hook, ranged
 from skipstone.tests.comfy.test_families import Diary, Replay
-from skipstone.tests.comfy.test_slots import SITUATIONS, area, windows
+from skipstone.tests.comfy.test_slots import SITUATIONS, area, guider_of, windows
 from skipstone.tests.comfy.zoo.base import fill, normal
 
 STEPS = 6
