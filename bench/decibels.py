@@ -22,7 +22,8 @@ from calibrated import calibrate, own_user_folder
 from judge import Bench, Cell, pairs, psnr
 from models import NAMES, OUTPUT, Studio, loaded
 
-FITTED, ASKED = 5000, 7000  # the first seeds of the pairs that the relation is fitted on, and of those that are asked for
+# the first seeds of the pairs that the relation is fitted on, and of those that are asked for
+FITTED, ASKED = 5000, 7000
 SHARES = (0.7, 0.5, 0.35, 0.25)
 CELLS = (
     Cell("euler", 3.0, 50),
