@@ -12,6 +12,7 @@ from served import Server, ask
 
 SHOTS = Path(__file__).resolve().parents[2] / "demo-output" / "screenshots"
 LOADED = 60_000  # ms
+NO_DOUBLE_CLICK = 500  # ms, after which a click is one of its own
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.canvas && !document.querySelector('#splash-loader')"
 
 
@@ -158,6 +159,7 @@ class Desk:
         return self.point(*self.evaluate(script, node, side == "input", index))
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        self.page.wait_for_timeout(NO_DOUBLE_CLICK)
         self.page.mouse.move(*start)
         self.page.mouse.down()
         self.page.mouse.move(*((a + b) / 2 for a, b in zip(start, end, strict=True)), steps=4)

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from served import ask
 
+from skipstone.tests.browser.desk import NO_DOUBLE_CLICK
+
 HEIGHT = "(id) => app.graph.getNodeById(id).size[1]"
 
 
@@ -140,6 +142,7 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     restored(desk)
 
     # copied and pasted
+    page.wait_for_timeout(NO_DOUBLE_CLICK)
     page.mouse.click(*desk.place(tea))
     page.keyboard.press("Control+c")
     page.mouse.move(*desk.point(420, 60))
