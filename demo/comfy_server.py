@@ -30,6 +30,7 @@ class Server:
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    folder: Path  # its input, output, user and models
 
     @property
     def url(self) -> str:
@@ -81,7 +82,7 @@ def running(
             preexec_fn=_die_with_parent if sys.platform == "linux" else None,
         )
         try:
-            yield Server(process, port, log)
+            yield Server(process, port, log, base)
         finally:
             _stop(process)
 

@@ -33,6 +33,7 @@ class Desk:
             "Comfy.Locale": "en",
             **settings,
         }
+        (server.folder / "user" / "default" / "comfy.settings.json").unlink(missing_ok=True)  # what others opened or moved
         ask(server, "/settings", wanted)
         self.load()
         self.evaluate("() => app.graph.clear()")

@@ -28,7 +28,9 @@ def test_a_newcomers_path(desk, request):
         "(id) => app.graph.getNodeById(id).widgets.slice(0, 2).forEach(w => { w.value = 128 })", size
     )
 
-    x, y = desk.point(600, 40)  # empty ground above the sampler
+    left, top = desk.evaluate("(id) => [...app.graph.getNodeById(id).pos]", sampler)
+    x, y = desk.point(left + 80, top - 270)  # empty ground above the sampler
+    page.wait_for_timeout(1000)  # nodes are drawn, and the view has come to rest
     page.mouse.dblclick(x, y)
     search = page.locator("input:focus")
     search.wait_for()
@@ -38,11 +40,11 @@ def test_a_newcomers_path(desk, request):
     desk.shoot(f"newcomer-search-{request.node.callspec.id}")
     found.click()
     page.wait_for_function("() => app.graph._nodes.some(n => n.type === 'SkipstoneAuto')")
-    page.mouse.move(x, y)
+    page.mouse.move(x, y, steps=4)
     page.mouse.click(x, y)  # where the node hangs on the pointer, this drops it
     desk.settle()
     auto = number_of(desk, "SkipstoneAuto")
-    desk.evaluate("(id) => { app.graph.getNodeById(id).pos = [700, 40]; app.canvas.setDirty(true, true) }", auto)
+    desk.drag(desk.place(auto), (x, y))  # by its title: it may have been dropped where the list was
     page.wait_for_timeout(500)  # Vue nodes follow a moment later
 
     wire(desk, shift, auto)
