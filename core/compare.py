@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-IDENTICAL = (
-    150.0  # dB, in the place of infinity, which neither JSON nor most nodes can hold. One bit of a float32 is 144 dB
-)
+# dB, in the place of infinity, which neither JSON nor most nodes can hold. One bit of a float32 is 144 dB
+IDENTICAL = 150.0
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 
 

@@ -8,23 +8,22 @@ from importlib import import_module
 from comfy_api.latest import ComfyExtension, io
 
 GROUPS = ("auto", "meancache", "easycache", "forecast", "firstblock", "teacache", "stepmask", "compile", "look", "memo")
+# what registers itself beside the nodes: what is lost where it cannot
+SERVICES = {
+    "provider": "what ComfyUI's own nodes return is not kept over a restart",
+    "routes": "the page's own parts, such as the memo's panel, are left out",
+    "replacements": "nodes of earlier packs are not replaced",
+}
 log = logging.getLogger(__name__)
 
 
 class SkipstoneExtension(ComfyExtension):
     async def on_load(self) -> None:
-        try:
-            await import_module(".provider", __package__).register()
-        except Exception:
-            log.exception("[Skipstone] what ComfyUI's own nodes return is not kept over a restart")
-        try:
-            import_module(".routes", __package__).register()
-        except Exception:
-            log.exception("[Skipstone] the page's own parts, such as the memo's panel, are left out")
-        try:
-            await import_module(".replacements", __package__).register()
-        except Exception:
-            log.exception("[Skipstone] nodes of earlier packs are not replaced")
+        for module, loss in SERVICES.items():
+            try:
+                await import_module(f".{module}", __package__).register()
+            except Exception:
+                log.exception("[Skipstone] %s", loss)
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         found: list[type[io.ComfyNode]] = []

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..core.step.journal import Entry, Journal
 from ..core.step.report import Report
-from ..patch.executing import place
+from ..patch.executing import place, server
 
 EVENT = "skipstone.report"
 PAUSE = 0.2  # seconds between two messages of one run
@@ -48,10 +48,6 @@ class Reporter:
 
 def tell(message: dict[str, Any]) -> None:
     """Over the server's websocket, to every page: the one that shows the workflow knows it by its id. Quiet where no server runs."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return
-    server = getattr(PromptServer, "instance", None)
-    if server is not None:
-        server.send_sync(EVENT, message)
+    there = server()
+    if there is not None:
+        there.send_sync(EVENT, message)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from ..core.memo.overview import overview, tried
+from ..patch.executing import server
 from ..patch.memo import opened, standing
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
@@ -26,17 +27,12 @@ T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def register() -> bool:
+async def register() -> bool:
     """On ComfyUI's server, before it starts to serve; whether there is one."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return False
-    server = getattr(PromptServer, "instance", None)
-    if server is None:
-        return False
-    add(server.routes)
-    return True
+    there = server()
+    if there is not None:
+        add(there.routes)
+    return there is not None
 
 
 def add(routes: web.RouteTableDef) -> None:

@@ -148,9 +148,8 @@ class BlockHook(EvaluationHook):
         self.seam = reach.seam
         self.probe = reach.blocks.probe
         self.offload = offload  # where residuals go that have no room where the model computes; None: they stay
-        self.room: float | None = (
-            None  # bytes of residuals that may stay where the model computes, where `offload` is not None
-        )
+        # bytes of residuals that may stay where the model computes, where `offload` is not None
+        self.room: float | None = None
         self.named: list[Slot | None] = []  # the slots of the call of CALC_COND_BATCH under way
         self.counted: Counter[Hashable] = Counter()
         self.known: set[Slot] = set()  # slots that residuals have been kept of

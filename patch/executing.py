@@ -1,10 +1,29 @@
-"""Which prompt is being executed, as ComfyUI's server knows it."""
+"""ComfyUI's server, and which prompt it is working at."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from ..core.step.journal import Place
+
+
+def server() -> Any | None:
+    """ComfyUI's server; None where there is none, as in a script."""
+    try:
+        from server import PromptServer
+    except ImportError:
+        return None
+    return getattr(PromptServer, "instance", None)
+
+
+def at_work(prompt: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Of a prompt that the server is working at: its nodes by their ids, and what was sent beside it."""
+    try:
+        queue = server().prompt_queue  # type: ignore[union-attr]
+        running, _ = getattr(queue, "get_current_queue_volatile", queue.get_current_queue)()
+        return next((item[2], item[3]) for item in running if item[1] == prompt)
+    except (AttributeError, StopIteration, LookupError, TypeError):
+        return None
 
 
 def place() -> Place:
@@ -22,13 +41,10 @@ def place() -> Place:
 
 def _workflow(prompt: str) -> str:
     """The id that the front end has given the workflow of a running prompt. A prompt of a script's may have none."""
+    _, beside = at_work(prompt) or ({}, {})
     try:
-        from server import PromptServer
-
-        running, _ = PromptServer.instance.prompt_queue.get_current_queue_volatile()
-        extra = next(item[3] for item in running if item[1] == prompt)
-        return str(extra["extra_pnginfo"]["workflow"]["id"])
-    except (ImportError, AttributeError, StopIteration, LookupError, TypeError):
+        return str(beside["extra_pnginfo"]["workflow"]["id"])
+    except (LookupError, TypeError):
         return ""
 
 

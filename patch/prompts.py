@@ -5,14 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Container
 from typing import Any
 
+from .executing import server
+
 
 def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
     """`handler` gets what was posted to /prompt and returns what is to be taken in its place; whether there is a server to ask for that."""
-    try:
-        from server import PromptServer
-    except ImportError:
-        return False
-    add = getattr(getattr(PromptServer, "instance", None), "add_on_prompt_handler", None)
+    add = getattr(server(), "add_on_prompt_handler", None)
     if add is None:
         return False
     add(handler)

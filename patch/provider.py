@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.memo.errors import Broken, Refused
 from ..core.memo.keys import Key, key
 from . import identity
+from .executing import at_work
 from .memo import opened
 from .places import Places, packed, unpacked
 from .upstream import PLAIN, embeddings, ground, is_comfys, settled, stamp
@@ -42,12 +43,9 @@ Graph = dict[str, Any]
 
 
 def running(prompt_id: str) -> Graph | None:
-    """The prompt that the server is working at, by the ids of its nodes."""
-    from server import PromptServer
-
-    queue = PromptServer.instance.prompt_queue
-    at_work, _ = getattr(queue, "get_current_queue_volatile", queue.get_current_queue)()
-    return next((item[2] for item in at_work if item[1] == prompt_id), None)
+    """The nodes of the prompt that the server is working at."""
+    graph, _ = at_work(prompt_id) or (None, None)
+    return graph
 
 
 class Provider(Caching.CacheProvider):

@@ -58,9 +58,8 @@ def server(tmp_path_factory):
         yield server
 
 
-@pytest.fixture(
-    scope="module"
-)  # while Playwright is there its event loop runs, and other tests have loops of their own
+# while Playwright is there its event loop runs, and other tests have loops of their own
+@pytest.fixture(scope="module")
 def chromium():
     if CHROMIUM is None:
         pytest.skip("there is no Chromium (Debian: apt-get install chromium)")

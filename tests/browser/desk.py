@@ -33,7 +33,8 @@ class Desk:
             "Comfy.Locale": "en",
             **settings,
         }
-        (server.folder / "user" / "default" / "comfy.settings.json").unlink(missing_ok=True)  # what others opened or moved
+        # those of a new user: what others opened or moved is not
+        (server.folder / "user" / "default" / "comfy.settings.json").unlink(missing_ok=True)
         ask(server, "/settings", wanted)
         self.load()
         self.evaluate("() => app.graph.clear()")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
+import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
@@ -307,3 +309,26 @@ def random_model(config: Any) -> Any:
             p.copy_(torch.randn(p.shape, generator=generator) * scale)
     device = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model.eval(), load_device=device, offload_device=device)
+
+
+@pytest.fixture
+def user(tmp_path):
+    """ComfyUI's user directory: this test's own, and empty."""
+    before = folder_paths.get_user_directory()
+    folder_paths.set_user_directory(str(tmp_path / "user"))
+    yield tmp_path / "user"
+    folder_paths.set_user_directory(before)
+
+
+@pytest.fixture(scope="module")
+def steady_memory():
+    """On the CPU ComfyUI's attention reads from a file how much memory is free, which no compiler follows; on a GPU it does not."""
+    with pytest.MonkeyPatch.context() as patch:
+        free = 1 << 34
+        patch.setattr(
+            comfy.model_management,
+            "get_free_memory",
+            lambda dev=None, torch_free_too=False: (free, free) if torch_free_too else free,
+        )
+        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # megabytes, for other tools
+        yield

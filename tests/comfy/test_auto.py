@@ -10,7 +10,6 @@ from typing import Any
 
 import comfy.sd
 import comfy.utils
-import folder_paths
 import pytest
 import torch
 from comfy_extras.nodes_easycache import EasyCacheNode
@@ -20,22 +19,16 @@ from skipstone.nodes.meancache import method_of
 from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
 
-pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
+pytestmark = [
+    pytest.mark.usefixtures("user"),
+    pytest.mark.filterwarnings("ignore:::(comfy|torchsde)"),  # their own, and none of ours
+]
 
 DEMO = Path(__file__).resolve().parents[2] / "demo"
 MODELS = ("flux", "nextdit", "unet")
 SMALL = "nextdit"
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
 LEARNED = "computed in full to learn"
-
-
-@pytest.fixture(autouse=True)
-def user(tmp_path):
-    """ComfyUI's user directory: this test's own, and empty."""
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path / "user"))
-    yield tmp_path / "user"
-    folder_paths.set_user_directory(before)
 
 
 @pytest.fixture(scope="session")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from typing import Any
 
-import comfy.model_management
 import pytest
 import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
@@ -20,22 +18,8 @@ from skipstone.patch.compiling import compile_model
 from skipstone.tests.comfy.onlooker import below, every, insides, sample, untouched
 
 
-@pytest.fixture(scope="module", autouse=True)
-def steady_memory():
-    """On the CPU ComfyUI's attention reads from a file how much memory is free, which no compiler follows; on a GPU it does not."""
-    with pytest.MonkeyPatch.context() as patch:
-        free = 1 << 34
-        patch.setattr(
-            comfy.model_management,
-            "get_free_memory",
-            lambda dev=None, torch_free_too=False: (free, free) if torch_free_too else free,
-        )
-        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # megabytes, for other tools
-        yield
-
-
 @pytest.fixture(autouse=True)
-def nothing_compiled():
+def nothing_compiled(steady_memory):
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

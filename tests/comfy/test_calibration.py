@@ -18,20 +18,14 @@ from skipstone.core.step.gram import Gram, default
 from skipstone.nodes.meancache import method_of
 from skipstone.patch.calibration import fingerprint
 
-pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
+pytestmark = [
+    pytest.mark.usefixtures("user"),
+    pytest.mark.filterwarnings("ignore:::(comfy|torchsde)"),  # their own, and none of ours
+]
 
 STEPS = 10
 LEARNED = "computed in full to learn"
 DEFAULT = default().recipe
-
-
-@pytest.fixture(autouse=True)
-def user(tmp_path):
-    """ComfyUI's user directory: this test's own, and empty."""
-    before = folder_paths.get_user_directory()
-    folder_paths.set_user_directory(str(tmp_path / "user"))
-    yield tmp_path / "user"
-    folder_paths.set_user_directory(before)
 
 
 def kept(user):

@@ -41,22 +41,8 @@ STEPS = 3
 BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def steady_memory():
-    """On the CPU ComfyUI's attention reads from a file how much memory is free, which no compiler follows; on a GPU it does not."""
-    with pytest.MonkeyPatch.context() as patch:
-        free = 1 << 34
-        patch.setattr(
-            comfy.model_management,
-            "get_free_memory",
-            lambda dev=None, torch_free_too=False: (free, free) if torch_free_too else free,
-        )
-        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # megabytes, for other tools
-        yield
-
-
 @pytest.fixture(autouse=True)
-def nothing_compiled():
+def nothing_compiled(steady_memory):
     """Every test starts with nothing compiled."""
     stage._KINDS.clear()
     stage._STAGES.clear()

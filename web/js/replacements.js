@@ -4,7 +4,7 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { guarded, ours } from "./shared.js"
+import { guarded, ours, wrong } from "./shared.js"
 
 const [TITLE, GAP] = [30, 16] // pixels: of a node's title, which is above its place, and between two nodes
 const DRAWN = 250 // ms
@@ -94,13 +94,7 @@ app.registerExtension({
   name: "Skipstone.Replacements",
 
   async setup() {
-    try {
-      await loaded()
-    } catch (error) {
-      guarded(() => {
-        throw error
-      })
-    }
+    await loaded().catch(wrong)
   },
 
   nodeCreated(node) {

@@ -1,5 +1,7 @@
 // A run's report (core/step/report.py, Report.as_dict) in words, and as a strip of cells. Knows nothing of ComfyUI.
 
+import { el } from "./shared.js"
+
 const REASONS = {
     // reason: [why it was computed, why it was skipped]
     warmup: ["the first steps are computed"],
@@ -119,18 +121,13 @@ export function sentences(run) {
 
 const SVG = "http://www.w3.org/2000/svg"
 
-export function make(tag, name, text) {
-    const element = document.createElement(tag)
-    if (name) element.className = name
-    if (text) element.textContent = text
-    return element
-}
+const bar = (kind) => el("div", { className: `skipstone-bar ${kind}` })
 
 /** What a step looks like. `pending`: it is still to come, drawn as it is planned. */
 export function cell(here, planned, pending) {
-    const element = make("div", "skipstone-cell")
-    if (pending) element.append(make("div", `skipstone-bar pending ${planned ? "computed" : "skipped"}`))
-    for (const e of here) element.append(make("div", `skipstone-bar ${e.computed ? "computed" : "skipped"}`))
+    const element = el("div", { className: "skipstone-cell" })
+    if (pending) element.append(bar(`pending ${planned ? "computed" : "skipped"}`))
+    for (const e of here) element.append(bar(e.computed ? "computed" : "skipped"))
     return element
 }
 

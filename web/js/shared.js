@@ -5,12 +5,15 @@ export const PACK = "Skipstone"
 /** Is it one of our nodes? Takes a node, or the definition of one. */
 export const ours = (node) => String(node?.comfyClass ?? node?.type ?? node?.name ?? "").startsWith(PACK)
 
-/** Do it; what goes wrong in it is told in the console and harms nobody else. */
+/** What went wrong is told in the console. */
+export const wrong = (error) => console.error(`[${PACK}]`, error)
+
+/** Do it; what goes wrong in it harms nobody else. */
 export const guarded = (work) => {
   try {
     return work()
   } catch (error) {
-    console.error(`[${PACK}]`, error)
+    wrong(error)
   }
 }
 

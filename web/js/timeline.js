@@ -4,7 +4,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import * as words from "./report.js"
-import { ours } from "./shared.js"
+import { el, ours } from "./shared.js"
 
 const WIDGET = "skipstone_timeline"
 const HEIGHT = 110 // px, always: a run moves nothing
@@ -14,6 +14,8 @@ const EMPTY = "After a run: a cell a step, which were computed, which were skipp
 
 const runs = new Map() // number -> message of the server's, see nodes/reporting.py
 const views = new WeakMap() // node -> View
+
+const span = (className, ...children) => el("span", { className }, ...children)
 
 const root = () => app.rootGraph ?? app.graph
 const workflow = () => String(root()?.id ?? "")
@@ -55,25 +57,22 @@ class View {
     }
 
     build() {
-        const { make } = words
-        this.element = make("div", "skipstone-timeline")
-        Object.assign(this.element.style, { height: `${HEIGHT}px`, minHeight: `${HEIGHT}px`, maxHeight: `${HEIGHT}px` })
-        this.element.setAttribute("role", "group")
-        this.element.setAttribute("aria-label", "Timeline of the last run")
-        const head = make("div", "skipstone-head")
-        this.count = make("span", "count")
-        this.gain = make("span", "gain")
-        this.pager = make("span", "pager")
+        this.count = span("count")
+        this.gain = span("gain")
         this.earlier = this.button("\u2039", "Earlier run", -1)
-        this.number = make("span", "number")
+        this.number = span("number")
         this.later = this.button("\u203a", "Later run", 1)
-        this.pager.append(this.earlier, this.number, this.later)
-        head.append(this.count, this.gain, this.pager)
-        this.chart = make("div", "skipstone-chart")
-        this.chart.tabIndex = 0
-        this.chart.setAttribute("role", "img")
-        this.say = make("div", "skipstone-say")
-        this.element.append(head, this.chart, this.say)
+        this.pager = span("pager", this.earlier, this.number, this.later)
+        this.chart = el("div", { className: "skipstone-chart", role: "img", tabIndex: 0 })
+        this.say = el("div", { className: "skipstone-say" })
+        this.element = el(
+            "div",
+            { className: "skipstone-timeline", role: "group", "aria-label": "Timeline of the last run" },
+            el("div", { className: "skipstone-head" }, this.count, this.gain, this.pager),
+            this.chart,
+            this.say,
+        )
+        Object.assign(this.element.style, { height: `${HEIGHT}px`, minHeight: `${HEIGHT}px`, maxHeight: `${HEIGHT}px` })
 
         this.chart.addEventListener("pointermove", (e) => this.look(this.stepAt(e.clientX)))
         this.chart.addEventListener("pointerleave", () => this.look(null))
@@ -91,9 +90,7 @@ class View {
     }
 
     button(text, label, by) {
-        const button = words.make("button", "", text)
-        button.type = "button"
-        button.setAttribute("aria-label", label)
+        const button = el("button", { type: "button", "aria-label": label }, text)
         button.addEventListener("click", () => {
             const all = this.all
             this.chosen = all[all.indexOf(this.run) + by]?.run ?? null
@@ -109,7 +106,7 @@ class View {
         const { run } = this
         this.count.textContent = run ? words.headline(run) : "No run yet"
         const gain = run ? words.gain(run) : []
-        this.gain.replaceChildren(...gain.map((part, i) => words.make("span", i ? "saved" : "", part)))
+        this.gain.replaceChildren(...gain.map((part, i) => span(i ? "saved" : "", part)))
         this.gain.title = gain.join("")
         this.page()
         this.draw()
@@ -135,7 +132,7 @@ class View {
         const report = this.run?.report
         const steps = report ? words.bySteps(report) : Array.from({ length: 20 }, () => [])
         const planned = new Set(report?.planned)
-        const cells = words.make("div", "skipstone-cells")
+        const cells = el("div", { className: "skipstone-cells" })
         cells.classList.toggle("many", steps.length > 60)
         cells.classList.toggle("crowd", steps.length > 160)
         steps.forEach((here, step) => {
@@ -177,18 +174,18 @@ class View {
             this.say.title = ""
             return this.say.replaceChildren(words.detail(this.run, step))
         }
-        const { make } = words
         const said = words.remarks(this.run)
         const tone = words.tone(this.run)
         this.say.title = said.join("\n")
         if (said.length) {
-            const mark = make("span", `mark ${tone}`, tone === "learn" ? "\u2713" : tone === "warn" ? "!" : "i")
-            mark.setAttribute("aria-hidden", "true")
+            const sign = tone === "learn" ? "\u2713" : tone === "warn" ? "!" : "i"
+            const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, sign)
             return this.say.replaceChildren(mark, said.join(". "))
         }
         const { computed, skipped } = this.run.report
-        const by = make("span", "by", words.settings(this.run))
-        this.say.replaceChildren(make("i", "key"), `${computed} computed`, make("i", "key skipped"), `${skipped} skipped`, by)
+        const key = (name) => el("i", { className: name })
+        const by = span("by", words.settings(this.run))
+        this.say.replaceChildren(key("key"), `${computed} computed`, key("key skipped"), `${skipped} skipped`, by)
     }
 }
 
@@ -255,10 +252,7 @@ app.registerExtension({
     },
 
     setup() {
-        const style = words.make("link")
-        style.rel = "stylesheet"
-        style.href = new URL("./timeline.css", import.meta.url).href
-        document.head.append(style)
+        document.head.append(el("link", { rel: "stylesheet", href: new URL("./timeline.css", import.meta.url).href }))
         api.addEventListener("skipstone.report", ({ detail: run }) => {
             keep(run)
             if (run.workflow === workflow()) views.get(find(run.node))?.show()

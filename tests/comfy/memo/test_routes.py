@@ -183,11 +183,11 @@ def test_registering(monkeypatch):
     table = web.RouteTableDef()
     server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(routes=table)))
     monkeypatch.setitem(sys.modules, "server", server)
-    assert routes.register()
+    assert asyncio.run(routes.register())
     assert {(r.method, r.path) for r in table if isinstance(r, web.RouteDef)} >= {
         ("GET", MEMO),
         ("POST", CLEAR),
         ("POST", TEST),
     }
     server.PromptServer.instance = None  # as where a script loads the pack
-    assert not routes.register()
+    assert not asyncio.run(routes.register())
