@@ -1,45 +1,88 @@
-"""What a step cache that never skips costs: sampler time with it over sampler time without, both in one process, in turn.
+"""What a step cache that never skips costs: processor time with it over processor time without, both in one process, in turn.
 
-make bench-overhead   (in a real ComfyUI, on the CPU, on the demo model; prints the ratio)
+make bench-overhead   (in a real ComfyUI, on the CPU, on the demo models; prints a table; a quarter of an hour)
+make bench-overhead ARGS="--models flux --sizes 16 --rounds 5"
 
-The demo model takes some 50 ms an evaluation, so this is the worst case: the hook's cost is the same for a model of seconds.
+The demo models take some 50 ms an evaluation, so this is the worst case: nearly all of it is the same for a model of seconds.
 """
 
 from __future__ import annotations
 
-import statistics
+import argparse
+import logging
 import time
+from collections.abc import Iterator
+from statistics import median
 from typing import Any
 
 import torch
-from models import loaded
+from blocks import NEVER, inside
+from models import NAMES, loaded
 
-ROUNDS, STEPS, CFG = 25, 20, 3.0
+STEPS, CFG = 20, 3.0
 
 
-def main() -> None:
-    studio = loaded()
-    import comfy.sample
-
+def methods() -> Iterator[tuple[str, Any]]:
+    """MeanCache for all that work at output level: it is the one with most to keep."""
     from skipstone.nodes.meancache import method_of
     from skipstone.nodes.widgets import CUSTOM
+
+    yield "MeanCache", method_of(CUSTOM, budget=1.0)
+    yield from ((entry.method, entry.same) for entry in inside() if entry.variant == NEVER)
+
+
+def measured(name: str, sizes: list[int], rounds: int) -> Iterator[str]:
+    """One line for each method and size."""
+    studio = loaded(name)
+    import comfy.sample
+
     from skipstone.patch.attach import attach
+    from skipstone.patch.errors import StepCacheError
 
     words, empty = studio.words("a red circle on blue"), studio.words("")
-    latent = torch.zeros(1, 16, 16, 16)
-    noise = comfy.sample.prepare_noise(latent, 1)
 
-    def seconds(model: Any) -> float:
-        start = time.perf_counter()
+    def seconds(model: Any, size: int) -> float:
+        latent = torch.zeros(1, 16, size, size)
+        noise = comfy.sample.prepare_noise(latent, 1)
+        start = time.process_time()
         comfy.sample.sample(
             model, noise, STEPS, CFG, "euler", "simple", words, empty, latent, seed=1, disable_pbar=True
         )
-        return time.perf_counter() - start
+        return time.process_time() - start
 
-    patched = attach(studio.model, method_of(CUSTOM, budget=1.0))
-    seconds(studio.model), seconds(patched)
-    ratios = [seconds(patched) / seconds(studio.model) for _ in range(ROUNDS)]
-    print(f"never skipping / unpatched: {statistics.median(ratios):.4f} (median of {ROUNDS} pairs of {STEPS} steps)")
+    for size in sizes:
+        for method, same in methods():
+            try:
+                patched = attach(studio.model, same)
+            except StepCacheError:
+                continue  # made for other kinds of models
+            seconds(studio.model, size), seconds(patched, size)
+            pairs = []
+            for _ in range(rounds):  # there and back: a machine that grows slower is on nobody's side
+                plain, with_it, again, without = (
+                    seconds(m, size) for m in (studio.model, patched, patched, studio.model)
+                )
+                pairs.append(((plain + without) / 2, (with_it + again) / 2))
+            slower = median(p / f for f, p in pairs) - 1
+            more = median(p - f for f, p in pairs) / STEPS
+            full = median(f for f, _ in pairs) / STEPS
+            yield f"| {name} | {size * 8} | {full * 1000:.0f} ms | {method} | {slower:+.1%} | {more * 1000:+.2f} ms |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--models", nargs="*", default=NAMES, choices=NAMES)
+    parser.add_argument("--sizes", nargs="*", type=int, default=[16, 32], help="of the latent; 8 pixels each")
+    parser.add_argument("--rounds", type=int, default=6)
+    args = parser.parse_args()
+    logging.disable(logging.WARNING)
+    print(
+        "| Model | Picture | An evaluation | Method | Slower by | an evaluation |\n|---|--:|--:|---|--:|--:|",
+        flush=True,
+    )
+    for name in args.models:
+        for line in measured(name, args.sizes, args.rounds):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

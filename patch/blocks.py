@@ -77,8 +77,8 @@ class Call:
         self.first = min(range(len(self.keys)), key=lambda i: hook.place(self.keys[i]))
 
     def _part(self, value: Tensor, i: int) -> Tensor:
-        """The i-th conditioning's share."""
-        return value.chunk(len(self.keys), self.batch)[i] if len(self.keys) > 1 else value
+        """The i-th conditioning's share; of a scalar, all have it."""
+        return value.chunk(len(self.keys), self.batch)[i] if len(self.keys) > 1 and value.ndim else value
 
     def _whole(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, self.batch) if len(parts) > 1 else parts[0]
@@ -119,17 +119,19 @@ class Call:
         if base is None:
             return
         hook, run = self.hook, self.hook.run
-        residuals = {name: streams[name] - value for name, value in base.items()}
+        # one by one: a part of the batch's residual would hold on to all of it
+        residuals: dict[Slot, Tensor] = {
+            (key, name): self._part(streams[name], i) - self._part(value, i)
+            for i, key in enumerate(self.keys)
+            for name, value in base.items()
+        }
         if hook.offload is not None:
-            hook.settle(hook.offload, residuals, self.keys)
-        for i, key in enumerate(self.keys):
-            for name, residual in residuals.items():
-                part = self._part(residual, i)
-                # a view would hold on to the whole batch, and the residual of a lone conditioning is nobody else's
-                run.keep((key, name), part.clone() if len(self.keys) > 1 else part)
+            hook.settle(hook.offload, residuals.values(), self.keys)
+        for slot, residual in residuals.items():
+            run.keep(slot, residual)
         hook.met(self.keys)
-        name = next(iter(residuals))
-        own = self._part(image(residuals[name]), self.first)
+        name = next(iter(base))
+        own = image(residuals[self.keys[self.first], name])
         if run.indicator is not None and run.watched == (self.keys[self.first], name):
             run.indicator.computed(own)
         if hook.pupil is not None and self.taught:
@@ -273,14 +275,14 @@ class BlockHook(EvaluationHook):
         for key in [k for k, h in histories.items() if not needed & h.anchors.keys()]:
             del histories[key]
 
-    def settle(self, offload: torch.device, residuals: Mapping[str, Tensor], keys: Collection[Hashable]) -> None:
+    def settle(self, offload: torch.device, residuals: Collection[Tensor], keys: Collection[Hashable]) -> None:
         """Where the residuals about to be kept of `keys` go: where the model computes while there is room, to `offload` otherwise."""
-        run, device = self.run, next(iter(residuals.values())).device
+        run, device = self.run, next(iter(residuals)).device
         if self.room is None:
             self.room = ROOM * comfy.model_management.get_free_memory(device)
         others = [h for slot, h in run.histories.items() if h.device is None and slot[0] not in keys]  # type: ignore[index]
         held = [v for h in others for v in list(h.anchors.values())[-1:]]
-        size = sum(v.numel() * v.element_size() for v in (*held, *residuals.values())) * max(run.track.anchors, 1)
+        size = sum(v.numel() * v.element_size() for v in (*held, *residuals)) * max(run.track.anchors, 1)
         run.device = None if size <= self.room else offload
         if size > self.room:
             run.report.note(ELSEWHERE)

@@ -154,7 +154,7 @@ class _Passage:
         if position == 0 and self.family.state.startswith("arg:"):
             first = self.call.hook.run.clock.evaluation == 0
             self.idle = self.entered = first or kwargs.get(self.family.state.removeprefix("arg:")) == ()
-        if self.lost or self.idle:
+        if self.lost or self.idle or (self.given is None and position not in (0, self.first)):
             return NOT_RUN
         try:
             taken = _taken(stack, args, kwargs)

@@ -26,16 +26,42 @@ def change(new: Tensor, old: Tensor) -> Tensor:
     return (new - old).abs().mean() / old.abs().mean()
 
 
-def typical(changes: list[Tensor]) -> Tensor:
-    """The run's own measure of change: the median of the changes from each evaluation to the next so far, computed or not, and never
-    less than the latest of them.
+class Changes:
+    """The changes from each evaluation to the next, computed or not: scalars that stay on the device until they are read."""
 
-    So the evaluation right after a computed one is never more than typical, in whatever model, while a few large changes at the
-    start do not make typical large. (Where changes only grow, as in our small UNet, a median alone lags behind and hardly anything is
-    skipped in the last half; the mean does so too.)
-    """
-    all_of_them = torch.stack(changes)
-    return torch.maximum(all_of_them.nanmedian(), all_of_them[-1])
+    def __init__(self) -> None:
+        self.known: list[float] = []
+        self.waiting: list[Tensor] = []
+
+    def __bool__(self) -> bool:
+        return bool(self.known or self.waiting)
+
+    def add(self, change: Tensor) -> None:
+        self.waiting.append(change)
+
+    def read(self, *others: Tensor) -> list[float]:
+        """Those that were added since the last time, and the values of `others`, in one host sync. Returns the latter."""
+        values: list[float] = torch.stack([*self.waiting, *others]).tolist() if self.waiting or others else []
+        count = len(self.waiting)
+        self.known += values[:count]
+        self.waiting.clear()
+        return values[count:]
+
+    @property
+    def last(self) -> float:
+        """That was read."""
+        return self.known[-1]
+
+    @property
+    def typical(self) -> float:
+        """The run's own measure of change: the (lower) median of those that were read, NaN apart, and never less than the last.
+
+        So the evaluation right after a computed one is never more than typical, in whatever model, while a few large changes at
+        the start do not make typical large. (Where changes only grow, as in our small UNet, a median alone lags behind and hardly
+        anything is skipped in the last half; the mean does so too.)
+        """
+        numbers = sorted(c for c in self.known if not math.isnan(c))
+        return max(numbers[(len(numbers) - 1) // 2], self.last) if numbers and not math.isnan(self.last) else math.nan
 
 
 class Seen:
@@ -80,12 +106,12 @@ class FromAnchorAtWork(Seen):
     def clear(self) -> None:
         super().clear()
         self.anchor: Tensor | None = None
-        self.changes: list[Tensor] = []
+        self.changes = Changes()
 
     def look(self, seen: Tensor) -> None:
         super().look(seen)
         if self.now is not None and self.before is not None:
-            self.changes.append(change(self.now, self.before))
+            self.changes.add(change(self.now, self.before))
 
     def computed(self, output: Tensor) -> None:
         self.anchor = self.now
@@ -94,9 +120,9 @@ class FromAnchorAtWork(Seen):
         if self.now is None or self.anchor is None or not self.changes:
             return None
         # right after a computed evaluation the change since then is the last one, which is known
-        moved = self.changes[-1] if self.anchor is self.before else change(self.now, self.anchor)
-        value, self.typical = torch.stack([moved, typical(self.changes)]).tolist()
-        return value
+        moved = self.changes.read(*([] if self.anchor is self.before else [change(self.now, self.anchor)]))
+        self.typical = self.changes.typical
+        return moved[0] if moved else self.changes.last
 
 
 @dataclass(frozen=True)
@@ -142,21 +168,22 @@ class ModulatedAtWork(Seen):
 
     def clear(self) -> None:
         super().clear()
-        self.changes: list[Tensor] = []
+        self.changes = Changes()
         self.typical = 0.0
 
     def look(self, seen: Tensor) -> None:
         super().look(seen)
         if self.now is not None and self.before is not None:
-            self.changes.append(change(self.now, self.before))
+            self.changes.add(change(self.now, self.before))
 
     def read(self) -> float | None:
         if self.polynomial is None or not self.changes:
             return None
-        x, usual = torch.stack([self.changes[-1], typical(self.changes)]).tolist()
+        self.changes.read()
+        x = self.changes.last
         if not math.isfinite(x):
             return x
-        self.typical = self.polynomial(usual)
+        self.typical = self.polynomial(self.changes.typical)
         return self.polynomial(x)
 
 
@@ -187,7 +214,7 @@ class ProbedAtWork(Seen):
     def clear(self) -> None:
         super().clear()
         self.anchors: list[Tensor] = []  # what the first blocks added, at the last two computed evaluations
-        self.changes: list[Tensor] = []
+        self.changes = Changes()
         self.ratio = 1.0
         self.typical = 0.0
 
@@ -210,17 +237,18 @@ class ProbedAtWork(Seen):
         error = change(self.now[1], self.before[1])
         if self.rule.error == "dy-dx":
             error = (error - change(self.now[0], self.before[0])).abs()
-        self.changes.append(error)
+        self.changes.add(error)
 
     def read(self) -> float | None:
         self.ratio = 1.0
         if not self.changes:
             return None
-        ratio = torch.ones_like(self.changes[-1])
+        ratio: list[Tensor] = []
         if len(self.anchors) == 2:
             b, a = self.anchors
-            ratio = (self.added - b).abs().mean() / (a - b).abs().mean()
-        value, self.typical, g = torch.stack([self.changes[-1], typical(self.changes), ratio]).tolist()
-        if math.isfinite(g):
-            self.ratio = min(max(g, 1.0), self.rule.most)
-        return value
+            ratio = [(self.added - b).abs().mean() / (a - b).abs().mean()]
+        for g in self.changes.read(*ratio):
+            if math.isfinite(g):
+                self.ratio = min(max(g, 1.0), self.rule.most)
+        self.typical = self.changes.typical
+        return self.changes.last
