@@ -26,7 +26,7 @@ from .tiers.base import Claim, LowerTier, Shared, Unavailable, Usage
 WINDOW = 120.0
 RESTS = (2.0, 60.0)  # seconds, the shortest and the longest between two attempts of the background
 BROKEN = 5  # entries in a row after which a tier is not believed
-LEFT = 4  # threads left behind, after which a tier is not used again
+LEFT = 4  # threads that may be left behind at a time: with more the tier is not asked until one of them is back
 TICK = 1.0
 NOTHING = key("none", "that is never kept")
 
@@ -44,11 +44,13 @@ class _Reply:
 
 
 class _Reader:
-    """A thread that does reads, one after the other, until it is told to stop or left behind in one."""
+    """A thread that does reads, one after the other, until it is told to stop or left behind in one. back: called when it comes
+    back from there."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, back: Callable[[], None]) -> None:
         self.jobs: SimpleQueue[_Reply | None] = SimpleQueue()
         self.left = False
+        self.back = back
         threading.Thread(target=self._work, name=f"skipstone-{name}-read", daemon=True).start()
 
     def _work(self) -> None:
@@ -58,6 +60,8 @@ class _Reader:
             except Exception as error:
                 job.error = error
             job.done.set()
+        if self.left:
+            self.back()
 
 
 @dataclass
@@ -176,7 +180,7 @@ class Lane:
     def _call(self, function: Callable[[], T]) -> T:
         with self._state:
             if self._reader is None:
-                self._reader = _Reader(self.name)
+                self._reader = _Reader(self.name, self._back)
             reader = self._reader
         reply, seen = _Reply(function), self._beats
         reader.jobs.put(reply)
@@ -185,6 +189,7 @@ class Lane:
             if self._beats == seen:
                 with self._state:
                     reader.left = True
+                    reader.jobs.put(None)  # it may have come back just now, and wait for another
                     if self._reader is reader:
                         self._reader = None
                         self._left += 1
@@ -195,6 +200,14 @@ class Lane:
             raise reply.error
         result: T = reply.result
         return result
+
+    def _back(self) -> None:
+        """A thread that was left behind has ended."""
+        with self._state:
+            self._left -= 1
+            if not self.serves and self._probe_at == math.inf:
+                self._probe_at = time.monotonic() + RESTS[1]
+                self._state.notify_all()
 
     def _beat(self) -> None:
         self._beats += 1

@@ -7,6 +7,7 @@ import time
 import pytest
 import torch
 
+from skipstone.core.memo import lane
 from skipstone.core.memo.codec import Entry, encode
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.lane import BROKEN
@@ -204,6 +205,24 @@ def test_a_tier_that_hangs_costs_its_patience_once(opened):
     assert hung.calls.count("get") == 1
     assert any("50 ms" in trouble for trouble in store.report()["troubles"])
     go.set()
+
+
+def test_a_tier_that_hung_often_is_used_again_when_it_has_come_back(opened, monkeypatch):
+    for name, value in (("RESTS", (0.01, 0.02)), ("WINDOW", 0.05)):
+        monkeypatch.setattr(lane, name, value)
+    hung, go = Fake(held={KEY: kept()}, patience=0.02), threading.Event()
+    hung.on["get"] = lambda: go.wait(20)
+    store = opened(hung)
+    for _ in range(lane.LEFT):
+        assert store.ready(10)
+        assert store.get(KEY) is None
+    assert not store.ready(0.3), "so many threads hang that no more are sent after them"
+    assert hung.calls.count("get") == lane.LEFT
+    hung.on.clear()
+    go.set()
+    assert store.ready(10)
+    hung.patience = 5.0
+    assert is_value(store.get(KEY))
 
 
 def test_a_tier_that_gets_on_is_waited_for(opened, monkeypatch):
