@@ -1,11 +1,14 @@
-"""Two real ComfyUI servers on one folder: what the one encoded, the other neither encodes nor loads an encoder for."""
+"""Two real ComfyUI servers on one folder, or on one Redis: what the one encoded, the other neither encodes nor loads an encoder for."""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,10 @@ sys.path.insert(0, str(ROOT / "bench"))
 from served import Server, file, ran, running, wait_until_up  # noqa: E402
 
 MODELS = ROOT / "demo" / "models"
+KEPT = 6  # two encodings, what two loaders make, two nodes' results
 LOADED = ("VAE load device", "CLIP/text encoder model load device")
 
-GRAPH = {
+GRAPH: dict[str, Any] = {
     "picture": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 1, "color": 0x336699}},
     "vae": {"class_type": "VAELoader", "inputs": {"vae_name": "skipstone_demo_vae.safetensors"}},
     "clip": {"class_type": "CLIPLoader", "inputs": {"clip_name": "skipstone_demo_clip.pt", "type": "stable_diffusion"}},
@@ -43,38 +47,75 @@ def latent(server: Server, graph: dict[str, Any]) -> bytes:
     return content[8 + int.from_bytes(content[:8], "little") :]  # its header holds the prompt
 
 
+def wait_for(condition: Callable[[], bool]) -> None:
+    """Nobody waits for writes, but here."""
+    for _ in range(200):
+        if condition():
+            return
+        time.sleep(0.1)
+
+
 def stats(server: Server) -> str:
     graph = {"stats": {"class_type": "SkipstoneMemoStats", "inputs": {}}}
     return str(ran(server, graph)["outputs"]["stats"]["text"][0])
 
 
 @pytest.fixture
-def servers(tmp_path, monkeypatch):
-    """Two of one machine that share the memo's folder and nothing else, and keep what ComfyUI's own nodes return."""
-    monkeypatch.setenv("SKIPSTONE_MEMO_FOLDER", str(tmp_path / "memo"))
-    monkeypatch.setenv("SKIPSTONE_MEMO_DISK", "0.1")
+def open_servers(tmp_path, monkeypatch):
+    """Starts two of one machine that keep what ComfyUI's own nodes return, and share what the settings say and nothing else."""
     monkeypatch.setenv("SKIPSTONE_PROVIDER", "1")
     models = {"vae": [MODELS / "skipstone_demo_vae.safetensors"], "text_encoders": [MODELS / "skipstone_demo_clip.pt"]}
     comfyui = Path(os.environ["COMFYUI_PATH"])
     with ExitStack() as stack:
-        logs = [tmp_path / name for name in ("one.log", "other.log")]
-        made = [stack.enter_context(running(comfyui, {"skipstone": ROOT}, models, 1, log)) for log in logs]
-        for server in made:
-            wait_until_up(server)
-        yield made
+
+        def opened(**settings):
+            for name, value in settings.items():
+                monkeypatch.setenv(f"SKIPSTONE_MEMO_{name}", value)
+            logs = [tmp_path / name for name in ("one.log", "other.log")]
+            made = [stack.enter_context(running(comfyui, {"skipstone": ROOT}, models, 1, log)) for log in logs]
+            for server in made:
+                wait_until_up(server)
+            return made
+
+        yield opened
 
 
-def test_two_servers_on_one_folder(servers):
-    one, other = servers
+def test_two_servers_on_one_folder(tmp_path, open_servers):
+    one, other = open_servers(FOLDER=str(tmp_path / "memo"), DISK="0.1")
     first, stock = latent(one, GRAPH), latent(one, STOCK)
     assert "0 of 4 hit" in stats(one) and stock == first
     assert all(word in one.log.read_text() for word in LOADED)
-    kept = Path(os.environ["SKIPSTONE_MEMO_FOLDER"])
-    for _ in range(200):  # nobody waits for writes, but here
-        if len(list(kept.rglob("*.memo"))) == 6:  # two encodings, what two loaders make, two nodes' results
-            break
-        time.sleep(0.1)
+    wait_for(lambda: len(list((tmp_path / "memo").rglob("*.memo"))) == KEPT)
     assert latent(other, GRAPH) == latent(other, STOCK) == first
     told = stats(other)
     assert "4 of 4 hit" in told and "disk: 4 hits" in told
     assert not any(word in other.log.read_text() for word in LOADED)
+
+
+def test_two_servers_on_one_redis(tmp_path, open_servers):
+    """As on two machines: no folder is shared."""
+    pytest.importorskip("redis", reason='Redis\' package is missing: pip install "redis>=5"')
+    from skipstone.tests.memo.test_redis import PROGRAM
+    from skipstone.tests.memo.test_redis import Server as Redis
+
+    if PROGRAM is None:
+        pytest.skip("redis-server is missing (Debian: apt-get install redis-server)")
+    redis = Redis(tmp_path)
+    try:
+        one, other = open_servers(DISK="0", REDIS=redis.url)
+        first, stock = latent(one, GRAPH), latent(one, STOCK)
+        assert "0 of 4 hit" in stats(one) and stock == first
+        wait_for(lambda: len(redis.client().keys("*")) >= KEPT)
+        assert latent(other, GRAPH) == latent(other, STOCK) == first
+        told = stats(other)
+        assert "4 of 4 hit" in told and "redis: 4 hits" in told
+        assert not any(word in other.log.read_text() for word in LOADED)
+
+        # both want the same at one time
+        graph = deepcopy(GRAPH)
+        graph["picture"]["inputs"]["color"] = 0x996633
+        with ThreadPoolExecutor(2) as both:
+            here, there = both.map(lambda server: latent(server, graph), (one, other))
+        assert here == there != first
+    finally:
+        redis.stop()
