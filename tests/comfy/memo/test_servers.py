@@ -48,10 +48,10 @@ def latent(server: Server, graph: dict[str, Any]) -> bytes:
     return content[8 + int.from_bytes(content[:8], "little") :]  # its header holds the prompt
 
 
-def wait_for(condition: Callable[[], bool]) -> None:
-    """Nobody waits for writes, but here."""
+def wait_for(number: int, entries: Callable[[], int]) -> None:
+    """Until there are so many: nobody waits for writes, but here."""
     for _ in range(200):
-        if condition():
+        if entries() >= number:
             return
         time.sleep(0.1)
 
@@ -86,7 +86,7 @@ def test_two_servers_on_one_folder(tmp_path, open_servers):
     first, stock = latent(one, GRAPH), latent(one, STOCK)
     assert "0 of 4 hit" in stats(one) and stock == first
     assert all(word in one.log.read_text() for word in LOADED)
-    wait_for(lambda: len(list((tmp_path / "memo").rglob("*.memo"))) == KEPT)
+    wait_for(KEPT, lambda: len(list((tmp_path / "memo").rglob("*.memo"))))
     assert latent(other, GRAPH) == latent(other, STOCK) == first
     told = stats(other)
     assert "4 of 4 hit" in told and "disk: 4 hits" in told
@@ -121,7 +121,7 @@ def test_two_servers_on_one_redis(tmp_path, open_servers):
         for attempt in range(5):  # on a busy machine Redis may take longer than a run waits for it, which is a miss
             graph, before = changed(attempt), len(entries.keys("*"))
             first, hits = latent(one, graph), redis_hits(other)
-            wait_for(lambda before=before: len(entries.keys("*")) >= before + 2)
+            wait_for(before + 2, lambda: len(entries.keys("*")))
             assert latent(other, graph) == first
             if redis_hits(other) >= hits + 2:  # the picture and the prompt
                 break
