@@ -100,16 +100,18 @@ class Clock:
         self.step = -1
         self.before = -1  # the step of the evaluation before
         self.rose = False
+        self.moved = (
+            True  # sigma is another than at the evaluation before: heun begins a step where it ended the last one
+        )
         self.skips = 0  # skipped evaluations since the anchor
         self.skipped = 0  # in the whole run
-        self.ratio = (
-            1.0  # how far the probe has moved, in moves from the last anchor but one to the last: see ProbeAligned
-        )
+        self.ratio = 1.0  # how far the probe moved, in moves from the last anchor but one to the last: see ProbeAligned
         self.typical = 0.0  # change of the indicator from one evaluation to the next: see Threshold
 
     def tick(self, sigma: float) -> None:
         """A new evaluation by the sampler at this sigma. Nothing is counted: the step comes from sigma."""
         self.rose = sigma > self.sigma * (1 + 1e-6)  # false for the first, whose predecessor is nan
+        self.moved = not math.isclose(sigma, self.sigma, rel_tol=1e-6)
         self.evaluation += 1
         self.ratio = 1.0  # until the indicator is asked
         self.sigma = sigma

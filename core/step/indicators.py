@@ -16,8 +16,9 @@ if TYPE_CHECKING:
 class Watching(Protocol):
     """An indicator at work on one slot. Everything stays on the device until it is read."""
 
-    def look(self, seen: Tensor) -> None:
-        """What there is to see at a new evaluation: the network's input at output level, the probe (`Blocks.probe`) at block level."""
+    def look(self, seen: Tensor, moved: bool = True) -> None:
+        """What there is to see at a new evaluation: the network's input at output level, the probe (`Blocks.probe`) at block level.
+        moved: sigma is not that of the evaluation before."""
         ...
 
     def computed(self, output: Tensor) -> None:
@@ -83,7 +84,7 @@ class Moving:
         self.rate: Tensor | None = None  # k
         self.trend: Tensor | None = None  # EMA of the output's change
 
-    def look(self, z: Tensor) -> None:
+    def look(self, z: Tensor, moved: bool = True) -> None:
         """The network's input at a new evaluation, any shape."""
         self.before, self.input = self.input, subsample(z)
         if self.before is not None and self.before.shape != self.input.shape:

@@ -30,38 +30,40 @@ class Changes:
     """The changes from each evaluation to the next, computed or not: scalars that stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self.known: list[float] = []
-        self.waiting: list[Tensor] = []
+        self.known: list[float] = []  # those that tell what is typical
+        self.last = math.nan  # that was read
+        self.waiting: list[tuple[Tensor, bool]] = []
 
     def __bool__(self) -> bool:
-        return bool(self.known or self.waiting)
+        return bool(self.waiting or self.known or not math.isnan(self.last))
 
-    def add(self, change: Tensor) -> None:
-        self.waiting.append(change)
+    def add(self, change: Tensor, moved: bool) -> None:
+        """moved: sigma did, too. Where it did not, as when heun begins a step, the change is nobody's measure."""
+        self.waiting.append((change, moved))
 
     def read(self, *others: Tensor) -> list[float]:
         """Those that were added since the last time, and the values of `others`, in one host sync. Returns the latter."""
-        values: list[float] = torch.stack([*self.waiting, *others]).tolist() if self.waiting or others else []
-        count = len(self.waiting)
-        self.known += values[:count]
+        new = [change for change, _ in self.waiting]
+        values: list[float] = torch.stack([*new, *others]).tolist() if new or others else []
+        for value, (_, moved) in zip(values, self.waiting, strict=False):
+            self.last = value
+            if moved:
+                self.known.append(value)
         self.waiting.clear()
-        return values[count:]
-
-    @property
-    def last(self) -> float:
-        """That was read."""
-        return self.known[-1]
+        return values[len(new) :]
 
     @property
     def typical(self) -> float:
-        """The run's own measure of change: the (lower) median of those that were read, NaN apart, and never less than the last.
+        """The run's own measure of change: the (lower) median of the known, NaN apart, and never less than the last.
 
         So the evaluation right after a computed one is never more than typical, in whatever model, while a few large changes at
         the start do not make typical large. (Where changes only grow, as in our small UNet, a median alone lags behind and hardly
         anything is skipped in the last half; the mean does so too.)
         """
         numbers = sorted(c for c in self.known if not math.isnan(c))
-        return max(numbers[(len(numbers) - 1) // 2], self.last) if numbers and not math.isnan(self.last) else math.nan
+        if not numbers or math.isnan(self.last):
+            return self.last
+        return max(numbers[(len(numbers) - 1) // 2], self.last)
 
 
 class Seen:
@@ -74,7 +76,7 @@ class Seen:
         self.now: Tensor | None = None
         self.before: Tensor | None = None
 
-    def look(self, seen: Tensor) -> None:
+    def look(self, seen: Tensor, moved: bool = True) -> None:
         sample = self.sample(seen)
         if self.now is not None and self.now.shape != sample.shape:
             self.clear()
@@ -108,10 +110,10 @@ class FromAnchorAtWork(Seen):
         self.anchor: Tensor | None = None
         self.changes = Changes()
 
-    def look(self, seen: Tensor) -> None:
-        super().look(seen)
+    def look(self, seen: Tensor, moved: bool = True) -> None:
+        super().look(seen, moved)
         if self.now is not None and self.before is not None:
-            self.changes.add(change(self.now, self.before))
+            self.changes.add(change(self.now, self.before), moved)
 
     def computed(self, output: Tensor) -> None:
         self.anchor = self.now
@@ -171,10 +173,10 @@ class ModulatedAtWork(Seen):
         self.changes = Changes()
         self.typical = 0.0
 
-    def look(self, seen: Tensor) -> None:
-        super().look(seen)
+    def look(self, seen: Tensor, moved: bool = True) -> None:
+        super().look(seen, moved)
         if self.now is not None and self.before is not None:
-            self.changes.add(change(self.now, self.before))
+            self.changes.add(change(self.now, self.before), moved)
 
     def read(self) -> float | None:
         if self.polynomial is None or not self.changes:
@@ -230,14 +232,14 @@ class ProbedAtWork(Seen):
         if self.now is not None:
             self.anchors = [*self.anchors[-1:], self.added]
 
-    def look(self, seen: Tensor) -> None:
-        super().look(seen)
+    def look(self, seen: Tensor, moved: bool = True) -> None:
+        super().look(seen, moved)
         if self.now is None or self.before is None:
             return
         error = change(self.now[1], self.before[1])
         if self.rule.error == "dy-dx":
             error = (error - change(self.now[0], self.before[0])).abs()
-        self.changes.add(error)
+        self.changes.add(error, moved)
 
     def read(self) -> float | None:
         self.ratio = 1.0

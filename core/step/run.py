@@ -182,7 +182,7 @@ class Run:
         if slot != self.watched:
             self.watched = slot
             self.indicator.clear()
-        self.indicator.look(seen)
+        self.indicator.look(seen, self.clock.moved)
 
     def _indicated(self) -> float | None:
         if not self.read:

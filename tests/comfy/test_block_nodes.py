@@ -81,14 +81,15 @@ def test_every_preset_fires_on_a_model_that_nobody_has_published_anything_for(st
     assert (report.threshold is not None) == (name != "MagCache")
 
 
+@pytest.mark.parametrize("sampler", ["euler", "heun"])
 @pytest.mark.parametrize("name", OF)
-def test_faster_presets_skip_no_less(studio, cached, flux, name):
+def test_faster_presets_skip_no_less(studio, cached, flux, name, sampler):
     skipped = []
     for preset in FOUR:
         model, reports = cached(OF[name](preset), flux)
         if name in LEARNS:
-            studio.sample(model, steps=STEPS, cfg=1.0)
-        studio.sample(model, steps=STEPS, cfg=1.0)
+            studio.sample(model, steps=STEPS, cfg=1.0, sampler=sampler)
+        studio.sample(model, steps=STEPS, cfg=1.0, sampler=sampler)
         skipped.append(reports[-1].skipped)
     assert skipped == sorted(skipped)
     assert skipped[-1] > skipped[0] > 0

@@ -134,6 +134,21 @@ def test_the_typical_change_is_the_median_so_far_and_at_least_the_latest():
         work.computed(torch.ones(1))
 
 
+def test_a_look_at_the_same_sigma_again_tells_nothing_of_what_is_typical():
+    """As heun does at the begin of every step."""
+    seen = walk(6, pace=0.3)
+    plain, twice = FromAnchor().start(SETTING), FromAnchor().start(SETTING)
+    for i, value in enumerate(torch.from_numpy(v) for v in seen):
+        for work, again in ((plain, False), (twice, False), (twice, True)):
+            work.look(value * 1.001 if again else value, not again)
+            work.read()
+        plain.computed(value)
+        twice.computed(value)
+        if i:
+            assert twice.typical == pytest.approx(sorted(twice.changes.known)[(i - 1) // 2])
+            assert sorted(twice.changes.known) == pytest.approx(sorted(plain.changes.known), rel=0.01)
+
+
 def test_more_typical_changes_skip_more():
     skipped = [
         played(method(Threshold(typical=t), FromAnchor(), Warmup(3)), walk(GRID.steps))[1].skipped
