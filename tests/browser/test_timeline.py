@@ -251,3 +251,13 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         assert not stopped["running"] and not stopped["report"]["finished"]
         assert page.evaluate(CELLS, timelines.one().element_handle()) == expected(stopped)
         idle(desk)
+
+
+def test_at_the_side_there_are_values_and_no_timeline(open_desk):
+    desk = open_desk(vue=True, **{"Comfy.RightSidePanel.IsOpen": True})
+    node = desk.add(FIRST)
+    desk.page.wait_for_timeout(500)  # until it stands where it is to be clicked at
+    desk.page.mouse.click(*desk.place(node))
+    side = desk.page.get_by_test_id("properties-panel")
+    side.get_by_text("preset", exact=True).first.wait_for()
+    assert side.get_by_text("skipstone_timeline").count() == 0

@@ -196,6 +196,7 @@ function equip(node) {
     const widget = node.addDOMWidget(WIDGET, "skipstone.timeline", view.element, {
         serialize: false,
         hideOnZoom: false,
+        hideInPanel: true, // at the side there are values to set
         margin: MARGIN,
         getMinHeight: () => height,
         getMaxHeight: () => height,
