@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -38,10 +39,11 @@ def last_report(server):
 
 
 def replaced(desk):
-    """As a person does it: what is wrong is told in a corner, and the way to mend it is two clicks away."""
-    desk.page.get_by_role("button", name="View details").click()
-    desk.page.get_by_role("button", name="Replace All").click()
-    desk.page.get_by_role("button", name="Replace All").wait_for(state="detached")
+    """As a person does it: what is wrong is told in a corner, and the way to mend it is two clicks away. (Older front ends name what
+    they show.)"""
+    desk.page.get_by_role("button", name=re.compile("^(View details|Show swap nodes)$")).click()
+    desk.page.get_by_role("button", name="Replace All", exact=True).click()
+    desk.page.get_by_role("button", name="Replace All", exact=True).wait_for(state="detached")
     desk.settle()
 
 
