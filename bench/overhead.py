@@ -1,6 +1,6 @@
 """What a step cache that never skips costs: processor time with it over processor time without, both in one process, in turn.
 
-make bench-overhead   (in a real ComfyUI, on the CPU, on the demo models; prints a table; a quarter of an hour)
+make bench-overhead   (in a real ComfyUI, on the CPU, on the demo models; prints a table; half an hour)
 make bench-overhead ARGS="--models flux --sizes 16 --rounds 5"
 
 The demo models take some 50 ms an evaluation, so this is the worst case: nearly all of it is the same for a model of seconds.

@@ -100,9 +100,7 @@ class Clock:
         self.step = -1
         self.before = -1  # the step of the evaluation before
         self.rose = False
-        self.moved = (
-            True  # sigma is another than at the evaluation before: heun begins a step where it ended the last one
-        )
+        self.moved = True  # sigma did, since the evaluation before: heun begins a step where it ended the last one
         self.skips = 0  # skipped evaluations since the anchor
         self.skipped = 0  # in the whole run
         self.ratio = 1.0  # how far the probe moved, in moves from the last anchor but one to the last: see ProbeAligned

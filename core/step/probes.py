@@ -34,9 +34,6 @@ class Changes:
         self.last = math.nan  # that was read
         self.waiting: list[tuple[Tensor, bool]] = []
 
-    def __bool__(self) -> bool:
-        return bool(self.waiting or self.known or not math.isnan(self.last))
-
     def add(self, change: Tensor, moved: bool) -> None:
         """moved: sigma did, too. Where it did not, as when heun begins a step, the change is nobody's measure."""
         self.waiting.append((change, moved))
@@ -67,7 +64,7 @@ class Changes:
 
 
 class Seen:
-    """What was seen at the evaluation at hand and at the one before; a change of its size begins anew."""
+    """What was seen at the evaluation at hand and at the one before, and the changes so far; another size of it begins anew."""
 
     def __init__(self) -> None:
         self.clear()
@@ -75,12 +72,18 @@ class Seen:
     def clear(self) -> None:
         self.now: Tensor | None = None
         self.before: Tensor | None = None
+        self.changes = Changes()
 
     def look(self, seen: Tensor, moved: bool = True) -> None:
         sample = self.sample(seen)
         if self.now is not None and self.now.shape != sample.shape:
             self.clear()
         self.before, self.now = self.now, sample
+        if self.before is not None:
+            self.changes.add(self.change(self.now, self.before), moved)
+
+    def change(self, new: Tensor, old: Tensor) -> Tensor:
+        return change(new, old)
 
     def sample(self, seen: Tensor) -> Tensor:
         return subsample(seen, LIMIT)
@@ -108,18 +111,12 @@ class FromAnchorAtWork(Seen):
     def clear(self) -> None:
         super().clear()
         self.anchor: Tensor | None = None
-        self.changes = Changes()
-
-    def look(self, seen: Tensor, moved: bool = True) -> None:
-        super().look(seen, moved)
-        if self.now is not None and self.before is not None:
-            self.changes.add(change(self.now, self.before), moved)
 
     def computed(self, output: Tensor) -> None:
         self.anchor = self.now
 
     def read(self) -> float | None:
-        if self.now is None or self.anchor is None or not self.changes:
+        if self.now is None or self.before is None or self.anchor is None:
             return None
         # right after a computed evaluation the change since then is the last one, which is known
         moved = self.changes.read(*([] if self.anchor is self.before else [change(self.now, self.anchor)]))
@@ -170,16 +167,10 @@ class ModulatedAtWork(Seen):
 
     def clear(self) -> None:
         super().clear()
-        self.changes = Changes()
         self.typical = 0.0
 
-    def look(self, seen: Tensor, moved: bool = True) -> None:
-        super().look(seen, moved)
-        if self.now is not None and self.before is not None:
-            self.changes.add(change(self.now, self.before), moved)
-
     def read(self) -> float | None:
-        if self.polynomial is None or not self.changes:
+        if self.polynomial is None or self.before is None:
             return None
         self.changes.read()
         x = self.changes.last
@@ -216,7 +207,6 @@ class ProbedAtWork(Seen):
     def clear(self) -> None:
         super().clear()
         self.anchors: list[Tensor] = []  # what the first blocks added, at the last two computed evaluations
-        self.changes = Changes()
         self.ratio = 1.0
         self.typical = 0.0
 
@@ -232,18 +222,13 @@ class ProbedAtWork(Seen):
         if self.now is not None:
             self.anchors = [*self.anchors[-1:], self.added]
 
-    def look(self, seen: Tensor, moved: bool = True) -> None:
-        super().look(seen, moved)
-        if self.now is None or self.before is None:
-            return
-        error = change(self.now[1], self.before[1])
-        if self.rule.error == "dy-dx":
-            error = (error - change(self.now[0], self.before[0])).abs()
-        self.changes.add(error, moved)
+    def change(self, new: Tensor, old: Tensor) -> Tensor:
+        error = change(new[1], old[1])
+        return (error - change(new[0], old[0])).abs() if self.rule.error == "dy-dx" else error
 
     def read(self) -> float | None:
         self.ratio = 1.0
-        if not self.changes:
+        if self.before is None:
             return None
         ratio: list[Tensor] = []
         if len(self.anchors) == 2:

@@ -5,6 +5,8 @@ import json
 import pytest
 from served import ask
 
+from skipstone.tests.drawings import apart
+
 GAP, TITLE = 40, 34
 COLUMNS = 5
 # packs the nodes into columns, each below the last of the shortest; the whole width and height
@@ -21,10 +23,6 @@ PACK = """([gap, title, columns]) => {
 SHOW = "([scale, x, y]) => { const ds = app.canvas.ds; ds.scale = scale; ds.offset = [x, y]; app.canvas.setDirty(true, true) }"
 THEME = "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
 BOXES = "() => app.graph._nodes.map(n => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1], n.type])"
-
-
-def overlap(a, b):
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
 
 
 @pytest.mark.parametrize("mode", ["canvas", "vue"])
@@ -45,4 +43,4 @@ def test_every_node(open_desk, mode):
         assert path.stat().st_size > 100_000
     boxes = desk.evaluate(BOXES)
     assert {b[4] for b in boxes} == {*names}
-    assert not [(a[4], b[4]) for i, a in enumerate(boxes) for b in boxes[:i] if overlap(a, b)]
+    assert not [(a[4], b[4]) for i, a in enumerate(boxes) for b in boxes[:i] if not apart(a, b)]

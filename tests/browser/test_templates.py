@@ -1,12 +1,11 @@
 """The graphs to share: found in the template browser, opened with no error, what they say over the API, and run."""
 
 import json
-from pathlib import Path
 
 from served import ask
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(f.stem for f in (ROOT / "workflows").glob("*.json"))
+from skipstone.tests.drawings import FOLDER, NAMES, exported
+
 # run here, with fewer steps; the memo's are run in tests/comfy/memo
 QUICK = ("text_to_image", "compare", "compile_and_cache")
 
@@ -17,13 +16,13 @@ def test_they_open_and_run(open_desk):
     assert sorted(listed["skipstone"]) == NAMES
     known = json.loads(ask(desk.server, "/object_info"))
     for name in NAMES:
-        desk.open(ROOT / "workflows" / f"{name}.json")
+        desk.open(FOLDER / f"{name}.json")
         desk.page.keyboard.press("Escape")  # models that are not here are told of
         assert {node["type"] for node in desk.saved()["nodes"]} <= {*known, "MarkdownNote"}
-        exported = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text())
+        api = exported(name)
         asked = desk.prompt()
-        assert {n: node["class_type"] for n, node in asked.items()} == {n: e["class_type"] for n, e in exported.items()}
-        for n, node in exported.items():
+        assert {n: node["class_type"] for n, node in asked.items()} == {n: e["class_type"] for n, e in api.items()}
+        for n, node in api.items():
             told = asked[n]["inputs"]
             assert {key: told[key] for key in node["inputs"]} == node["inputs"], (name, n)
             assert told.keys() - node["inputs"].keys() <= known[node["class_type"]]["input"].get("optional", {}).keys()

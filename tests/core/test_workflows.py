@@ -1,38 +1,15 @@
 """The graphs to share, as files: what the front end draws of them. They are opened and run in tests/browser and tests/comfy/memo."""
 
-import json
 from itertools import combinations
-from pathlib import Path
-from typing import Any
 
 import pytest
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[2]
-NAMES = sorted(f.stem for f in (ROOT / "workflows").glob("*.json"))
-TITLE = 30  # pixels above a node
+from skipstone.tests.drawings import FOLDER, NAMES, apart, box, drawn, inside
+
 NOTE = "MarkdownNote"
 
 named = pytest.mark.parametrize("name", NAMES)
-
-
-def drawn(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
-    return told
-
-
-def box(node: dict[str, Any]) -> tuple[float, float, float, float]:
-    """Left, top, right, bottom, with its title."""
-    (x, y), (width, height) = node["pos"], node["size"]
-    return x, y - TITLE, x + width, y + height
-
-
-def apart(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
-    return one[2] <= other[0] or other[2] <= one[0] or one[3] <= other[1] or other[3] <= one[1]
-
-
-def inside(inner: tuple[float, ...], outer: tuple[float, ...]) -> bool:
-    return inner[0] >= outer[0] and inner[1] >= outer[1] and inner[2] <= outer[2] and inner[3] <= outer[3]
 
 
 @named
@@ -67,7 +44,7 @@ def test_it_is_drawn_from_left_to_right_with_nothing_on_top_of_anything(name):
 
 @named
 def test_its_thumbnail_is_a_picture(name):
-    with Image.open(ROOT / "workflows" / f"{name}.jpg") as thumbnail:
+    with Image.open(FOLDER / f"{name}.jpg") as thumbnail:
         assert (thumbnail.format, thumbnail.size) == ("JPEG", (512, 512))
 
 

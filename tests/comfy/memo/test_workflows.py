@@ -17,6 +17,8 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from served import Server, ask, file, ran, running, wait_until_up  # noqa: E402
 
+from skipstone.tests.drawings import drawn, exported  # noqa: E402
+
 MODELS = ROOT / "demo" / "models"
 FILES = {
     "diffusion_models": [MODELS / "skipstone_demo_flux.safetensors"],
@@ -26,18 +28,6 @@ FILES = {
 PICTURES = {"img2img_variations": 3, "prompt_batch": 4}
 ENCODED = {"img2img_variations": 3, "prompt_batch": 5}  # pictures and prompts in all
 WIDGETS = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
-
-named = pytest.mark.parametrize("name", PICTURES)
-
-
-def drawn(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((ROOT / "workflows" / f"{name}.json").read_text("utf-8"))
-    return told
-
-
-def exported(name: str) -> dict[str, Any]:
-    told: dict[str, Any] = json.loads((ROOT / "workflows" / "api" / f"{name}.json").read_text("utf-8"))
-    return told
 
 
 @pytest.fixture(scope="module")
