@@ -40,8 +40,11 @@ Streams = dict[str, Tensor]
 """What flows through the blocks, by name, the picture's own first; conditionings that are run together share a tensor."""
 
 
-Look = Callable[[str], Tensor | None]
-"""What there is to see before the blocks that a skip leaves out, by Blocks.probe; None where there is no such thing."""
+Part = Callable[[Tensor], Tensor]
+"""Of a stream, the share of the conditioning that is watched."""
+
+Look = Callable[[str, Part], Tensor | None]
+"""What there is to see of it before the blocks that a skip leaves out, by Blocks.probe; None where there is no such thing."""
 
 
 class Astray(Exception):
@@ -76,9 +79,10 @@ class Call:
         # the indicator looks at the same one whatever it is batched with, and in whatever order
         self.first = min(range(len(self.keys)), key=lambda i: hook.place(self.keys[i]))
 
-    def _part(self, value: Tensor, i: int) -> Tensor:
-        """The i-th conditioning's share; of a scalar, all have it."""
-        return value.chunk(len(self.keys), self.batch)[i] if len(self.keys) > 1 and value.ndim else value
+    def _parts(self, value: Tensor) -> Sequence[Tensor]:
+        """Each conditioning's share; of a scalar, all have it."""
+        count = len(self.keys)
+        return value.chunk(count, self.batch) if count > 1 and value.ndim else [value] * count
 
     def _whole(self, parts: list[Tensor]) -> Tensor:
         return torch.cat(parts, self.batch) if len(parts) > 1 else parts[0]
@@ -95,10 +99,10 @@ class Call:
         seen = None
         if run.decision is None:
             if run.indicator is not None and hook.probe != "none":
-                seen = self._seen(look, hook.probe)
+                seen = look(hook.probe, self._watched)
             if hook.pupil is not None:
                 self.taught = True
-                self.modulated = self._seen(look, "modulated")
+                self.modulated = look("modulated", self._watched)
         if run.decide([*slots, *hook.missing], seen).compute:
             hook.let_go()
             self.base = {n: v.clone() if copy else v for n, v in base.items()}
@@ -108,9 +112,8 @@ class Call:
             raise Astray(SHAPES)
         return {n: v + given[n].to(v.dtype) for n, v in base.items()}
 
-    def _seen(self, look: Look, probe: str) -> Tensor | None:
-        value = look(probe)
-        return None if value is None else self._part(value, self.first)
+    def _watched(self, value: Tensor) -> Tensor:
+        return self._parts(value)[self.first]
 
     def leave(self, streams: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], channels: int = -1) -> None:
         """The last of those blocks has run and gave `streams`. image: the picture's own part of the first stream, whose dimension
@@ -121,21 +124,20 @@ class Call:
         hook, run = self.hook, self.hook.run
         # one by one: a part of the batch's residual would hold on to all of it
         residuals: dict[Slot, Tensor] = {
-            (key, name): self._part(streams[name], i) - self._part(value, i)
-            for i, key in enumerate(self.keys)
+            (key, name): after - before
             for name, value in base.items()
+            for key, after, before in zip(self.keys, self._parts(streams[name]), self._parts(value), strict=True)
         }
         if hook.offload is not None:
             hook.settle(hook.offload, residuals.values(), self.keys)
         for slot, residual in residuals.items():
             run.keep(slot, residual)
         hook.met(self.keys)
-        name = next(iter(base))
-        own = image(residuals[self.keys[self.first], name])
-        if run.indicator is not None and run.watched == (self.keys[self.first], name):
-            run.indicator.computed(own)
+        own = self.keys[self.first], next(iter(base))
+        if run.indicator is not None and run.watched == own:
+            run.indicator.computed(residuals[own])
         if hook.pupil is not None and self.taught:
-            hook.pupil.observe(run.clock.sigma, own, self.modulated, channels)
+            hook.pupil.observe(run.clock.sigma, image(residuals[own]), self.modulated, channels)
 
 
 class BlockHook(EvaluationHook):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..core.step.method import Blocks
-from .blocks import Astray, Call, Streams
+from .blocks import Astray, Call, Part, Streams
 from .families import Family, Stack
 from .families.tokens import Given, Span, spans
 
@@ -41,7 +40,12 @@ NOT_RUN = object()  # what a block gave that has not run
 
 
 class Visit(Protocol):
-    """What happens at one block. Neither is ever compiled, whatever is around it: it is another thing in each block and step."""
+    """What happens at one block. Neither is ever compiled, whatever is around it: it is another thing in each block and step.
+
+    ends: `after` is called, too.
+    """
+
+    ends: bool
 
     def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """The block is called. Returns what it is to give; NOT_RUN: it is to run."""
@@ -67,7 +71,8 @@ class _Gate:
         result = visit.before(own, args, kwargs)
         if result is NOT_RUN:
             result = own(*args, **kwargs)
-            visit.after(result)
+            if visit.ends:
+                visit.after(result)
         return result
 
 
@@ -81,7 +86,7 @@ def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
     try:
         for block, visit in blocks:
             mine = vars(block)
-            gate = _GATES.setdefault(block, _Gate())
+            gate = _GATES.get(block) or _GATES.setdefault(block, _Gate())
             before.append((block, gate, mine.get("forward"), gate.visit, gate.own))
             # it may stand there twice, and somebody may sample from within a call of the same network
             gate.own = gate.own or block.forward
@@ -167,7 +172,8 @@ class _Passage:
             self.entered = True
             ran = self._enter(taken, own, args, kwargs)
             if ran is not NOT_RUN:
-                self.after(position, ran)
+                if position == self.last:
+                    self.after(position, ran)
                 return ran
         if self.given is None or not self.first <= position <= self.last:
             return NOT_RUN
@@ -178,7 +184,7 @@ class _Passage:
 
     def after(self, position: int, result: Any) -> None:
         """See Visit."""
-        if position == self.last and not (self.lost or self.idle):
+        if not (self.lost or self.idle):
             k = self.stack_of[position]
             self.call.leave(_returned(self.family.stacks[k], result), lambda v: self._image(v, k))
 
@@ -193,9 +199,14 @@ class _Passage:
         dim = self.family.image.dim
         lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
         if self.family.image.where != "all" and next(iter(taken)) in lengths:
-            self.spans = list(spans(self.family, self.network, lengths, replace(self.asked, options=options)))
+            asked = Given(self.asked.shape, self.asked.keywords, options)
+            self.spans = list(spans(self.family, self.network, lengths, asked))
         if self.probe in ("residual", "states") and self.call.hook.run.indicator is not None:
-            self.start = {n: v.clone() if self.family.inplace else v for n, v in taken.items()}
+            # where streams are joined before the blocks that a skip leaves out, all of them are looked at
+            seen = (
+                taken if self.stack_of[0] != self.stack_of[self.first] else {n: taken[n] for n in (next(iter(taken)),)}
+            )
+            self.start = {n: v.clone() if self.family.inplace else v for n, v in seen.items()}
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Has it decided whether the blocks from `first` on run. Returns what `first` gave where it had to run to see, else NOT_RUN."""
@@ -209,13 +220,14 @@ class _Passage:
         def decide(modulated: Tensor | None) -> bool:
             """Is it a skip?"""
 
-            def look(probe: str) -> Tensor | None:
+            def look(probe: str, part: Part) -> Tensor | None:
                 if probe == "modulated":
-                    return self._modulated(modulated, taken[name])
-                now = self._image(taken[name], here)
+                    value = self._modulated(modulated, taken[name])
+                    return None if value is None else part(value)
+                now = self._image(part(taken[name]), here)
                 if self.start is None:  # the first block was left out by another node
                     return now
-                before = self._image(self._joined(self.start, self.stack_of[0], here)[name], here)
+                before = self._image(part(self._joined(self.start, self.stack_of[0], here)[name]), here)
                 return now - before if probe == "residual" else torch.cat((before, now), -1)
 
             self.given = self.call.enter(base, look, copy=self.family.inplace and here == end)
@@ -294,6 +306,7 @@ class _Visit:
 
     def __init__(self, passage: _Passage, position: int) -> None:
         self.passage, self.position = passage, position
+        self.ends = position == passage.last
 
     @torch.compiler.disable
     def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

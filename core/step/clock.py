@@ -68,10 +68,13 @@ class Grid:
     def falling(self) -> bool:
         return all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
 
+    @cached_property
+    def _rising(self) -> list[float]:
+        return [-s for s in self.sigmas[: self.steps]]
+
     def step_of(self, sigma: float) -> int:
         """The step i with sigma_i >= sigma > sigma_{i+1}; a sigma just off a grid point counts as on it."""
-        rising = [-s for s in self.sigmas[: self.steps]]
-        i = bisect_left(rising, -sigma)
+        i = bisect_left(self._rising, -sigma)
         if i < self.steps:
             gap = self.sigmas[i] - self.sigmas[i + 1]
             if sigma - self.sigmas[i] > ON_GRID * gap and i > 0:

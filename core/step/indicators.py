@@ -22,7 +22,7 @@ class Watching(Protocol):
         ...
 
     def computed(self, output: Tensor) -> None:
-        """What the network said to what was seen last: velocity or noise; at block level the image stream's residual."""
+        """What the network said to what was seen last: velocity or noise; at block level the first stream's residual."""
         ...
 
     def read(self) -> float | None:
@@ -48,7 +48,7 @@ def subsample(value: Tensor, limit: int = SAMPLE) -> Tensor:
     stride = max(-(-flat.numel() // limit), 1) | 1
     while stride > 1 and any(math.gcd(stride, n) > 1 for n in value.shape[-2:]):
         stride += 2
-    return flat[::stride].float().clone()
+    return flat[::stride].to(torch.float32, copy=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ read, and all that is read of an evaluation comes in one transfer.
 from __future__ import annotations
 
 import math
+from bisect import insort
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,7 +31,7 @@ class Changes:
     """The changes from each evaluation to the next, computed or not: scalars that stay on the device until they are read."""
 
     def __init__(self) -> None:
-        self.known: list[float] = []  # those that tell what is typical
+        self.known: list[float] = []  # those that tell what is typical, smallest first, NaN apart
         self.last = math.nan  # that was read
         self.waiting: list[tuple[Tensor, bool]] = []
 
@@ -44,8 +45,8 @@ class Changes:
         values: list[float] = torch.stack([*new, *others]).tolist() if new or others else []
         for value, (_, moved) in zip(values, self.waiting, strict=False):
             self.last = value
-            if moved:
-                self.known.append(value)
+            if moved and not math.isnan(value):
+                insort(self.known, value)
         self.waiting.clear()
         return values[len(new) :]
 
@@ -57,10 +58,9 @@ class Changes:
         the start do not make typical large. (Where changes only grow, as in our small UNet, a median alone lags behind and hardly
         anything is skipped in the last half; the mean does so too.)
         """
-        numbers = sorted(c for c in self.known if not math.isnan(c))
-        if not numbers or math.isnan(self.last):
+        if not self.known or math.isnan(self.last):
             return self.last
-        return max(numbers[(len(numbers) - 1) // 2], self.last)
+        return max(self.known[(len(self.known) - 1) // 2], self.last)
 
 
 class Seen:
