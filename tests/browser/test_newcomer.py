@@ -2,6 +2,7 @@
 
 import json
 
+import pytest
 from served import ask
 
 
@@ -23,6 +24,8 @@ def test_a_newcomers_path(desk, request):
     page = desk.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.LoadDefaultWorkflow')")
     desk.settle()
+    if not desk.evaluate("() => app.graph._nodes.some(n => n.type === 'ModelSamplingAuraFlow')"):
+        pytest.skip("this front end begins with another graph, whose models are not here")
     sampler, shift, size = (number_of(desk, k) for k in ("KSampler", "ModelSamplingAuraFlow", "EmptySD3LatentImage"))
     desk.evaluate(  # a smaller picture: it is the path that is tried, on a CPU
         "(id) => app.graph.getNodeById(id).widgets.slice(0, 2).forEach(w => { w.value = 128 })", size

@@ -121,7 +121,7 @@ def test_what_a_person_sees_and_does(desk, told, request):
 
 def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     page = desk.page
-    tea = desk.add("SkipstoneTeaCache", 60, 60)
+    tea = desk.add("SkipstoneTeaCache", 60, 120)  # older front ends have a menu above
     turbo = told("SkipstoneTeaCache", "Turbo")
     desk.choose(tea, "preset", "Turbo")
     has(desk, tea, turbo)
@@ -145,7 +145,7 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     page.wait_for_timeout(NO_DOUBLE_CLICK)
     page.mouse.click(*desk.place(tea))
     page.keyboard.press("Control+c")
-    page.mouse.move(*desk.point(420, 60))
+    page.mouse.move(*desk.point(420, 120))
     page.keyboard.press("Control+v")
     page.wait_for_function("() => app.graph._nodes.length === 2")
     copy = desk.evaluate("(id) => String(app.graph._nodes.find((n) => String(n.id) !== id).id)", tea)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import uuid
@@ -253,7 +254,15 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         idle(desk)
 
 
+def front_end_has(word):
+    """Does ComfyUI's front end know this word?"""
+    static = Path(str(importlib.util.find_spec("comfyui_frontend_package").origin)).parent / "static"
+    return any(word in file.read_text("utf-8", errors="ignore") for file in static.glob("assets/*.js"))
+
+
 def test_at_the_side_there_are_values_and_no_timeline(open_desk):
+    if not front_end_has("hideInPanel"):
+        pytest.skip("in this front end's panel every widget of a node is shown")
     desk = open_desk(vue=True, **{"Comfy.RightSidePanel.IsOpen": True})
     node = desk.add(FIRST)
     desk.page.wait_for_timeout(500)  # until it stands where it is to be clicked at
