@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,9 +17,15 @@ from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
 from skipstone.core.step.report import Report
+from skipstone.core.step.tables import TEACACHE, names
+from skipstone.nodes.firstblock import firstblock_of
+from skipstone.nodes.teacache import dicache_of, teacache_of
+from skipstone.nodes.widgets import CUSTOM
 from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.families import Family, family_of
+from skipstone.patch.reach import objection
+from skipstone.patch.stacks import UNSEEN
 from skipstone.tests.comfy import zoo
 
 MODELS = [m for m in zoo.MODELS if hasattr(comfy.model_base, m.base)]
@@ -83,20 +89,75 @@ def test_never_skipping_changes_nothing(tiny):
 @each
 def test_it_fires_and_leaves_nothing_behind(tiny):
     family = record_of(tiny)
-    network = built(tiny)[0].model.diffusion_model
-    before = {name: (dict(vars(m)), dict(m._modules)) for name, m in network.named_modules()}
-    out, report = patched(tiny, every(2))
+    with nothing_left_behind(tiny):
+        out, report = patched(tiny, every(2))
     assert [e.computed for e in report.evaluations] == pattern(tiny)
     assert not report.notes
     assert not same(out, plain(tiny))
     assert all(torch.isfinite(o).all() for o in out)
-    after = {name: (dict(vars(m)), dict(m._modules)) for name, m in network.named_modules()}
-    assert after.keys() == before.keys()
-    for name, (own, children) in after.items():
-        assert "forward" not in own or own["forward"] is before[name][0]["forward"]
-        assert list(children.items()) == list(before[name][1].items())
     assert same(sampled(tiny, *built(tiny)), plain(tiny))
     assert 0 <= report.share < 1 or family.unet
+
+
+@contextmanager
+def nothing_left_behind(tiny: zoo.Tiny) -> Iterator[None]:
+    """No module calls another forward afterwards than before, nor has other parts, nor more hooks."""
+    network = built(tiny)[0].model.diffusion_model
+
+    def state() -> dict[str, Any]:
+        return {
+            name: (
+                vars(m).get("forward"),
+                list(m._modules.items()),
+                list(m._forward_pre_hooks),
+                list(m._forward_hooks),
+            )
+            for name, m in network.named_modules()
+        }
+
+    plain(tiny)  # what the first run leaves there is not ours
+    before = state()
+    yield
+    assert state() == before
+
+
+METHODS: dict[str, Callable[[float], Method]] = {
+    "First Block Cache": lambda threshold: firstblock_of(CUSTOM, threshold, warmup=1),
+    # somebody else's polynomial: none has to be learned
+    "TeaCache": lambda threshold: teacache_of(CUSTOM, threshold, polynomial=min(names(TEACACHE))),
+    "DiCache": lambda threshold: dicache_of(CUSTOM, threshold, warmup=1, start_percent=0.0),
+}
+
+
+def method_for(tiny: zoo.Tiny, name: str, threshold: float) -> tuple[Method, Family]:
+    family, method = record_of(tiny), METHODS[name](threshold)
+    if why := objection(method, family):
+        pytest.skip(why)
+    return method, family
+
+
+@pytest.mark.parametrize("name", METHODS)
+@each
+def test_a_method_with_a_threshold_of_0_changes_nothing(tiny, name):
+    method, _ = method_for(tiny, name, 0.0)
+    out, report = patched(tiny, method)
+    assert report.computed == len(report.evaluations) == len(pattern(tiny))
+    assert any(e.indicator is not None for e in report.evaluations)  # it did look
+    assert same(out, plain(tiny))
+
+
+@pytest.mark.parametrize("name", METHODS)
+@each
+def test_a_method_with_a_huge_threshold_skips_all_that_it_may(tiny, name):
+    method, family = method_for(tiny, name, 1e9)
+    with nothing_left_behind(tiny):
+        out, report = patched(tiny, method)
+    first = 2 if family.state.startswith("arg:") else 1  # what it says in its first evaluation is not relied on
+    told = [e.computed for e in report.evaluations]
+    assert told == [True] * first + [False] * (len(told) - first - 1) + [True]
+    assert report.notes == ([UNSEEN] if name == "TeaCache" and not family.modulated else [])
+    assert all(torch.isfinite(o).all() for o in out)
+    assert not same(out, plain(tiny))
 
 
 @dataclass
