@@ -30,9 +30,11 @@ if TYPE_CHECKING:
     from .reach import Reach
 
 KEY = "skipstone"
+HOST = torch.device("cpu")  # where residuals go: a MODEL's offload device may be its GPU (--highvram)
 ROOM = 0.25  # of the device's free memory: the most that "auto" keeps of residuals there
 MULTI_GPU = "this run is spread over several GPUs: nothing is skipped at block level"
 OOM = "memory ran out: what was kept of the blocks was dropped, and that step computed in full"
+NO_MORE = "memory ran out with residuals in main memory: from there on nothing is skipped"
 ELSEWHERE = "residuals are kept in main memory: the device has no room for them"
 SHAPES = "what flows through the model's blocks changed its size from one step to the next, and from there on nothing is skipped"
 
@@ -40,11 +42,9 @@ Streams = dict[str, Tensor]
 """What flows through the blocks, by name, the picture's own first; conditionings that are run together share a tensor."""
 
 
-Part = Callable[[Tensor], Tensor]
-"""Of a stream, the share of the conditioning that is watched."""
-
-Look = Callable[[str, Part], Tensor | None]
-"""What there is to see of it before the blocks that a skip leaves out, by Blocks.probe; None where there is no such thing."""
+Look = Callable[[str], Tensor | None]
+"""What there is to see, of the conditioning that is watched, before the blocks that a skip leaves out, by Blocks.probe; None where there
+is no such thing."""
 
 
 class Astray(Exception):
@@ -99,10 +99,10 @@ class Call:
         seen = None
         if run.decision is None:
             if run.indicator is not None and hook.probe != "none":
-                seen = look(hook.probe, self._watched)
+                seen = look(hook.probe)
             if hook.pupil is not None:
                 self.taught = True
-                self.modulated = look("modulated", self._watched)
+                self.modulated = look("modulated")
         if run.decide([*slots, *hook.missing], seen).compute:
             hook.let_go()
             self.base = {n: v.clone() if copy else v for n, v in base.items()}
@@ -112,7 +112,8 @@ class Call:
             raise Astray(SHAPES)
         return {n: v + given[n].to(v.dtype) for n, v in base.items()}
 
-    def _watched(self, value: Tensor) -> Tensor:
+    def watched(self, value: Tensor) -> Tensor:
+        """Of a stream, the share of the conditioning that the indicator looks at."""
         return self._parts(value)[self.first]
 
     def leave(self, streams: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], channels: int = -1) -> None:
@@ -228,22 +229,34 @@ class BlockHook(EvaluationHook):
             with self.seam.around(executor.class_obj.diffusion_model, call, given, control):
                 return executor(x, t, *rest, **kwargs)
         except Astray as error:
-            self.astray = True
+            self.astray, reason = True, "model changed"
             self.run.report.note(str(error))
         except Exception as error:
             if not comfy.model_management.is_oom(error):
                 raise
-            self.run.report.note(OOM)
+            reason = "memory"
+            self._spare()
         call.base = None
-        self._begin_anew("memory" if not self.astray else "model changed")
+        self._begin_anew(reason)
         return executor(x, t, c_concat, c_crossattn, again, transformer_options, **kwargs)
+
+    def _spare(self) -> None:
+        """Memory ran out: residuals go to main memory from now on, and where they did, nothing is kept any longer."""
+        run = self.run
+        run.report.note(OOM)
+        if run.device == HOST:
+            self.astray = True
+            run.report.note(NO_MORE)
+        else:
+            run.device, self.offload = HOST, None
+            run.report.note(ELSEWHERE)
 
     def _begin_anew(self, reason: str) -> None:
         """The evaluation under way is computed after all, and what was kept is let go."""
         run = self.run
         run.drop()
-        self.room = 0.0
         comfy.model_management.soft_empty_cache()
+        _let_fetched_go()
         if run.decision is not None and not run.decision.compute:
             run.decision = COMPUTE(reason)
             run.report.evaluations[-1].computed, run.report.evaluations[-1].reason = True, reason
@@ -288,3 +301,13 @@ class BlockHook(EvaluationHook):
         run.device = None if size <= self.room else offload
         if size > self.room:
             run.report.note(ELSEWHERE)
+
+
+def _let_fetched_go() -> None:
+    """The weights of the block that a call came to no end at are held no longer: under dynamic VRAM ComfyUI fetched them for its turn,
+    and lets them go only after the node."""
+    try:
+        from comfy.model_prefetch import cleanup_prefetch_queues
+    except ImportError:
+        return
+    cleanup_prefetch_queues()

@@ -18,7 +18,7 @@ from ..core.step.gram import Gram
 from ..core.step.method import Method
 from ..core.step.recorder import Recorder
 from ..core.step.run import Run
-from .blocks import BlockHook
+from .blocks import HOST, BlockHook
 from .calibration import Recipe, can_keep, keep, nearest, recipe_of, stored
 from .evaluation import EvaluationHook
 from .events import changes
@@ -73,7 +73,7 @@ def born(method: Method | Wish, guider: Any, sampler: Any, sigmas: Any, latent: 
     grid = Grid.of(stepped(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
     integrator = integrator_of(sampler)
     method = method.resolve(Circumstances(integrator, grid.steps, steps_alone(sampler), looks_twice(sampler)))
-    device = {"auto": None, "gpu": patcher.load_device, "cpu": patcher.offload_device}[method.history_device]
+    device = {"auto": None, "gpu": patcher.load_device, "cpu": HOST}[method.history_device]
     conds = getattr(guider, "conds", None) or {}
     reach = reach_of(method, patcher.model.diffusion_model) if method.blocks else None
     network = known(patcher, conds)
@@ -98,8 +98,7 @@ def born(method: Method | Wish, guider: Any, sampler: Any, sigmas: Any, latent: 
         return Course(run, hook, lesson.recipe, recorder.gram if recorder else None, following, always)
     run.report.share = reach.share
     pupil = Pupil(grid) if learning else None
-    offload = patcher.offload_device if method.history_device == "auto" else None
-    hook = BlockHook(run, reader, reach, offload, pupil)
+    hook = BlockHook(run, reader, reach, HOST if method.history_device == "auto" else None, pupil)
     return Course(run, hook, lesson.recipe, pupil.lessons if pupil else None, None, always)
 
 

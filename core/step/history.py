@@ -8,6 +8,17 @@ import torch
 from torch import Tensor
 
 
+def pinned(value: Tensor) -> Tensor | None:
+    """Page-locked memory on the host for a CUDA tensor like `value`: copies to and from it do not have the host wait, and stay in order
+    with what else the device does. None where there is none to be had, or no need of it."""
+    if not value.is_cuda:
+        return None
+    try:
+        return torch.empty_like(value, device="cpu", pin_memory=True)
+    except RuntimeError:  # the machine has no more of it
+        return None
+
+
 class History:
     """A slot's anchors: evaluation number -> output, oldest first.
 
@@ -24,13 +35,20 @@ class History:
         older = {
             k: v for k, v in self.anchors.items() if k in keep and v.shape == value.shape and v.dtype == value.dtype
         }
-        self.anchors = {**older, evaluation: value if self.device is None else value.to(self.device)}
+        self.anchors = {**older, evaluation: self._moved(value)}
+
+    def _moved(self, value: Tensor) -> Tensor:
+        if self.device is None or self.device == value.device:
+            return value
+        room = pinned(value) if self.device.type == "cpu" else None
+        return value.to(self.device) if room is None else room.copy_(value, non_blocking=True)
 
     def combine(self, weights: Mapping[int, float], device: torch.device) -> Tensor:
         """The sum of weights[evaluation] * value over the anchors, a new tensor on `device`."""
         total: Tensor | None = None
         for evaluation, weight in weights.items():
-            value = self.anchors[evaluation].to(device)
+            # what comes to the host must have arrived before it is read; a device waits for what goes to it by itself
+            value = self.anchors[evaluation].to(device, non_blocking=device.type != "cpu")
             total = value * weight if total is None else total.add_(value, alpha=weight)
         if total is None:
             raise ValueError("a prediction needs at least one anchor")

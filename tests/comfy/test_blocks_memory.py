@@ -15,7 +15,7 @@ from comfy.patcher_extension import WrappersMP
 
 from skipstone.core.step.history import History
 from skipstone.patch.attach import attach
-from skipstone.patch.blocks import ELSEWHERE, OOM, ROOM, BlockHook
+from skipstone.patch.blocks import ELSEWHERE, NO_MORE, OOM, ROOM, BlockHook
 from skipstone.patch.reach import reach_of
 from skipstone.patch.sigma import SigmaReader
 from skipstone.tests.comfy import zoo
@@ -54,6 +54,11 @@ def histories(monkeypatch):
     return made
 
 
+def held_by(histories):
+    """Those that hold on to something."""
+    return [h for h in histories if h.anchors]
+
+
 def held(histories):
     """Values that they hold on to."""
     return [value for h in histories for value in h.anchors.values()]
@@ -84,6 +89,39 @@ def test_memory_that_runs_out_in_a_computed_step(studio, model, cached):
     assert [e.computed for e in reports[0].evaluations] == [True, False, True, True, True, True]
     assert reports[0].evaluations[3].reason == "history"
     assert reports[0].notes == [OOM, ELSEWHERE]
+
+
+@pytest.mark.parametrize("device", ["auto", "gpu"])
+def test_after_memory_has_run_out_residuals_go_to_main_memory(studio, flux, cached, histories, device):
+    """Wherever they were to be kept."""
+    model = flux.clone()
+    model.load_device = torch.device("cpu", 0)  # plays the GPU: another one than the host, as PyTorch sees it
+    patched, reports = cached(every(2, history_device=device), model)
+    kept: list[Any] = []
+
+    def callback(step, *_):
+        kept.append({h.device for h in held_by(histories)})
+
+    with Raises(inner_part(model), 3, oom()):
+        studio.sample(patched, steps=10, cfg=1.0, callback=callback)
+    assert kept[0] == ({None} if device == "auto" else {model.load_device})
+    assert kept[-2] == {torch.device("cpu")}
+    assert reports[0].notes == [OOM, ELSEWHERE]
+    assert [e.computed for e in reports[0].evaluations[-4:]] == [True, False, True, True]
+
+
+def test_memory_that_runs_out_again(studio, model, cached, histories):
+    """Nothing is kept any longer then, rather than have every step run twice."""
+    patched, reports = cached(every(2), model)
+    kept: list[int] = []
+    # in the third step and in the fifth; the second of them does not see the call in which the first raises
+    with Raises(inner_part(model), 2, oom()), Raises(inner_part(model), 4, oom()) as raises:
+        out = sample(studio, patched, steps=9, callback=lambda *_: kept.append(len(held(histories))))
+    assert reports[0].notes[:3] == [OOM, ELSEWHERE, NO_MORE]
+    assert [n for n, e in enumerate(reports[0].evaluations) if not e.computed] == [1]
+    assert kept[4:] == [0] * 5
+    assert raises.calls == 8 + 1
+    assert torch.isfinite(out).all()
 
 
 def test_memory_that_runs_out_without_our_doing(studio, flux, cached):
@@ -136,6 +174,16 @@ def test_what_is_kept_of_a_conditioning_holds_on_to_no_other(studio, model, cach
     sample(studio, cached(every(2), model)[0], callback=callback)
     assert len(kept) == 2 * STEPS
     assert all(own == whole for own, whole in kept)
+
+
+def test_main_memory_is_not_where_the_model_is_offloaded_to(studio, flux, cached, histories):
+    """With --highvram that is its GPU."""
+    model = flux.clone()
+    model.offload_device = torch.device("cpu", 0)  # another one, as PyTorch sees it
+    patched, _ = cached(every(2, history_device="cpu"), model)
+    devices: list[Any] = []
+    studio.sample(patched, steps=4, cfg=1.0, callback=lambda *_: devices.extend(h.device for h in histories))
+    assert devices and all(d == torch.device("cpu") and d.index is None for d in devices)
 
 
 @pytest.mark.parametrize("device", ["auto", "gpu", "cpu"])
