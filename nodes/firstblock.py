@@ -87,6 +87,11 @@ DB_PRESETS: dict[str, widgets.Values] = {
 }
 
 
+def _most(preset: str, published: str) -> float:
+    """What share of the steps may be warmup: our presets' are for runs of some 20 steps and more, and would leave nothing of 8."""
+    return 1.0 if preset in (CUSTOM, published) else 0.5
+
+
 def _rule(preset: str, threshold: float, unit: str) -> Policy:
     if preset in SHARES:
         return blocks.by_model(SHARES[preset], threshold, ((blocks.FLUX, 0.12),))
@@ -130,7 +135,7 @@ def dbcache_of(
     step_mask: object = None,
 ) -> Method:
     """DBCache (vipshop/cache-dit) as data. Raises ValueError for a value out of its range."""
-    guards = Guards(warmup, start_percent, end_percent, max_skips)
+    guards = Guards(warmup, start_percent, end_percent, max_skips, most=_most(preset, CACHE_DIT))
     if max_cached < 0:
         raise ValueError(f"max_cached is a number of steps, 0 for no limit, not {max_cached}")
     return Method(
@@ -200,7 +205,7 @@ def cachedit_of(
             raise ValueError(f"{name} is a number of steps, 0 for no limit, not {value}")
     if step_mask is None and mask != NONE:
         step_mask = StepMask(name=mask, policy=cast(Literal["static", "dynamic"], mask_policy))
-    guards = Guards(warmup, max_skips=skip_interval)
+    guards = Guards(warmup, max_skips=skip_interval, most=_most(preset, SDCPP))
     return Method(
         "Cache-DiT",
         preset,

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..core.step.method import Method
 from ..core.step.named import NAMED
-from ..core.step.policies import Budget, Schedule, StepMask
+from ..core.step.policies import Budget, Schedule
 from ..core.step.policies.schedule import EVEN
 from ..core.step.predictors import JVP, Auto, Linear, Predictor, RecursiveJVP, Reuse
 from . import widgets
@@ -82,7 +82,7 @@ def method_of(
     name = schedule if schedule != SOLVED else EVEN if calibration == "off" else ""
     plan = Schedule(budgets, gamma, name, max_error)
     # no costs are looked at where a schedule is given
-    given = name or (isinstance(step_mask, StepMask) and step_mask.policy == "static")
+    given = name or widgets.decides_alone(step_mask)
     variant = preset if preset != CUSTOM or schedule == SOLVED else schedule
     return Method(
         "MeanCache",

@@ -8,10 +8,10 @@ from typing import Any, Literal
 from comfy_api.latest import io
 
 from ..core.step.method import Blocks, Method
-from ..core.step.policies import Accumulator, ByModel, Policy, Ratios
+from ..core.step.policies import Accumulator, ByModel, Policy, Ratios, Window
 from ..core.step.predictors import ProbeAligned
 from ..core.step.probes import Modulated, Probed
-from ..core.step.tables import AUTO, MAGCACHE, MEASURED, TEACACHE, Row, names, rows
+from ..core.step.tables import AUTO, MAGCACHE, MEASURED, TEACACHE, Network, Row, names, rows
 from . import blocks, widgets
 from .blocks import LINE, OWN_GUARDS, RELATIVE, REUSE, TYPICAL
 from .widgets import CUSTOM, Guards, among
@@ -49,6 +49,15 @@ def _tea_rule(share: float, otherwise: float) -> Policy:
     return ByModel(cases, Accumulator(typical=otherwise))
 
 
+def _tea_window(start: float, end: float) -> Policy:
+    """Outside of the shares of the steps that are recommended for the model everything is computed, and before `start` and after `end`."""
+    cases = tuple(
+        (row.network, Window(max(row.data["start"], start), min(row.data["end"], end), of_steps=True))
+        for row in _recommended(TEACACHE)
+    )
+    return ByModel(cases, Window(start, end, of_steps=True))
+
+
 @widgets.presets(TEA)
 def teacache_of(
     preset: str = "Balanced",
@@ -68,15 +77,17 @@ def teacache_of(
     if preset != CUSTOM:
         rule = _tea_rule(TEA_LEVELS[preset][0] if preset in TEA_LEVELS else 1.0, threshold)
     guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
+    window = () if preset == CUSTOM else (_tea_window(start_percent, end_percent),)
+    alone = widgets.decides_alone(step_mask)
     return Method(
         "TeaCache",
         preset,
-        (*guards.policies(step_mask), rule),
+        (*window, *guards.policies(step_mask), *(() if alone else (rule,))),
         blocks.predictor_of(predictor),
         history_device=widgets.device(cache_device),
-        indicator=Modulated(polynomial),
+        indicator=None if alone else Modulated(polynomial),
         blocks=Blocks(0, 0, "modulated"),
-        calibration="auto",
+        calibration="off" if alone else "auto",
     )
 
 
@@ -150,17 +161,19 @@ def magcache_of(
         rule = _mag_published(threshold, start_percent, max_skips)
     else:
         rule = _mag_rule(MAG_LEVELS[preset][0], start_percent, max_skips, threshold)
+    alone = widgets.decides_alone(step_mask)
     return Method(
         "MagCache",
         preset,
-        (*guards.policies(step_mask), rule),
+        (*guards.policies(step_mask), *(() if alone else (rule,))),
         blocks.predictor_of(predictor),
         history_device=widgets.device(cache_device),
         blocks=Blocks(0, 0, "none"),
-        calibration="auto",
+        calibration="off" if alone else "auto",
     )
 
 
+WAN: Network = {"image_model": "wan2.1"}
 ERRORS = {"change": "dy", "change beyond the input's": "dy-dx"}
 DI_LEVELS = {"Quality": 1.2, "Balanced": 2.2, "Speed": 3.2, "Turbo": 5.2}  # typical changes that may add up
 
@@ -194,8 +207,10 @@ def dicache_of(
     """DiCache (ICLR 2026) as data. Raises ValueError for a value out of its range, saying which range that is."""
     among("error", error, ERRORS)
     rule: Policy = blocks.accumulator_of(threshold, unit)
+    known: tuple[tuple[Network, float], ...] = ()
     if preset == PUBLISHED:
-        rule = ByModel(((blocks.FLUX, Accumulator(0.4)), ({"image_model": "wan2.1"}, Accumulator(0.08))), rule)
+        rule = ByModel(((blocks.FLUX, Accumulator(0.4)), (WAN, Accumulator(0.08))), rule)
+        known = ((WAN, 2.0),)
     guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
     if probe < 1:
         raise ValueError(f"the probe is the first blocks, at least 1 of them, not {probe}")
@@ -208,7 +223,7 @@ def dicache_of(
         (*guards.policies(step_mask), rule),
         ProbeAligned(),
         history_device=widgets.device(cache_device),
-        indicator=Probed(kind, most_ratio),
+        indicator=Probed(kind, most_ratio, known),
         blocks=Blocks(probe, 0, "states", fit=preset != CUSTOM),
     )
 

@@ -38,13 +38,15 @@ def among(name: str, value: object, choices: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Guards:
-    """Where everything is computed, whatever the method. Raises ValueError for a share out of 0..1 or a negative count."""
+    """Where everything is computed, whatever the method. most: share of the steps that are warmup at most. Raises ValueError for a
+    share out of 0..1 or a negative count."""
 
     warmup: int = 2
     start_percent: float = 0.0
     end_percent: float = 1.0
     max_skips: int = 0
     of_steps: bool = False
+    most: float = 1.0
 
     def __post_init__(self) -> None:
         for name in ("start_percent", "end_percent"):
@@ -64,12 +66,17 @@ class Guards:
 
     def policies(self, mask: object = None) -> tuple[Policy, ...]:
         window = Window(self.start_percent, self.end_percent, self.of_steps)
-        guards: tuple[Policy, ...] = (Warmup(self.warmup), window, Cap(self.max_skips))
+        guards: tuple[Policy, ...] = (Warmup(self.warmup, self.most), window, Cap(self.max_skips))
         if mask is None:
             return guards
         if not isinstance(mask, StepMask):
             raise ValueError(f"step_mask takes the output of a Step Mask node, not {type(mask).__name__}")
         return (*guards, Mask(mask))
+
+
+def decides_alone(mask: object) -> bool:
+    """Is it a step mask that leaves nothing to the method?"""
+    return isinstance(mask, StepMask) and mask.policy == "static"
 
 
 def device(value: str) -> Literal["auto", "gpu", "cpu"]:
@@ -185,15 +192,18 @@ def guards(default: Guards) -> list[Any]:
     ]
 
 
-def common() -> list[Any]:
-    """The inputs that every method ends with. They hold with every preset."""
+SMALL = "Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight."
+
+
+def common(device: str = SMALL) -> list[Any]:
+    """The inputs that every method ends with. They hold with every preset. device: the tooltip of history_device."""
     return [
         io.Combo.Input(
             "history_device",
             options=[*DEVICES],
             default="auto",
             advanced=True,
-            tooltip="Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight.",
+            tooltip=device,
         ),
         StepMaskType.Input(
             "step_mask",

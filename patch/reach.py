@@ -72,6 +72,11 @@ def objection(method: Method, family: Family) -> str:
             f"{method.name} looks at the modulated input of the first block, and a UNet has none. First Block Cache and DBCache "
             "work on its blocks"
         )
+    if family.least and method.blocks is not None and method.blocks.probe == "modulated":
+        return (
+            f"{method.name} looks at the modulated input of the first block and may leave that out, and in this model ({family.name}) it "
+            "must always run. First Block Cache and DBCache work on its blocks"
+        )
     return ""
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..core.step.method import Blocks
-from .blocks import Astray, Call, Part, Streams
+from ..core.step.probes import sample
+from .blocks import Astray, Call, Streams
 from .families import Family, Stack
 from .families.tokens import Given, Span, spans
 
@@ -146,7 +147,7 @@ class _Passage:
         self.lost = False
         self.entered = False
         self.idle = False  # the model wants all of its blocks in this call: Family.state
-        self.start: Streams | None = None  # what entered block 0, where the indicator needs it
+        self.start: Tensor | None = None  # a sample of what entered block 0, where the indicator needs it
         self.spans: list[Span] = []  # by stack: where in its first stream the picture's tokens are
         self.given: Streams | None = None  # on a skip: what block `last` gives
 
@@ -202,11 +203,9 @@ class _Passage:
             asked = Given(self.asked.shape, self.asked.keywords, options)
             self.spans = list(spans(self.family, self.network, lengths, asked))
         if self.probe in ("residual", "states") and self.call.hook.run.indicator is not None:
-            # where streams are joined before the blocks that a skip leaves out, all of them are looked at
-            seen = (
-                taken if self.stack_of[0] != self.stack_of[self.first] else {n: taken[n] for n in (next(iter(taken)),)}
-            )
-            self.start = {n: v.clone() if self.family.inplace else v for n, v in seen.items()}
+            here = self.stack_of[self.first]
+            entered = self._joined(taken, self.stack_of[0], here)
+            self.start = self._sample(next(iter(entered.values())), here)
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Has it decided whether the blocks from `first` on run. Returns what `first` gave where it had to run to see, else NOT_RUN."""
@@ -220,15 +219,14 @@ class _Passage:
         def decide(modulated: Tensor | None) -> bool:
             """Is it a skip?"""
 
-            def look(probe: str, part: Part) -> Tensor | None:
+            def look(probe: str) -> Tensor | None:
                 if probe == "modulated":
                     value = self._modulated(modulated, taken[name])
-                    return None if value is None else part(value)
-                now = self._image(part(taken[name]), here)
-                if self.start is None:  # the first block was left out by another node
+                    return None if value is None else self.call.watched(value)
+                now, before = self._sample(taken[name], here), self.start
+                if before is None:  # the first block was left out by another node
                     return now
-                before = self._image(part(self._joined(self.start, self.stack_of[0], here)[name]), here)
-                return now - before if probe == "residual" else torch.cat((before, now), -1)
+                return now - before if probe == "residual" else torch.cat((before, now))
 
             self.given = self.call.enter(base, look, copy=self.family.inplace and here == end)
             return self.given is not None
@@ -293,6 +291,10 @@ class _Passage:
             if stack.joins:
                 streams = {stack.takes[0][0]: torch.cat([streams[n] for n in stack.joins], 1)}
         return streams
+
+    def _sample(self, value: Tensor, stack: int) -> Tensor:
+        """Of a stack's first stream, what the indicator looks at: a copy."""
+        return sample(self._image(self.call.watched(value), stack))
 
     def _image(self, value: Tensor, stack: int) -> Tensor:
         if not self.spans:

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from ..core.step.method import Blocks
-from .blocks import Call, Part
+from ..core.step.probes import sample
+from .blocks import Call
 from .families.tokens import Given
 
 
@@ -75,12 +76,12 @@ class UNetSeam:
         start: list[Tensor] = []
 
         def look(h: Tensor) -> Tensor:
-            def see(probe: str, part: Part) -> Tensor | None:
-                before = start[0] if start[0].shape == h.shape else torch.zeros_like(h)
+            def see(probe: str) -> Tensor | None:
                 if probe == "modulated":
                     return None
-                before, now = part(before), part(h)
-                return now - before if probe == "residual" and self.prefix > 1 else torch.cat((before, now), -1)
+                before = start[0] if start[0].shape == h.shape else torch.zeros_like(h)
+                before, now = sample(call.watched(before)), sample(call.watched(h))
+                return now - before if probe == "residual" and self.prefix > 1 else torch.cat((before, now))
 
             # the deep feature is kept as it is: it is added to nothing
             feature = call.enter({"h": h.new_zeros(())}, see)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from bisect import insort
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -17,9 +17,21 @@ from torch import Tensor
 from .fitted import Lessons
 from .indicators import subsample
 from .policies import Setting
-from .tables import AUTO, MEASURED, TEACACHE, Network, Polynomial, check_name, names, polynomial, row_of
+from .tables import AUTO, MEASURED, TEACACHE, Network, Polynomial, Row, check_name, fits, names, polynomial, row_of
 
 LIMIT = 65_536  # elements that are looked at, however large the hidden state
+
+
+NO_POLYNOMIAL = "no polynomial is published for this model, and none was fitted to a run of it: everything is computed"
+FOREIGN = (
+    "the polynomial {} was fitted to a number that the model's blocks do not get to see: what it makes of theirs is a guess. Take auto "
+    "or measured"
+)
+
+
+def sample(value: Tensor) -> Tensor:
+    """What of a hidden state is looked at: at most LIMIT of its elements, a copy of its own."""
+    return subsample(value, LIMIT)
 
 
 def change(new: Tensor, old: Tensor) -> Tensor:
@@ -75,10 +87,10 @@ class Seen:
         self.changes = Changes()
 
     def look(self, seen: Tensor, moved: bool = True) -> None:
-        sample = self.sample(seen)
-        if self.now is not None and self.now.shape != sample.shape:
+        now = self.sample(seen)
+        if self.now is not None and self.now.shape != now.shape:
             self.clear()
-        self.before, self.now = self.now, sample
+        self.before, self.now = self.now, now
         if self.before is not None:
             self.changes.add(self.change(self.now, self.before), moved)
 
@@ -86,7 +98,7 @@ class Seen:
         return change(new, old)
 
     def sample(self, seen: Tensor) -> Tensor:
-        return subsample(seen, LIMIT)
+        return sample(seen)
 
     def computed(self, output: Tensor) -> None:
         """What the blocks said is of no account here."""
@@ -142,20 +154,19 @@ class Modulated:
         """Does it need a full run of the user's own model, and there was none?"""
         return self._chosen(network, lessons)[1] is None
 
-    def _chosen(self, network: Network, lessons: Lessons | None) -> tuple[str, Polynomial | None]:
+    def _chosen(self, network: Network, lessons: Lessons | None) -> tuple[Row | None, Polynomial | None]:
         row = None if self.polynomial == MEASURED else row_of(TEACACHE, self.polynomial, network)
         if row is not None:
-            return row.name, polynomial(row.name)
-        return MEASURED, lessons.polynomial if lessons else None
+            return row, polynomial(row.name)
+        return None, lessons.polynomial if lessons else None
 
     def start(self, setting: Setting) -> ModulatedAtWork:
-        name, chosen = self._chosen(setting.network, setting.lessons)
+        row, chosen = self._chosen(setting.network, setting.lessons)
         if chosen is None:
-            note = (
-                "no polynomial is published for this model, and none was fitted to a run of it: everything is computed"
-            )
-            return ModulatedAtWork(None, note=note)
-        return ModulatedAtWork(chosen, "a run of this model" if name == MEASURED else name)
+            return ModulatedAtWork(None, note=NO_POLYNOMIAL)
+        if row is None:
+            return ModulatedAtWork(chosen, "a run of this model")
+        return ModulatedAtWork(chosen, row.name, FOREIGN.format(row.name) if row.data.get("unseen") else "")
 
 
 class ModulatedAtWork(Seen):
@@ -185,16 +196,18 @@ class Probed:
     """DiCache's indicator (ICLR 2026): how the hidden state after the first blocks has changed since the evaluation before, dy, or by
     how much more or less than the one that entered them, |dy - dx|.
 
-    It looks at both side by side (`Blocks.probe` "states"). With it come `typical`, of what adds up, and `ratio`: with p what the
-    first blocks add, a and b the last and second-last computed evaluations, mean|p - p_b| / mean|p_a - p_b|, held within 1 and
-    `most`.
+    It looks at both side by side, in the last dimension (`Blocks.probe` "states"). With it come `typical`, of what adds up, and
+    `ratio`: with p what the first blocks add, a and b the last and second-last computed evaluations, mean|p - p_b| / mean|p_a - p_b|,
+    held within 1 and `most`, or what `known` has for the model at hand.
     """
 
     error: Literal["dy", "dy-dx"] = "dy"
     most: float = 1.5
+    known: tuple[tuple[Network, float], ...] = ()
 
     def start(self, setting: Setting) -> ProbedAtWork:
-        return ProbedAtWork(self)
+        most = next((most for facts, most in self.known if fits(facts, setting.network)), self.most)
+        return ProbedAtWork(replace(self, most=most))
 
 
 class ProbedAtWork(Seen):
@@ -211,7 +224,7 @@ class ProbedAtWork(Seen):
         self.typical = 0.0
 
     def sample(self, seen: Tensor) -> Tensor:
-        return torch.stack([subsample(half, LIMIT) for half in seen.chunk(2, -1)])
+        return torch.stack([sample(half) for half in seen.chunk(2, -1)])
 
     @property
     def added(self) -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from skipstone.core.step.clock import Clock
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Accumulator, Mask, Ratios, Setting, StepMask, Threshold, Total
 from skipstone.core.step.predictors import Linear, ProbeAligned, Reuse, Taylor
@@ -16,6 +17,8 @@ from skipstone.core.step.tables import MAGCACHE, TEACACHE, rows
 from skipstone.nodes import firstblock, forecast, teacache
 from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
+from skipstone.patch.families import Family
+from skipstone.patch.reach import objection
 from skipstone.tests.core.grids import flow
 
 OF: dict[str, Any] = {
@@ -213,6 +216,52 @@ def test_teacache_has_the_recommended_thresholds_where_there_are():
             assert rule(teacache.teacache_of("as published"), row.network) == Accumulator(row.data["threshold"])
 
 
+def windows(method: Method, network: Any, steps: int = 20) -> list[int]:
+    """The steps that a method of a model of this kind leaves to its rule."""
+    setting = Setting(flow(steps), method.predictor, network=network)
+    left = []
+    started = [p.start(setting) for p in method.policies[:-1]]
+    for step, sigma in enumerate(setting.grid.sigmas[:-1]):
+        clock = Clock(setting.grid)
+        clock.tick(sigma)
+        if all(p.decide(clock, lambda: None) is None for p in started):
+            left.append(step)
+    return left
+
+
+def test_teacache_keeps_to_the_steps_that_are_recommended():
+    """Flux Kontext's authors skip from 20% to 90% of the steps; for Flux they say nothing, and there our presets' own window counts."""
+    kontext = {**FLUX, "reference": True}
+    assert windows(teacache.teacache_of("as published"), kontext) == [*range(4, 18)]
+    assert windows(teacache.teacache_of("as published"), FLUX) == [*range(1, 20)]
+    assert windows(teacache.teacache_of("Speed"), kontext) == [*range(4, 18)]
+    assert windows(teacache.teacache_of("Speed"), FLUX) == [*range(4, 20)]
+    assert windows(teacache.teacache_of("Custom", start_percent=0.1), kontext) == [*range(2, 20)]
+
+
+def test_a_polynomial_of_what_no_block_sees_is_a_guess_and_says_so(studio, cached, flux):
+    for name, guess in (("Wan 2.1 t2v 14B", True), ("HiDream dev", True), ("Wan 2.1 t2v 14B, ret_mode", False)):
+        model, reports = cached(teacache.teacache_of("Custom", 1e9, name), flux)
+        studio.sample(model, steps=4, cfg=1.0)
+        assert [n for n in reports[0].notes if "a guess" in n and name in n] == reports[0].notes
+        assert bool(reports[0].notes) == guess
+
+
+def test_a_tea_cache_cannot_leave_out_a_block_that_must_run():
+    family = Family("Example", (), least=1, modulated="arg:e")
+    assert "must always run" in objection(teacache.teacache_of(), family)
+    assert not objection(teacache.magcache_of(), family)
+    assert not objection(firstblock.firstblock_of(), family)
+
+
+@pytest.mark.parametrize("of", [firstblock.dbcache_of, firstblock.cachedit_of])
+def test_in_few_steps_a_presets_warmup_leaves_half_of_them(of):
+    for preset in FOUR:
+        assert windows(of(preset), {}, steps=8)[:4] == [4, 5, 6, 7]
+    assert windows(of("Quality"), {}) == [*range(8, 20)]
+    assert windows(of("Custom", warmup=8), {}, steps=8) == []
+
+
 def test_teacache_by_hand():
     method = teacache.teacache_of("Custom", 0.3, "Mochi", "reuse", 2, 0.1, 0.8, 4)
     assert (method.indicator, rule(method), method.predictor) == (Modulated("Mochi"), Accumulator(0.3), Reuse())
@@ -271,7 +320,14 @@ def test_dicache_by_hand():
     assert (method.indicator, method.predictor) == (Probed("dy-dx", 2.0), ProbeAligned())
     assert method.blocks == Blocks(3, 0, "states")
     assert rule(method) == Accumulator(0.2)
-    assert rule(teacache.dicache_of("as published"), FLUX) == Accumulator(0.4)
+    published = teacache.dicache_of("as published")
+    assert rule(published, FLUX) == Accumulator(0.4)
+    assert published.indicator is not None
+    most = [
+        published.indicator.start(Setting(flow(9), published.predictor, network=network)).rule.most  # type: ignore[attr-defined]
+        for network in (FLUX, {"image_model": "wan2.1"})
+    ]
+    assert most == [1.5, 2.0]
 
 
 def test_taylorseer_forecasts_the_blocks_too(studio, cached, flux):
@@ -299,9 +355,18 @@ def test_never_skipping_is_the_unpatched_model(studio, cached, flux, full, name)
 
 
 @pytest.mark.parametrize("name", OF)
-def test_a_step_mask_goes_into_every_one(name):
-    mask = StepMask((True, True, False, True))
-    assert [p.mask for p in OF[name](step_mask=mask).policies if isinstance(p, Mask)] == [mask]
+def test_a_step_mask_goes_into_every_one(studio, cached, small_flux, name):
+    """And a static one decides alone: no run is computed in full to learn what is not asked."""
+    ones = (0, 1, 2, 3, 4, 5, 8, 9, 12, 15)
+    mask = StepMask(tuple(i in ones for i in range(STEPS)))
+    method = OF[name](step_mask=mask)
+    assert [p.mask for p in method.policies if isinstance(p, Mask)] == [mask]
+    model, reports = cached(OF[name]("Custom", warmup=0, step_mask=mask), small_flux(depth=4, depth_single_blocks=6))
+    studio.sample(model, steps=STEPS, cfg=1.0)
+    assert {*skipped_steps(reports)} <= {*range(STEPS)} - {*ones}
+    if name in LEARNS:
+        assert skipped_steps(reports) == [i for i in range(STEPS) if i not in ones]
+        assert reports[0].notes == []
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 from ..clock import Clock
 from .base import COMPUTE, Decision, Indicator, Setting
@@ -10,13 +11,16 @@ from .base import COMPUTE, Decision, Indicator, Setting
 
 @dataclass(frozen=True)
 class Warmup:
-    """The first `steps` steps are computed: everything is decided there, and predictors need something to go by."""
+    """The first `steps` steps are computed: everything is decided there, and predictors need something to go by. most: the share of
+    a run's steps that they are at most."""
 
     steps: int
+    most: float = 1.0
 
     def start(self, setting: Setting) -> Warmup:
-        setting.force(range(self.steps))
-        return self
+        steps = min(self.steps, math.ceil(self.most * setting.grid.steps))
+        setting.force(range(steps))
+        return replace(self, steps=steps)
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
         return COMPUTE("warmup") if clock.step < self.steps else None
