@@ -13,6 +13,7 @@ from served import Server, ask
 SHOTS = Path(__file__).resolve().parents[2] / "demo-output" / "screenshots"
 LOADED = 60_000  # ms
 NO_DOUBLE_CLICK = 500  # ms, after which a click is one of its own
+LABEL = "[data-testid='widget-layout-field-label'], .content-center-safe"  # of a Vue node's widget; older front ends give it no name
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.canvas && !document.querySelector('#splash-loader')"
 
 
@@ -197,7 +198,7 @@ class Desk:
     def shown(self, node: str) -> list[str]:
         """The names of the widgets that are to be seen."""
         if self.vue:
-            return [str(name) for name in self.node(node).get_by_test_id("widget-layout-field-label").all_inner_texts()]
+            return [str(name) for name in self.node(node).locator(LABEL).all_inner_texts()]
         script = """(id) => {
             const node = app.graph.getNodeById(id)
             return node.widgets.filter((w) => node.isWidgetVisible(w)).map((w) => w.name)
@@ -206,8 +207,8 @@ class Desk:
 
     def widget(self, node: str, name: str) -> Any:
         """A Vue node's widget."""
-        label = self.page.get_by_test_id("widget-layout-field-label").get_by_text(name, exact=True)
-        return self.node(node).get_by_test_id("node-widget").filter(has=label)
+        label = self.page.locator(LABEL).get_by_text(name, exact=True)
+        return self.node(node).locator(".lg-node-widget").filter(has=label)
 
     def node(self, node: str) -> Any:
         """A Vue node's element."""

@@ -41,10 +41,17 @@ def last_report(server):
 
 def replaced(desk):
     """As a person does it: what is wrong is told in a corner, and the way to mend it is two clicks away. (Older front ends name what
-    they show.)"""
-    desk.page.get_by_role("button", name=re.compile("^(View details|Show swap nodes)$")).click()
-    desk.page.get_by_role("button", name="Replace All", exact=True).click()
-    desk.page.get_by_role("button", name="Replace All", exact=True).wait_for(state="detached")
+    they show, and still older ones ask in a dialog.)"""
+
+    def button(name):
+        return desk.page.get_by_role("button", name=re.compile(f"^({name})$"))
+
+    first = button(r"View details|Show swap nodes|Replace Selected \(\d+\)")
+    asked = first.inner_text().startswith("Replace")
+    first.click()
+    if not asked:
+        button("Replace All").click()
+    button("Replace (All|Selected.*)").wait_for(state="detached")
     desk.settle()
 
 
@@ -77,11 +84,11 @@ def test_an_old_prompt_runs(server, pack):
     assert told["outputs"]["9"]["images"]
 
 
-def test_old_workflows_open_and_run(desk, request):
+@pytest.mark.parametrize("mode", ["canvas", "vue"])
+def test_old_workflows_open_and_run(open_desk, mode):
     """Each is opened and replaced in both ways of drawing nodes, and run in one of them."""
-    mode = request.node.callspec.id
-    if mode == "canvas":
-        nothing_replaced(desk)
+    # with older front ends a person has to wish for it
+    desk = open_desk(vue=mode == "vue", **{"Comfy.NodeReplacement.Enabled": True})
     for pack in PACKS:
         desk.open(OLD / f"{pack}.json")
         desk.page.wait_for_timeout(MEASURED)
@@ -100,10 +107,12 @@ def test_old_workflows_open_and_run(desk, request):
             assert report["skipped"] > 0
 
 
-def nothing_replaced(desk):
-    """Who just presses Run gets the same: the prompt lacks the old node's values then, and they are in the workflow that comes with it.
-    The file stays as it was."""
+def test_who_just_presses_run_gets_the_same(open_desk):
+    """The prompt lacks the old node's values then, and they are in the workflow that comes with it. The file stays as it was."""
+    desk = open_desk()
     desk.open(OLD / "teacache.json")
+    desk.page.wait_for_timeout(MEASURED)
+    desk.page.keyboard.press("Escape")  # older front ends tell in a dialog what is missing
     saved = {n["id"]: n for n in desk.saved()["nodes"]}
     assert (saved[41]["type"], saved[41]["widgets_values"]) == ("TeaCache", ["flux", 0.4, 3])
     desk.queue()

@@ -29,7 +29,8 @@ def test_they_open_and_run(open_desk):
                 k: v for k, v in node["inputs"].items() if k in {**has.get("required", {}), **has.get("optional", {})}
             }
             assert {key: told[key] for key in ours} == ours, (name, n)
-            assert told.keys() - ours.keys() <= has.get("optional", {}).keys()
+            if node["class_type"].startswith("Skipstone"):  # to others a front end may add its own
+                assert told.keys() - ours.keys() <= has.get("optional", {}).keys()
         if name in QUICK:
             desk.evaluate(
                 """() => app.graph._nodes.filter(n => n.type === "KSampler")
