@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Page
+from playwright.sync_api import Locator, Page
 from served import Server, ask
 
 SHOTS = Path(__file__).resolve().parents[2] / "demo-output" / "screenshots"
@@ -155,11 +155,16 @@ class Desk:
         """Where the dot of an input or output is, in the page's pixels."""
         if self.vue:
             key = f"{node}-{'in' if side == 'input' else 'out'}-{index}"
-            box = self.page.locator(f"[data-slot-key='{key}']").first.bounding_box()
-            assert box is not None
-            return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+            return middle(self.page.locator(f"[data-slot-key='{key}']").first)
         script = "([id, input, i]) => [...app.graph.getNodeById(id).getConnectionPos(input, i)]"
         return self.point(*self.evaluate(script, node, side == "input", index))
+
+    def corner(self, node: str) -> tuple[float, float]:
+        """By which a node is made larger, in the page's pixels."""
+        if self.vue:
+            return middle(self.node(node).get_by_role("button", name="Resize from bottom-right corner"))
+        script = "(id) => { const { pos, size } = app.graph.getNodeById(id); return [0, 1].map((i) => pos[i] + size[i] - 3) }"
+        return self.point(*self.evaluate(script, node))
 
     def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
         self.page.wait_for_timeout(NO_DOUBLE_CLICK)
@@ -220,3 +225,9 @@ class Desk:
         path = SHOTS / f"{name}.png"
         self.page.screenshot(path=path)
         return path
+
+
+def middle(element: Locator) -> tuple[float, float]:
+    box = element.bounding_box()
+    assert box is not None
+    return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2

@@ -90,11 +90,11 @@ def test_what_a_person_sees_and_does(desk, told, request):
     desk.shoot(f"presets-custom-{mode}")
 
     # what someone has made larger stays so
-    size, at = (desk.evaluate(f"(id) => [...app.graph.getNodeById(id).{what}]", mean) for what in ("size", "pos"))
-    corner = [at[0] + size[0] - 3, at[1] + size[1] - 3]
-    desk.drag(desk.point(*corner), desk.point(corner[0] + 40, corner[1] + 220))
+    before = desk.evaluate(HEIGHT, mean)
+    x, y = desk.corner(mean)
+    desk.drag((x, y), (x + 40, y + 220))
     larger = desk.evaluate(HEIGHT, mean)
-    assert larger > size[1] + 150
+    assert larger > before + 150
     desk.choose(mean, "preset", "Quality")
     assert "gamma" in desk.shown(mean)
     desk.choose(mean, "schedule", "Z-Image 20")
