@@ -19,7 +19,10 @@ from .offered import backends, offered
 from .stage import State, stage_of, token
 
 KEY = "torch.compile"  # that of ComfyUI's own helper: of two compiling nodes the last one counts, whoever made them
-SEEN = 5  # different options of a call that a node compiles for; more mean that they change all the time
+SEEN, CALLS = (
+    5,
+    50,
+)  # so many different options in so many calls are compiled for; more mean that they change all the time
 
 # Keys of transformer_options that change from call to call, or that the model sets itself as it goes. No block reads one.
 _PASSING = """
@@ -76,7 +79,8 @@ class CompiledModel:
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.told: set[str] = set()
-        self.seen: list[State] = []
+        self.seen: dict[State, tuple[State, int]] = {}  # itself, and in which call it was first seen
+        self.calls = 0
 
     def __call__(self, executor: Any, *args: Any, **kwargs: Any) -> Any:
         options = kwargs.get("transformer_options") or (args[5] if len(args) > 5 else None) or {}
@@ -131,17 +135,21 @@ class CompiledModel:
                 )
                 return None
         state = _state(options, what)
+        self.calls += 1
         if state in self.seen:
-            return self.seen[self.seen.index(state)]
+            return self.seen[state][0]
         if self.seen:
-            changed = ", ".join(sorted({name for name, _ in set(state) ^ set(self.seen[-1])}))
+            changed = ", ".join(sorted({name for name, _ in set(state) ^ set([*self.seen][-1])}))
             if len(self.seen) >= SEEN:
-                self.tell(
-                    f"what other nodes say to the model changes all the time ({changed}): the new runs uncompiled"
-                )
-                return None
+                oldest = next(iter(self.seen))
+                if self.calls - self.seen[oldest][1] < CALLS:
+                    self.tell(
+                        f"what other nodes say to the model changes all the time ({changed}): the new runs uncompiled"
+                    )
+                    return None
+                del self.seen[oldest]
             self.tell(f"compiling anew, since other nodes say other things to the model ({changed})", logging.INFO)
-        self.seen.append(state)
+        self.seen[state] = state, self.calls
         return state
 
 

@@ -146,7 +146,7 @@ class Stage:
         kept, most = (self.own, OWN) if _holds(state) else (_KINDS, KINDS)
         if self.settings.compiler != TORCH:
             make = partial(ByOther, self.settings, offered()[self.settings.compiler].load)
-            key, kept, most = (id(stand_in), state), self.own, OWN
+            key, kept, most = (Same(stand_in), state), self.own, OWN
         if key not in kept:
             kept[key] = make()
         kept.move_to_end(key)

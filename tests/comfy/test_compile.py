@@ -630,6 +630,17 @@ def test_options_that_change_all_the_time(said):
     assert "strange_count" in message
 
 
+def test_options_that_change_now_and_then(said):
+    """However often in the life of a node, what is new is compiled: nothing changes all the time."""
+    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
+    x, graphs = torch.randn(1, 4, 8), Graphs()
+    for count in range(2 * compiling.SEEN):
+        for _ in range(compiling.CALLS // compiling.SEEN + 1):
+            call(wrapper, base, x, {"strange_count": count})
+    assert graphs.new == 2 * compiling.SEEN
+    assert not any("all the time" in message for message in said())
+
+
 class Push(comfy.controlnet.ControlBase):
     """A ControlNet without a network: adds to what the first block gives."""
 
