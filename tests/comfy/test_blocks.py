@@ -292,6 +292,50 @@ def test_what_a_patch_does_between_the_blocks_is_done_once(name, prefix, suffix)
     held_against_the_network(model, prefix, suffix, sample)
 
 
+BLOCKS = [("double_block", 0), ("double_block", 1), ("single_block", 0), ("single_block", 1), ("single_block", 2)]
+
+
+def with_face(model, block, in_place):
+    """As PuLID does it: in place of a block stands what runs it, looks at the picture then, and adds to it."""
+
+    def replacement(given, more):
+        out = more["original_block"](given)
+        picture = out["img"][:, -64:]  # in single blocks the text comes before it
+        added = (0.3 + 0.1 * BLOCKS.index(block)) * picture.roll(1, 1).tanh() + 0.2
+        if in_place:
+            picture += added
+            return out
+        return {**out, "img": torch.cat((out["img"][:, :-64], picture + added), 1)}
+
+    changed = model.clone()
+    changed.set_model_patch_replace(replacement, "dit", *block)
+    return changed
+
+
+in_place = pytest.mark.parametrize("in_place", [False, True], ids=["a new stream", "in place"])
+each_block = pytest.mark.parametrize("block", BLOCKS, ids=lambda block: " ".join(map(str, block)))
+
+
+@in_place
+@each_block
+@pytest.mark.parametrize(("prefix", "suffix"), [(1, 0), (1, 1), (0, 2)])
+def test_what_is_added_by_who_stands_in_place_of_a_block_is_added_once(studio, flux, prefix, suffix, block, in_place):
+    """Before, at, among and after those that a skip leaves out. What is added after the last of these is added as ever; what is added
+    among them is part of what is kept of them."""
+    model = with_face(flux, block, in_place)
+    held_against_the_network(model, prefix, suffix, lambda model: studio.sample(model, steps=4))
+
+
+@in_place
+@each_block
+def test_never_skipping_is_bit_equal_with_who_stands_in_place_of_a_block(studio, flux, cached, block, in_place):
+    model = with_face(flux, block, in_place)
+    plain = studio.sample(model, steps=4)
+    for method in (every(1, 1, 1), below(0.0)):
+        assert torch.equal(studio.sample(cached(method, model)[0], steps=4), plain)
+    assert not torch.allclose(plain, studio.sample(flux, steps=4), atol=1e-3)  # it took effect
+
+
 # What changes on the way
 
 
