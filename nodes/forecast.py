@@ -223,7 +223,7 @@ class TaylorSeer(io.ComfyNode):
             category=widgets.CATEGORY,
             description=(
                 "Makes sampling faster: computes every n-th step and extrapolates the others by a Taylor polynomial. Works with "
-                "every model."
+                "every model, at level blocks with the families in the README's table."
             ),
             search_aliases=[*widgets.ALIASES, "taylorseer", "taylor"],
             inputs=[
@@ -246,7 +246,7 @@ class TaylorSeer(io.ComfyNode):
                 ),
                 widgets.choice("predict", KEEPS, "auto", PREDICT_TIP, where={"level": [LEVELS[0]]}),
                 *widgets.guards(Guards(warmup=4)),
-                *widgets.common(),
+                *widgets.common(f"{widgets.SMALL} At level blocks they are large, hundreds of MB for a video."),
                 io.Combo.Input(
                     "level",
                     options=[*LEVELS],

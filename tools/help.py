@@ -46,7 +46,7 @@ MANY = 8  # options beyond which they are not listed
 NO_LIMIT = 1000
 LENGTHS = (50, 20, 12, 8)  # of runs
 PUBLISHED = {"SkipstoneTeaCache": TEACACHE, "SkipstoneMagCache": MAGCACHE}
-NO_UNET = {"SkipstoneTeaCache"}
+MODULATED = {"SkipstoneTeaCache"}  # what looks at the first block's modulated input, and may leave that block out
 PLAIN = "plain sampling with B steps"
 # rows of the README's table "Which is best"
 MEASURED = {
@@ -332,7 +332,8 @@ def budgets(schema: Any, words: Words, texts: Texts) -> str:
 
 def models(schema: Any, words: Words, texts: Texts) -> str:
     """The families of models that a block-level method works on, and those of which it has published numbers."""
-    there = [family.name for family in FAMILIES if not (family.unet and schema.node_id in NO_UNET)]
+    modulated = schema.node_id in MODULATED
+    there = [family.name for family in FAMILIES if not (modulated and (family.unet or family.least))]
     said = words.works.format("; ".join(there))
     if file := PUBLISHED.get(schema.node_id):
         known = dict.fromkeys(row.name.partition(",")[0] for row in rows(file) if row.network)
