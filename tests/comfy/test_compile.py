@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from types import SimpleNamespace
 from typing import Any
@@ -879,6 +880,16 @@ def test_a_compiler_of_an_installed_package(studio, flux, packages):
     assert graphs.new == 0
     studio.sample(compiled(flux, compiler="good", mode="max-autotune", backend="inductor"), steps=1)
     assert len(packages.asked) == len(blocks_of(flux))
+
+
+def test_a_module_that_comes_later_is_not_taken_for_one_that_is_gone(packages):
+    """Another compiler's code is of one module alone, and Python gives a new object the place of one that is gone."""
+    there = stage.Stage(Settings(compiler="good"))
+    found = []
+    for _ in range(20):
+        found.append(there.compiled(StandIn(torch.nn.Linear(2, 2), there, False), ()))
+        gc.collect()
+    assert len({*map(id, found)}) == 20
 
 
 def test_a_compiler_of_an_installed_package_that_fails(studio, flux, packages, said):
