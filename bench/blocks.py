@@ -270,7 +270,7 @@ def judge(studio: Studio, table: Table, args: argparse.Namespace) -> None:
 
 
 def _matches(entry: Entry, words: list[str]) -> bool:
-    return not words or any(word in f"{entry.method} {entry.variant}".lower() for word in words)
+    return not words or any(word in f"{entry.method} {entry.variant} {entry.level}".lower() for word in words)
 
 
 def _key(studio: Studio, entry: Entry) -> Key:
@@ -339,7 +339,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--pairs", type=int, default=4)
     parser.add_argument(
-        "--methods", nargs="*", default=[], help="only those whose method and variant hold one of these"
+        "--methods", nargs="*", default=[], help="only those whose method, variant and level hold one of these"
     )
     parser.add_argument("--out", type=Path, default=OUTPUT / "blocks.json")
     parser.add_argument("--again", action="store_true", help="measure also what is in the file")
