@@ -256,8 +256,10 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
 
 def front_end_has(word):
     """Does ComfyUI's front end know this word?"""
-    static = Path(str(importlib.util.find_spec("comfyui_frontend_package").origin)).parent / "static"
-    return any(word in file.read_text("utf-8", errors="ignore") for file in static.glob("assets/*.js"))
+    found = importlib.util.find_spec("comfyui_frontend_package")
+    assert found is not None and found.origin is not None
+    assets = Path(found.origin).parent / "static" / "assets"
+    return any(word in file.read_text("utf-8", errors="ignore") for file in assets.glob("*.js"))
 
 
 def test_at_the_side_there_are_values_and_no_timeline(open_desk):

@@ -218,7 +218,7 @@ def test_teacache_has_the_recommended_thresholds_where_there_are():
 
 def windows(method: Method, network: Any, steps: int = 20) -> list[int]:
     """The steps that a method of a model of this kind leaves to its rule."""
-    setting = Setting(flow(steps), method.predictor, network=network)
+    setting = Setting(flow(steps), Reuse(), network=network)
     left = []
     started = [p.start(setting) for p in method.policies[:-1]]
     for step, sigma in enumerate(setting.grid.sigmas[:-1]):
@@ -324,7 +324,7 @@ def test_dicache_by_hand():
     assert rule(published, FLUX) == Accumulator(0.4)
     assert published.indicator is not None
     most = [
-        published.indicator.start(Setting(flow(9), published.predictor, network=network)).rule.most  # type: ignore[attr-defined]
+        published.indicator.start(Setting(flow(9), Reuse(), network=network)).rule.most  # type: ignore[attr-defined]
         for network in (FLUX, {"image_model": "wan2.1"})
     ]
     assert most == [1.5, 2.0]

@@ -29,10 +29,10 @@ class Copies(TorchFunctionMode):
 class Elsewhere(torch.Tensor):
     """Plays a tensor on a device: it says so, and computes here."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl
+    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]
 
     @property
-    def device(self):
+    def device(self):  # type: ignore[override]
         return torch.device("cuda")
 
 
