@@ -249,7 +249,8 @@ class TeaCache(io.ComfyNode):
                     TEA,
                     "Balanced",
                     "How much to skip: 0.5, 0.75, 1 or 1.5 times the threshold that is recommended for the model. 'as published': "
-                    f"that threshold, plain reuse, and no warmup. Where steps are recommended too, nothing is skipped outside of them. {blocks.SHOWN}",
+                    "that threshold, plain reuse, and no warmup. Where steps are recommended too, nothing is skipped outside of them. "
+                    f"{blocks.SHOWN}",
                 ),
                 widgets.number(
                     "threshold",
