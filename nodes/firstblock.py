@@ -288,8 +288,8 @@ class DBCache(io.ComfyNode):
                 widgets.preset(
                     DB_PRESETS,
                     "Balanced",
-                    "How much to skip. The presets take fewer blocks where the model has not so many, and know Flux. 'as in "
-                    f"cache-dit': its defaults. {blocks.SHOWN}",
+                    "How much to skip. The presets take fewer blocks where the model has not so many, no more than half of the steps for "
+                    f"warmup, and know Flux. 'as in cache-dit': its defaults. {blocks.SHOWN}",
                 ),
                 widgets.count("fn", 8, 1, 1000, FN_TIP),
                 widgets.count("bn", 0, 0, 1000, BN_TIP),
@@ -339,7 +339,8 @@ class CacheDiT(io.ComfyNode):
                 widgets.preset(
                     DIT_PRESETS,
                     "Balanced",
-                    "How much to skip. The presets take fewer blocks where the model has not so many, and know Flux. "
+                    "How much to skip. The presets take fewer blocks where the model has not so many, no more than half of the steps for "
+                    "warmup, and know Flux. "
                     "'stable-diffusion.cpp': its documented defaults, of which that program itself heeds few. "
                     f"{blocks.SHOWN}",
                 ),
