@@ -10,6 +10,7 @@ import pytest
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, ByModel, Cap, Ratios, Schedule, Setting, Warmup, Window
 from skipstone.core.step.predictors import Spectrum
+from skipstone.core.step.probes import Probed
 from skipstone.nodes import easycache, firstblock, forecast, meancache, stepmask, teacache
 from skipstone.nodes.auto import StepCacheAuto
 from skipstone.tests.core.grids import flow
@@ -65,7 +66,8 @@ def in_words(method: Method) -> dict[str, Any]:
             policy = replace(policy, budget=Budget.of(policy.budget.share(STEPS)))
         rules.append(policy)
     blocks = method.blocks and replace(method.blocks, fit=False)
-    rest = replace(method, variant="", policies=(), blocks=blocks)
+    indicator = replace(method.indicator, known=()) if isinstance(method.indicator, Probed) else method.indicator
+    rest = replace(method, variant="", policies=(), blocks=blocks, indicator=indicator)
     return {"forced": setting.forced, "longest": setting.longest, "rules": rules, "rest": rest}
 
 
