@@ -19,10 +19,8 @@ from .offered import backends, offered
 from .stage import State, stage_of, token
 
 KEY = "torch.compile"  # that of ComfyUI's own helper: of two compiling nodes the last one counts, whoever made them
-SEEN, CALLS = (
-    5,
-    50,
-)  # so many different options in so many calls are compiled for; more mean that they change all the time
+SEEN = 5  # different options of a call that a node compiles for within CALLS of them; more mean that they change all the time
+CALLS = 50
 
 # Keys of transformer_options that change from call to call, or that the model sets itself as it goes. No block reads one.
 _PASSING = """
