@@ -304,9 +304,7 @@ class DBCache(io.ComfyNode):
                 ),
                 widgets.count("order", 1, 1, 2, "the degree of the Taylor polynomial.", where={"predictor": [TAYLOR]}),
                 widgets.choice("coordinate", COORDINATES, "log-SNR", COORDINATE_TIP, where={"predictor": [TAYLOR]}),
-                widgets.count(
-                    "max_cached", 0, 0, 1000, "at most so many steps of the whole run are skipped. 0: no limit."
-                ),
+                widgets.limit("max_cached", 0, "of the whole run are skipped"),
                 *widgets.guards(Guards(warmup=8)),
                 *blocks.common(),
             ],
@@ -350,10 +348,8 @@ class CacheDiT(io.ComfyNode):
                 widgets.count("warmup", 8, 0, 1000, "the first steps, always computed."),
                 widgets.count("order", 1, 1, 2, "the degree of the Taylor polynomial (n_derivatives)."),
                 widgets.choice("coordinate", COORDINATES, "log-SNR", COORDINATE_TIP),
-                widgets.count("skip_interval", 1, 0, 1000, "at most so many steps in a row are forecast. 0: no limit."),
-                widgets.count(
-                    "max_cached", 0, 0, 1000, "at most so many steps of the whole run are skipped. 0: no limit."
-                ),
+                widgets.limit("skip_interval", 1, "in a row are forecast"),
+                widgets.limit("max_cached", 0, "of the whole run are skipped"),
                 widgets.choice(
                     "mask",
                     MASKS,

@@ -199,7 +199,7 @@ class Spectrum(io.ComfyNode):
                 widgets.number("stop", 1.0, 0.0, 1.0, "from this share of the steps on all are computed."),
                 widgets.choice("predict", KEEPS, "auto", PREDICT_TIP),
                 widgets.choice("coordinate", COORDINATES, "index", COORDINATE_TIP),
-                widgets.count("max_skips", 0, 0, 1000, "at most so many steps in a row are skipped. 0: no limit."),
+                widgets.limit("max_skips", 0, "in a row are skipped"),
                 *widgets.common(),
             ],
             outputs=[io.Model.Output()],

@@ -168,6 +168,16 @@ def count(name: str, default: int, low: int, high: int, tooltip: str, where: Sho
     )
 
 
+def limit(name: str, default: int, what: str) -> Any:
+    return count(
+        name,
+        default,
+        0,
+        1000,
+        f"at most so many evaluations {what}: one a step with most samplers, two with heun. 0: no limit.",
+    )
+
+
 def choice(name: str, options: Iterable[str], default: str, tooltip: str, where: Shown = None) -> Any:
     return io.Combo.Input(
         name,
@@ -188,7 +198,7 @@ def guards(default: Guards) -> list[Any]:
         count("warmup", default.warmup, 0, 1000, "the first steps, always computed."),
         number("start_percent", default.start_percent, 0.0, 1.0, f"nothing is skipped before {share}."),
         number("end_percent", default.end_percent, 0.0, 1.0, f"nothing is skipped after {share}."),
-        count("max_skips", default.max_skips, 0, 1000, "at most so many steps in a row are skipped. 0: no limit."),
+        limit("max_skips", default.max_skips, "in a row are skipped"),
     ]
 
 
