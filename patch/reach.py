@@ -41,7 +41,8 @@ class Reach:
         """About how many elements the residual of one conditioning has for a latent of this shape and so many tokens of text; told from
         the record, not seen."""
         tokens = max(math.prod(shape[2:]) // self.token, 1)
-        return shape[0] * (tokens if self.family.unet else tokens + text) * self.width
+        # the last block's text is read by nothing, and the first ones' by those after them
+        return shape[0] * (tokens if self.family.unet or not self.blocks.suffix else tokens + text) * self.width
 
 
 def known(patcher: Any, conds: dict[str, Any]) -> Network:

@@ -149,6 +149,7 @@ class _Passage:
         self.idle = False  # the model wants all of its blocks in this call: Family.state
         self.start: Tensor | None = None  # a sample of what entered block 0, where the indicator needs it
         self.spans: list[Span] = []  # by stack: where in its first stream the picture's tokens are
+        self.alone = False  # the residual is kept of these only
         self.given: Streams | None = None  # on a skip: what block `last` gives
 
     def before(self, position: int, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -181,13 +182,16 @@ class _Passage:
         if position == self.first and self.suffix:
             # models write between blocks to what a block gave, and may need what it was given: the blocks after `last` do
             taken = {n: v.clone() for n, v in taken.items()}
-        return _given(stack, taken | (self.given if position == self.last else {}))
+        return _given(stack, self._with(taken, self.stack_of[position]) if position == self.last else taken)
 
     def after(self, position: int, result: Any) -> None:
         """See Visit."""
         if not (self.lost or self.idle):
             k = self.stack_of[position]
-            self.call.leave(_returned(self.family.stacks[k], result), lambda v: self._image(v, k))
+            streams, name = _returned(self.family.stacks[k], result), self._picture(k)
+            if self.alone:
+                streams[name] = self._image(streams[name], k)
+            self.call.leave(streams, lambda v: v if self.alone else self._image(v, k))
 
     def _lose(self) -> None:
         if self.given is not None:
@@ -199,22 +203,17 @@ class _Passage:
     def _begin(self, taken: Streams, options: Mapping[str, Any]) -> None:
         dim = self.family.image.dim
         lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
-        if self.family.image.where != "all" and next(iter(taken)) in lengths:
+        partly = self.family.image.where != "all" or any(stack.joins for stack in self.family.stacks)
+        if partly and next(iter(taken)) in lengths:
             asked = Given(self.asked.shape, self.asked.keywords, options)
             self.spans = list(spans(self.family, self.network, lengths, asked))
         if self.probe in ("residual", "states") and self.call.hook.run.indicator is not None:
-            here = self.stack_of[self.first]
-            entered = self._joined(taken, self.stack_of[0], here)
-            self.start = self._sample(next(iter(entered.values())), here)
+            self.start = self._sample(next(iter(taken.values())), self.stack_of[0])
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Has it decided whether the blocks from `first` on run. Returns what `first` gave where it had to run to see, else NOT_RUN."""
         here, end = self.stack_of[self.first], self.stack_of[self.last]
-        base = self._joined(taken, here, end)
-        # blocks after it would read the dead ones too
-        left = self.family.same + (self.family.dead if self.last == len(self.stack_of) - 1 else ())
-        base = {n: v for n, v in base.items() if n.partition(".")[0] not in left}
-        name = next(iter(taken))
+        base, name = self._kept(taken, here, end), next(iter(taken))
 
         def decide(modulated: Tensor | None) -> bool:
             """Is it a skip?"""
@@ -228,7 +227,7 @@ class _Passage:
                     return now
                 return now - before if probe == "residual" else torch.cat((before, now))
 
-            self.given = self.call.enter(base, look, copy=self.family.inplace and here == end)
+            self.given = self.call.enter(base, look, copy=self.family.inplace and (here == end or self.alone))
             return self.given is not None
 
         what, hook = self.family.modulated, self.call.hook
@@ -285,12 +284,33 @@ class _Passage:
         dim = self.family.image.dim
         return self._image(value, 0) if value.ndim > dim and value.shape[dim] == stream.shape[dim] else value
 
-    def _joined(self, streams: Streams, here: int, end: int) -> Streams:
-        """Streams of stack `here` as those of stack `end`."""
-        for stack in self.family.stacks[here + 1 : end + 1]:
-            if stack.joins:
+    def _kept(self, streams: Streams, here: int, end: int) -> Streams:
+        """Of the streams of stack `here`, as those of stack `end`, what is read after block `last`."""
+        # blocks after it would read everything
+        self.alone = bool(self.spans) and self.family.image.alone and self.suffix == 0
+        joining = [stack for stack in self.family.stacks[here + 1 : end + 1] if stack.joins]
+        if self.alone:
+            picture = self._image(streams[self._picture(here)], here)
+            streams = {**({} if joining else streams), self._picture(end): picture}
+        else:
+            for stack in joining:
                 streams = {stack.takes[0][0]: torch.cat([streams[n] for n in stack.joins], 1)}
-        return streams
+        left = self.family.same + (() if self.suffix else self.family.dead)
+        return {n: v for n, v in streams.items() if n.partition(".")[0] not in left}
+
+    def _with(self, taken: Streams, stack: int) -> Streams:
+        """What block `last` gives on a skip: what was predicted, in the place of what it is given."""
+        assert self.given is not None
+        given = dict(self.given)
+        if self.alone:
+            name, dim = self._picture(stack), self.family.image.dim
+            before, _, after = taken[name].tensor_split(self.spans[stack], dim)
+            given[name] = torch.cat((before, given[name], after), dim)
+        return taken | given
+
+    def _picture(self, stack: int) -> str:
+        """The stream that the picture is in; of one that is several tensors, all."""
+        return self.family.stacks[stack].takes[0][0]
 
     def _sample(self, value: Tensor, stack: int) -> Tensor:
         """Of a stack's first stream, what the indicator looks at: a copy."""

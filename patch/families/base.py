@@ -36,7 +36,8 @@ class Image:
     the network's attribute that says to a multiple of what the picture's tokens are filled up with tokens of no meaning (None
     there: they are not); those are counted as the picture's. dim: where the tokens are along another dimension than 1. after: a
     keyword of the network's call; if a latent (batch, channels, ...) is given under it, its tokens come first, where there are so
-    many more than the picture's, and then those.
+    many more than the picture's, and then those. alone: nothing reads the others after the last block; their residual is not kept
+    (but its later blocks do read them).
     """
 
     where: Literal["all", "head", "tail", "img_slice"] = "all"
@@ -44,6 +45,7 @@ class Image:
     pads: str = ""
     dim: int = 1
     after: str = ""
+    alone: bool = True
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Family:
     name: as people know it. classes: "module:Class" of diffusion models whose forward this describes; a class derived from one of
     them that has a forward of its own needs a record of its own.
     stacks: in the order in which they run. () for a UNet (unet=True), whose input_blocks, middle_block and output_blocks are known.
-    dead: streams of the last stack that nothing reads after it; their residual is not kept (but its later blocks do read them).
+    dead: streams of the last stack that nothing reads after it; their residual is not kept either.
     same: streams that blocks hand on as they are: nothing is kept of them.
     inplace: blocks, or the loop around them, write to the streams that they are given: what is kept of those is a copy.
     u_skips: the last blocks take what the first ones gave (U-shaped skips): no more of the last than of the first may run on a skip.

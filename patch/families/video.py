@@ -132,11 +132,11 @@ FAMILIES = (
         batch=None,
     ),
     Family(
-        "MiniMax H3",  # one row of tokens: text, references, sound, video; one video a call
+        "MiniMax H3",  # one row of tokens: text, references, sound, video, of which sound is read too; one video a call
         ("comfy.ldm.minimax.model:MiniMaxH3Model",),
         (Stack("blocks", _X, "x"),),
         inplace=True,
-        image=Image("tail", (1, 2, 2), dim=0),
+        image=Image("tail", (1, 2, 2), dim=0, alone=False),
         modulated="attn",
         batch=None,
     ),

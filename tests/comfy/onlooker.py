@@ -63,6 +63,8 @@ class Onlooker:
         self.family = family
         self.blocks = [(stack, block) for stack in family.stacks for block in entries(network, stack)]
         self.first, self.last = prefix, len(self.blocks) - suffix - 1
+        self.ends = suffix == 0
+        self.text = 0  # tokens that stand before the picture's and are read by nothing after the last block
         self.handles = [network.register_forward_pre_hook(self._call, with_kwargs=True)]
         for i, (_, block) in enumerate(self.blocks):
             # a part of the block: it runs when the block does, however that is watched
@@ -114,16 +116,18 @@ class Onlooker:
         here = self.blocks[self.first][0]
         streams = {n: args[at] if isinstance(at, int) else kwargs[at] for n, at in here.takes}
         stacks = self.family.stacks
+        self.text = 0
         for stack in stacks[stacks.index(here) + 1 : stacks.index(self.blocks[self.last][0]) + 1]:
             if stack.joins:
+                self.text = streams["txt"].shape[1] if self.ends else 0
                 streams = {stack.takes[0][0]: torch.cat([streams[n] for n in stack.joins], 1)}
-        self.seen[-1].entered = {n: v.clone() for n, v in streams.items()}
+        self.seen[-1].entered = {n: v[:, self.text :].clone() for n, v in streams.items()}
 
     def _leave(self, _: Module, args: Any, said: Any) -> None:
         gives = self.blocks[self.last][0].gives
         streams = {gives: said} if isinstance(gives, str) else dict(zip(gives, said, strict=True))
-        dead = self.family.dead if self.last == len(self.blocks) - 1 else ()
-        self.seen[-1].left = {n: v.clone() for n, v in streams.items() if n not in (*dead, *self.family.same)}
+        left_out = (*self.family.same, *(self.family.dead if self.ends else ()))
+        self.seen[-1].left = {n: v[:, self.text :].clone() for n, v in streams.items() if n not in left_out}
 
     def evaluations(self) -> list[list[Seen]]:
         return [[s for s in self.seen if s.evaluation == i] for i in range(len(self.sigmas))]

@@ -176,6 +176,36 @@ def test_what_is_kept_of_a_conditioning_holds_on_to_no_other(studio, model, cach
     assert all(own == whole for own, whole in kept)
 
 
+@pytest.mark.parametrize(
+    ("name", "suffix", "tokens"),
+    [
+        ("Flux (Kontext)", 0, {12}),
+        ("Flux (Kontext)", 1, {12 + 12 + 5, 12 + 12 + 7}),  # blocks after the last that is left out read everything
+        ("QwenImage (Edit)", 0, {12}),
+        ("Lumina2 (Z-Image, references)", 0, {16}),  # filled up to a multiple of 8
+        ("AuraFlow", 0, {12}),
+    ],
+)
+def test_only_what_is_read_is_kept(name, suffix, tokens, histories):
+    """Text and reference pictures are read by no one after the last block."""
+    tiny = next((m for m in zoo.MODELS if m.name == name), None)
+    if tiny is None or not hasattr(comfy.model_base, tiny.base):
+        pytest.skip("this ComfyUI has no such model")
+    kept: set[int] = set()
+
+    def predict_noise(executor, *args, **kwargs):
+        out = executor(*args, **kwargs)
+        kept.update(v.shape[1] for v in held(histories))
+        return out
+
+    model = tiny.build()
+    patched = attach(model, every(2, 1, suffix))
+    patched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "look", predict_noise)
+    with torch.inference_mode():
+        zoo.sample(tiny, patched, *tiny.conds(model), steps=3)
+    assert kept == tokens
+
+
 def test_main_memory_is_not_where_the_model_is_offloaded_to(studio, flux, cached, histories):
     """With --highvram that is its GPU."""
     model = flux.clone()
