@@ -144,10 +144,11 @@ class Bench:
         noise = torch.cat([comfy.sample.prepare_noise(one, seed) for seed in seeds])
         cfg, sampler, more = self.cell.cfg, sampler or self.cell.sampler, {"seed": seeds[0], "disable_pbar": True}
         latent = torch.zeros_like(noise)
-        return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", words, self.empty, latent, **more)
+        with torch.inference_mode():  # as a running ComfyUI does
+            return comfy.sample.sample(model, noise, steps, cfg, sampler, "simple", words, self.empty, latent, **more)
 
     def _decoded(self, latent: Tensor) -> Tensor:
-        with torch.no_grad():  # as a running ComfyUI does
+        with torch.inference_mode():
             return self.studio.vae.decode(latent).clamp(0, 1).float().cpu()
 
     @cached_property

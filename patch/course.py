@@ -98,7 +98,8 @@ def born(method: Method | Wish, guider: Any, sampler: Any, sigmas: Any, latent: 
         return Course(run, hook, lesson.recipe, recorder.gram if recorder else None, following, always)
     run.report.share = reach.share
     pupil = Pupil(grid) if learning else None
-    hook = BlockHook(run, reader, reach, HOST if method.history_device == "auto" else None, pupil)
+    elsewhere = HOST if method.history_device == "auto" and patcher.load_device != HOST else None
+    hook = BlockHook(run, reader, reach, elsewhere, pupil)
     return Course(run, hook, lesson.recipe, pupil.lessons if pupil else None, None, always)
 
 

@@ -43,9 +43,10 @@ NOT_RUN = object()  # what a block gave that has not run
 class Visit(Protocol):
     """What happens at one block. Neither is ever compiled, whatever is around it: it is another thing in each block and step.
 
-    ends: `after` is called, too.
+    quiet: there is nothing to do at this block: `before` is not called. ends: `after` is called, too.
     """
 
+    quiet: bool
     ends: bool
 
     def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -69,6 +70,8 @@ class _Gate:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         visit, own = self.visit, self.own
         assert visit is not None and own is not None
+        if visit.quiet:
+            return own(*args, **kwargs)
         result = visit.before(own, args, kwargs)
         if result is NOT_RUN:
             result = own(*args, **kwargs)
@@ -89,7 +92,7 @@ def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
             mine = vars(block)
             gate = _GATES.get(block) or _GATES.setdefault(block, _Gate())
             before.append((block, gate, mine.get("forward"), gate.visit, gate.own))
-            # it may stand there twice, and somebody may sample from within a call of the same network
+            # somebody may sample from within a call of the same network
             gate.own = gate.own or block.forward
             gate.visit = visit
             mine["forward"] = gate
@@ -121,8 +124,12 @@ class StackSeam:
             yield
             return
         stacks = [(k, block) for k, stack in enumerate(self.family.stacks) for block in blocks_of(network, stack)]
+        if len({block for _, block in stacks}) < len(stacks):  # one runs several times
+            call.hook.run.report.note(ORDER)
+            yield
+            return
         passage = _Passage(self, network, call, [k for k, _ in stacks], given)
-        with watched([(block, _Visit(passage, i)) for i, (_, block) in enumerate(stacks)]):
+        with watched(list(zip((block for _, block in stacks), passage.visits, strict=True))):
             yield
         if passage.given is not None and passage.next <= passage.last:
             raise Astray(ORDER)
@@ -143,6 +150,7 @@ class _Passage:
         self.suffix = seam.blocks.suffix
         self.first, self.last = seam.blocks.prefix, len(stack_of) - self.suffix - 1
         self.asked = given
+        self.visits = [_Visit(self, i) for i in range(len(stack_of))]
         self.next = 0
         self.lost = False
         self.entered = False
@@ -228,6 +236,9 @@ class _Passage:
                 return now - before if probe == "residual" else torch.cat((before, now))
 
             self.given = self.call.enter(base, look, copy=self.family.inplace and (here == end or self.alone))
+            if self.given is not None:
+                for visit in self.visits[self.first : self.last]:
+                    visit.quiet = False
             return self.given is not None
 
         what, hook = self.family.modulated, self.call.hook
@@ -328,6 +339,7 @@ class _Visit:
 
     def __init__(self, passage: _Passage, position: int) -> None:
         self.passage, self.position = passage, position
+        self.quiet = position not in (0, passage.first, passage.last)
         self.ends = position == passage.last
 
     @torch.compiler.disable

@@ -36,7 +36,7 @@ def sample(value: Tensor) -> Tensor:
 
 def change(new: Tensor, old: Tensor) -> Tensor:
     """mean|new - old| / mean|old|, a scalar on their device."""
-    return (new - old).abs().mean() / old.abs().mean()
+    return torch.dist(new, old, 1) / torch.linalg.vector_norm(old, 1)
 
 
 class Changes:
@@ -54,7 +54,8 @@ class Changes:
     def read(self, *others: Tensor) -> list[float]:
         """Those that were added since the last time, and the values of `others`, in one host sync. Returns the latter."""
         new = [change for change, _ in self.waiting]
-        values: list[float] = torch.stack([*new, *others]).tolist() if new or others else []
+        wanted = [*new, *others]
+        values: list[float] = torch.stack(wanted).tolist() if len(wanted) > 1 else [float(v) for v in wanted]
         for value, (_, moved) in zip(values, self.waiting, strict=False):
             self.last = value
             if moved and not math.isnan(value):

@@ -36,6 +36,13 @@ def model(request, flux, tiny_unet):
     return flux if request.param == "flux" else tiny_unet
 
 
+def on_a_gpu(model):
+    """As a test has it: on another device than the host, as PyTorch sees it."""
+    other = model.clone()
+    other.load_device = torch.device("cpu", 0)
+    return other
+
+
 def oom():
     return torch.OutOfMemoryError("no memory, as a test has it")
 
@@ -94,8 +101,7 @@ def test_memory_that_runs_out_in_a_computed_step(studio, model, cached):
 @pytest.mark.parametrize("device", ["auto", "gpu"])
 def test_after_memory_has_run_out_residuals_go_to_main_memory(studio, flux, cached, histories, device):
     """Wherever they were to be kept."""
-    model = flux.clone()
-    model.load_device = torch.device("cpu", 0)  # plays the GPU: another one than the host, as PyTorch sees it
+    model = on_a_gpu(flux)
     patched, reports = cached(every(2, history_device=device), model)
     kept: list[Any] = []
 
@@ -227,7 +233,7 @@ def test_where_residuals_are_kept_changes_nothing(studio, model, cached, device)
 def test_where_there_is_no_room_for_them_they_go_to_main_memory(studio, model, cached, monkeypatch, histories):
     plain = sample(studio, cached(every(2), model)[0], cfg=1.0)
     free(monkeypatch, 1 << 10)
-    patched, reports = cached(every(2), model)
+    patched, reports = cached(every(2), on_a_gpu(model))
     devices: list[Any] = []
     out = sample(studio, patched, cfg=1.0, callback=lambda step, *_: devices.extend(h.device for h in histories))
     torch.testing.assert_close(out, plain)
@@ -235,9 +241,16 @@ def test_where_there_is_no_room_for_them_they_go_to_main_memory(studio, model, c
     assert reports[0].notes == [ELSEWHERE]
 
 
+def test_a_model_on_the_cpu_has_nowhere_else_to_keep_them(studio, flux, cached, monkeypatch):
+    free(monkeypatch, 1 << 10)
+    patched, reports = cached(every(2), flux)
+    sample(studio, patched)
+    assert reports[0].notes == []
+
+
 def test_what_has_room_stays_and_what_has_none_goes(studio, flux, cached, monkeypatch, histories):
     """Of three windows' residuals two fit."""
-    patched, reports = cached(every(2), windows(flux, "standard_static", 3, 8, 4))
+    patched, reports = cached(every(2), windows(on_a_gpu(flux), "standard_static", 3, 8, 4))
     kept: list[Any] = []
 
     def callback(step, *_):
