@@ -3,6 +3,7 @@
 # Both set everything up first (.work/). To use what is there already, or another ComfyUI:
 #   make test COMFYUI=0.27.0        a version that tools/pins.toml lists
 #   make test COMFYUI_PATH=... PYTHON=...
+#   make test FRONTEND=1.58.1       the browser tests alone, on another front end than the one that ComfyUI pins
 # ARGS=... is passed on: make test ARGS="-k door"
 
 BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
@@ -16,18 +17,22 @@ RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-
 demo:
 	$(RUN) demo/run.py $(ARGS)
 
+# of all tests only those in a browser see a front end
+test: TESTS = $(if $(FRONTEND),tests/browser)
 # two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test: lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal $(TESTS) $(ARGS)
 
 lint:
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
+	$(RUN) tools/javascript.py
 
 format:
 	$(RUN) -m ruff check --fix
 	$(RUN) -m ruff format
+	$(RUN) tools/javascript.py --fix
 
 setup:
 	$(RUN)

@@ -8,9 +8,10 @@ Settings are environment variables, so `make test COMFYUI=0.27.0` needs to know 
     COMFYUI       the ComfyUI version to fetch, one of those in pins.toml
     COMFYUI_PATH  a ComfyUI that is there already: used as it is, nothing is written into it
     PYTHON        an interpreter that is there already, with ComfyUI's packages: nothing is installed into it
+    FRONTEND      the version of comfyui-frontend-package that servers of tests and demo show, instead of the one ComfyUI pins
 
-What is run finds that ComfyUI's folder in COMFYUI_PATH, and the pack as `skipstone` on its path, whatever the folder
-of this checkout is called. What was made once is found again at once; what was interrupted is made anew.
+What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, and the
+pack as `skipstone` on its path, whatever the folder of this checkout is called. What was made once is found again at once; what was interrupted is made anew.
 """
 
 from __future__ import annotations
@@ -40,6 +41,7 @@ PROGRAMS = {
     "redis-server": (("redis-server", "valkey-server"), {"pytest", "bench/memo.py"}),
     "chromium fonts-liberation": (("chromium", "chromium-browser", "google-chrome"), {"pytest", "demo/screenshots.py"}),
 }
+JAVASCRIPT = "tools/javascript.py"  # checks and formats web/js, with programs of its own
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
 
@@ -61,10 +63,14 @@ def main(args: list[str]) -> None:
         for packages, (programs, users) in PROGRAMS.items():
             if not args or users & set(args[:2]):
                 find_program(packages, programs)
-    path = os.pathsep.join(filter(None, [str(LINK), os.environ.get("PYTHONPATH")]))
+        environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, os.environ.get("PYTHONPATH"))}
+        if version := os.environ.get("FRONTEND"):
+            environment["FRONTEND_ROOT"] = str(find_frontend(pins, version))
+        if not args or args[0] == JAVASCRIPT:
+            environment["PATH"] = joined(find_javascript_tools(pins), os.environ.get("PATH"))
     if args:
         sys.stdout.flush()
-        os.execve(python, [python, *args], os.environ | {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": path})
+        os.execve(python, [python, *args], os.environ | environment)
     print(f"ComfyUI  {comfyui}\nPython   {python}\npack     {LINK / 'skipstone'}")
 
 
@@ -164,6 +170,31 @@ def check(given: str, pins: dict[str, Any], args: list[str]) -> str:
     return python
 
 
+def find_frontend(pins: dict[str, Any], version: str) -> Path:
+    """The files of that version of ComfyUI's front end, for `--front-end-root`."""
+    folder = WORK / f"frontend-{version}"
+    unpack_wheels(folder, [f"comfyui-frontend-package=={version}"], pins)
+    return folder / "comfyui_frontend_package" / "static"
+
+
+def find_javascript_tools(pins: dict[str, Any]) -> Path:
+    """The folder with the programs that check and format JavaScript: plain binaries, which need no Node."""
+    folder = WORK / "javascript"
+    unpack_wheels(folder, pins["javascript"], pins)
+    return folder / "bin"
+
+
+def unpack_wheels(folder: Path, packages: list[str], pins: dict[str, Any]) -> None:
+    """Have these packages, and nothing that they require, in a folder of their own."""
+
+    def make() -> None:
+        say(f"fetching {', '.join(packages)}")
+        where = ("--system-certs", "--python", sys.executable, "--no-deps", "--target", folder)
+        call(tools(pins) / "uv", "pip", "install", "-q", *where, *packages)
+
+    ready(folder, packages, make)
+
+
 def find_program(packages: str, programs: tuple[str, ...]) -> None:
     """Have one of these programs, out of Debian's packages if there is none. What is tested with it is skipped where it cannot be had."""
 
@@ -244,6 +275,11 @@ def alone() -> Iterator[None]:
             say("waiting for another set-up in this checkout")
             fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def joined(*paths: str | Path | None) -> str:
+    """Folders as PATH has them."""
+    return os.pathsep.join(str(path) for path in paths if path)
 
 
 def call(*command: str | Path) -> None:

@@ -240,14 +240,16 @@ function notes(told) {
 /** Why a setting may not count. */
 function origin(told) {
   const names = (told.environment ?? []).map((id) => id.replace(/^Skipstone\.(Memo\.)?/, ""))
-  if (told.several_users) return el("p", { className: "faint" }, "Several users: set by the environment alone, not by settings.")
+  if (told.several_users)
+    return el("p", { className: "faint" }, "Several users: set by the environment alone, not by settings.")
   if (!names.length) return null
   return el("p", { className: "faint" }, `Set by the environment, whatever the settings say: ${names.join(", ")}.`)
 }
 
+const faint = (text) => el("span", { className: "faint" }, text)
+
 function hero(told) {
   const all = told.hits + told.misses
-  const faint = (text) => el("span", { className: "faint" }, text)
   if (!all)
     return el(
       "div",
@@ -266,8 +268,9 @@ function hero(told) {
   )
 }
 
+const row = (tag, texts) => el("tr", {}, ...texts.map((text) => el(tag, tag === "th" ? { scope: "col" } : {}, text)))
+
 function kinds(told) {
-  const row = (tag, texts) => el("tr", {}, ...texts.map((text) => el(tag, tag === "th" ? { scope: "col" } : {}, text)))
   const rows = Object.entries(told.kinds).map(([kind, n]) =>
     row("td", [kind, `${n.hits}`, `${n.misses}`, n.hit_rate === null ? "–" : percent(n.hit_rate), saved(n)]),
   )
@@ -275,7 +278,8 @@ function kinds(told) {
   return rows.length ? el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)) : null
 }
 
-const trouble = (name, text) => (text.includes(name) ? `${text[0].toUpperCase()}${text.slice(1)}.` : `${name}: ${text}.`)
+const trouble = (name, text) =>
+  text.includes(name) ? `${text[0].toUpperCase()}${text.slice(1)}.` : `${name}: ${text}.`
 
 function aside(told, open) {
   const lines = [

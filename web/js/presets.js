@@ -18,7 +18,9 @@ const dragged = () => Boolean(app.canvas?.linkConnector?.isConnecting)
 class Rules {
   constructor(definition) {
     this.inputs = { ...definition.input?.required, ...definition.input?.optional }
-    this.told = Object.fromEntries(Object.entries(this.inputs).map(([name, [, options]]) => [name, options?.skipstone ?? {}]))
+    this.told = Object.fromEntries(
+      Object.entries(this.inputs).map(([name, [, options]]) => [name, options?.skipstone ?? {}]),
+    )
     this.preset = Object.keys(this.told).find((name) => this.told[name].presets)
     this.empty = Object.values(this.told).every((told) => !Object.keys(told).length)
   }
@@ -88,7 +90,8 @@ class Rules {
 function sized(prototype) {
   const compute = prototype.computeSize
   prototype.computeSize = function (...given) {
-    const folded = vue() && !this.showAdvanced ? (this.widgets ?? []).filter((w) => w.options?.advanced && !w.hidden) : []
+    const folded =
+      vue() && !this.showAdvanced ? (this.widgets ?? []).filter((w) => w.options?.advanced && !w.hidden) : []
     for (const widget of folded) widget.hidden = true
     try {
       return compute.apply(this, given)

@@ -8,7 +8,7 @@ import { guarded, ours, wrong } from "./shared.js"
 
 const [TITLE, GAP] = [30, 16] // pixels: of a node's title, which is above its place, and between two nodes
 const DRAWN = 250 // ms
-let known = {} // id of an old node -> {new, layouts, rules}
+const known = {} // id of an old node -> {new, layouts, rules}
 const mine = new Set() // ids of nodes that stand in for others
 
 const loaded = async () => {
@@ -31,7 +31,7 @@ const missing = () =>
   graphs().flatMap((graph) =>
     (graph.nodes ?? graph._nodes ?? [])
       .filter((node) => known[node.last_serialization?.type] && !ours(node))
-      .map((node) => ({ graph, id: node.id, saved: node.last_serialization }))
+      .map((node) => ({ graph, id: node.id, saved: node.last_serialization })),
   )
 
 /** What a file has of an old node's widgets, by their names. */
@@ -69,7 +69,8 @@ const adopt = (node, saved) => {
     widget.callback?.(value)
   }
   // it is no longer of the pack that the file names
-  for (const key of ["cnr_id", "aux_id", "ver"]) if (saved.properties?.[key] === node.properties?.[key]) delete node.properties[key]
+  for (const key of ["cnr_id", "aux_id", "ver"])
+    if (saved.properties?.[key] === node.properties?.[key]) delete node.properties[key]
   const [width, height] = node.computeSize()
   node.setSize([Math.max(width, node.size[0]), Math.max(height, node.size[1])])
   const bottom = node.pos[1] + saved.size[1]
@@ -83,11 +84,12 @@ const adopt = (node, saved) => {
 const makeRoom = (node, bottom) => {
   const [left, right] = [node.pos[0], node.pos[0] + node.size[0]]
   const below = (node.graph.nodes ?? node.graph._nodes).filter(
-    (other) => other !== node && other.pos[1] - TITLE >= bottom && other.pos[0] < right && other.pos[0] + other.size[0] > left
+    (other) =>
+      other !== node && other.pos[1] - TITLE >= bottom && other.pos[0] < right && other.pos[0] + other.size[0] > left,
   )
   const top = Math.min(...below.map((other) => other.pos[1] - TITLE))
-  const missing = node.pos[1] + node.size[1] + GAP - top
-  if (missing > 0) for (const other of below) other.pos = [other.pos[0], other.pos[1] + missing]
+  const lower = node.pos[1] + node.size[1] + GAP - top
+  if (lower > 0) for (const other of below) other.pos = [other.pos[0], other.pos[1] + lower]
 }
 
 app.registerExtension({
@@ -107,7 +109,7 @@ app.registerExtension({
         guarded(() => {
           const found = before.find((old) => old.graph === node.graph && old.id === node.id)
           if (found && known[found.saved.type].new === node.comfyClass) adopt(node, found.saved)
-        })
+        }),
       )
     })
   },

@@ -3,22 +3,22 @@
 import { el } from "./shared.js"
 
 const REASONS = {
-    // reason: [why it was computed, why it was skipped]
-    warmup: ["the first steps are computed"],
-    "last step": ["the last step is computed"],
-    schedule: ["on the schedule", "not on the schedule"],
-    threshold: ["reached the threshold", "below the threshold"],
-    ratio: ["reached the threshold", "below the threshold"],
-    interval: ["on the interval", "within the interval"],
-    mask: ["by the Step Mask", "by the Step Mask"],
-    window: ["outside start_percent to end_percent"],
-    cap: ["max_skips in a row were skipped"],
-    total: ["as many were skipped as may be"],
-    event: ["the conditioning changes here"],
-    "new conditioning": ["a conditioning that was not seen before"],
-    history: ["too little was computed before to predict from"],
-    "not finite": ["the indicator was not a number"],
-    "no place on the schedule": ["not a place of the schedule"],
+  // reason: [why it was computed, why it was skipped]
+  warmup: ["the first steps are computed"],
+  "last step": ["the last step is computed"],
+  schedule: ["on the schedule", "not on the schedule"],
+  threshold: ["reached the threshold", "below the threshold"],
+  ratio: ["reached the threshold", "below the threshold"],
+  interval: ["on the interval", "within the interval"],
+  mask: ["by the Step Mask", "by the Step Mask"],
+  window: ["outside start_percent to end_percent"],
+  cap: ["max_skips in a row were skipped"],
+  total: ["as many were skipped as may be"],
+  event: ["the conditioning changes here"],
+  "new conditioning": ["a conditioning that was not seen before"],
+  history: ["too little was computed before to predict from"],
+  "not finite": ["the indicator was not a number"],
+  "no place on the schedule": ["not a place of the schedule"],
 }
 
 /** A sentence's first letter; Python's sentences are made for log lines. */
@@ -27,94 +27,95 @@ const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1)
 const short = (value) => String(Number(value.toPrecision(value < 1000 ? 3 : 4)))
 
 export function seconds(value) {
-    if (value >= 90) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`
-    return `${value >= 10 ? Math.round(value) : value >= 0.1 ? value.toFixed(1) : value.toFixed(2)} s`
+  if (value >= 90) return `${Math.floor(value / 60)} min ${Math.round(value % 60)} s`
+  return `${value >= 10 ? Math.round(value) : value >= 0.1 ? value.toFixed(1) : value.toFixed(2)} s`
 }
 
 /** The evaluations by step: [[evaluation, ...], ...], as many lists as the run has steps; empty ones are still to come. */
 export function bySteps(report) {
-    const steps = Array.from({ length: Math.max(report.steps, 1) }, () => [])
-    for (const e of report.timeline) steps[Math.min(Math.max(e.step, 0), steps.length - 1)].push(e)
-    return steps
+  const steps = Array.from({ length: Math.max(report.steps, 1) }, () => [])
+  for (const e of report.timeline) steps[Math.min(Math.max(e.step, 0), steps.length - 1)].push(e)
+  return steps
 }
 
 const done = (report) => (report.timeline.length ? Math.max(...report.timeline.map((e) => e.step)) + 1 : 0)
 
 /** What happened, in a few words. */
 export function headline({ running, report }) {
-    const total = report.evaluations
-    const count = report.skipped ? `${report.computed} of ${total} computed` : `all ${total} computed`
-    if (running) {
-        const now = `Step ${done(report)} of ${report.steps}`
-        return report.learning ? `${now}, learning` : report.skipped ? `${now}, ${report.skipped} skipped` : now
-    }
-    if (!report.finished) return total ? `Stopped at step ${done(report)} of ${report.steps}, ${count}` : "Stopped before the first step"
-    return report.learning ? `Learned: ${count}` : capital(count)
+  const total = report.evaluations
+  const count = report.skipped ? `${report.computed} of ${total} computed` : `all ${total} computed`
+  if (running) {
+    const now = `Step ${done(report)} of ${report.steps}`
+    return report.learning ? `${now}, learning` : report.skipped ? `${now}, ${report.skipped} skipped` : now
+  }
+  if (!report.finished)
+    return total ? `Stopped at step ${done(report)} of ${report.steps}, ${count}` : "Stopped before the first step"
+  return report.learning ? `Learned: ${count}` : capital(count)
 }
 
 /** What it gained, an estimate from the time of what was computed: ["2.4x", ", about 3.1 s saved"]. Empty where nothing was skipped. */
 export function gain({ running, report }) {
-    if (running || !report.skipped || !(report.speedup > 0)) return []
-    return [`${report.speedup.toFixed(1)}x`, `, about ${seconds(report.saved)} saved`]
+  if (running || !report.skipped || !(report.speedup > 0)) return []
+  return [`${report.speedup.toFixed(1)}x`, `, about ${seconds(report.saved)} saved`]
 }
 
 /** Which tone the message has: "warn", "learn", "hint" or "". */
 export function tone({ report }) {
-    if (report.risk) return "warn"
-    if (report.learning) return "learn"
-    return report.advice ? "hint" : ""
+  if (report.risk) return "warn"
+  if (report.learning) return "learn"
+  return report.advice ? "hint" : ""
 }
 
 /** What is to be said beside the count: advice first. Sentences. */
 export function remarks({ report }) {
-    const { advice, chosen, notes } = report
-    const rest = notes.filter((note) => !advice || !note.includes(advice) || note.length > 2 * advice.length + 80)
-    return [advice, chosen, ...(report.learning && advice && !chosen ? [] : rest)].filter(Boolean).map(capital)
+  const { advice, chosen, notes } = report
+  const rest = notes.filter((note) => !advice || !note.includes(advice) || note.length > 2 * advice.length + 80)
+  return [advice, chosen, ...(report.learning && advice && !chosen ? [] : rest)].filter(Boolean).map(capital)
 }
 
 /** Which settings it ran with, and how many evaluations those of a sampler with several a step were. */
 export function settings({ report }) {
-    const evaluations = report.evaluations > done(report) ? `${report.evaluations} evaluations` : ""
-    return [report.variant, evaluations].filter(Boolean).join(", ")
+  const evaluations = report.evaluations > done(report) ? `${report.evaluations} evaluations` : ""
+  return [report.variant, evaluations].filter(Boolean).join(", ")
 }
 
 export const title = ({ report }) => `${report.method} ${report.variant}`.trim()
 
 function why(e, report) {
-    if (report.learning && e.computed) return "to learn from it"
-    return REASONS[e.reason]?.[e.computed ? 0 : 1] ?? e.reason
+  if (report.learning && e.computed) return "to learn from it"
+  return REASONS[e.reason]?.[e.computed ? 0 : 1] ?? e.reason
 }
 
 /** One step, in words. */
 export function detail({ report, running }, step) {
-    const here = bySteps(report)[step]
-    const place = `Step ${step + 1} of ${report.steps}`
-    if (!here.length) {
-        if (!running) return `${place}: not reached`
-        const planned = report.planned.length && !report.learning
-        return planned ? `${place}: to be ${report.planned.includes(step) ? "computed" : "skipped"}` : `${place}: to come`
-    }
-    const said = here.map((e) => {
-        const parts = [`${e.computed ? "computed" : "skipped"}, ${why(e, report)}`]
-        if (e.held != null && e.limit != null) parts.push(`change ${short(e.held)}, threshold ${short(e.limit)}`)
-        return parts.join("; ")
-    })
-    const same = said.length > 1 && new Set(said).size === 1
-    const many = said.length > 1 ? `${said.length} evaluations, ${same ? "each " : ""}` : ""
-    return `${place}: ${many}${same ? said[0] : said.join("; then ")}. Sigma ${short(here[0].sigma)}.`
+  const here = bySteps(report)[step]
+  const place = `Step ${step + 1} of ${report.steps}`
+  if (!here.length) {
+    if (!running) return `${place}: not reached`
+    const planned = report.planned.length && !report.learning
+    return planned ? `${place}: to be ${report.planned.includes(step) ? "computed" : "skipped"}` : `${place}: to come`
+  }
+  const said = here.map((e) => {
+    const parts = [`${e.computed ? "computed" : "skipped"}, ${why(e, report)}`]
+    if (e.held != null && e.limit != null) parts.push(`change ${short(e.held)}, threshold ${short(e.limit)}`)
+    return parts.join("; ")
+  })
+  const same = said.length > 1 && new Set(said).size === 1
+  const many = said.length > 1 ? `${said.length} evaluations, ${same ? "each " : ""}` : ""
+  return `${place}: ${many}${same ? said[0] : said.join("; then ")}. Sigma ${short(here[0].sigma)}.`
 }
 
 /** All of it in sentences, for those who do not see the picture. */
 export function sentences(run) {
-    const { report, running } = run
-    const evaluations = report.evaluations === report.steps ? "" : ` ${report.evaluations} evaluations,`
-    const count = `${report.steps} steps,${evaluations} ${report.computed} computed, ${report.skipped} skipped`
-    const state = running ? "Running. " : report.finished ? "" : `Stopped at step ${done(report)}. `
-    const gained = gain(run).join("")
-    return [`${title(run)}: ${state}${count}.`, gained && `${capital(gained)}.`, ...remarks(run).map((r) => `${r}.`)]
-        .filter(Boolean)
-        .join(" ")
-        .replaceAll("..", ".")
+  const { report, running } = run
+  const evaluations = report.evaluations === report.steps ? "" : ` ${report.evaluations} evaluations,`
+  const count = `${report.steps} steps,${evaluations} ${report.computed} computed, ${report.skipped} skipped`
+  const state = running ? "Running. " : report.finished ? "" : `Stopped at step ${done(report)}. `
+  const gained = gain(run).join("")
+  return [`${title(run)}: ${state}${count}.`, gained && `${capital(gained)}.`, ...remarks(run).map((r) => `${r}.`)]
+    .filter(Boolean)
+    .join(" ")
+    .replaceAll("..", ".")
 }
 
 // the picture
@@ -125,45 +126,45 @@ const bar = (kind) => el("div", { className: `skipstone-bar ${kind}` })
 
 /** What a step looks like. `pending`: it is still to come, drawn as it is planned. */
 export function cell(here, planned, pending) {
-    const element = el("div", { className: "skipstone-cell" })
-    if (pending) element.append(bar(`pending ${planned ? "computed" : "skipped"}`))
-    for (const e of here) element.append(bar(e.computed ? "computed" : "skipped"))
-    return element
+  const element = el("div", { className: "skipstone-cell" })
+  if (pending) element.append(bar(`pending ${planned ? "computed" : "skipped"}`))
+  for (const e of here) element.append(bar(e.computed ? "computed" : "skipped"))
+  return element
 }
 
 /** The indicator as a line, and its threshold, which is always half way up: twice the threshold is as far from the top as half of it from the
  * bottom, and nothing is ever out of the picture. null where no indicator was asked. */
 export function line(steps) {
-    const points = steps.flatMap((here, step) =>
-        here.map((e, i) => [
-            ((step + (i + 0.5) / here.length) / steps.length) * 100,
-            e.held != null && e.limit != null ? (100 * e.limit ** 2) / (e.held ** 2 + e.limit ** 2 || 1) : null,
-        ]),
-    )
-    if (!points.some(([, y]) => y !== null)) return null
-    const svg = document.createElementNS(SVG, "svg")
-    svg.setAttribute("viewBox", "0 0 100 100")
-    svg.setAttribute("preserveAspectRatio", "none")
-    svg.setAttribute("class", "skipstone-line")
-    svg.setAttribute("aria-hidden", "true")
-    const draw = (name, d) => {
-        const path = document.createElementNS(SVG, "path")
-        path.setAttribute("class", name)
-        path.setAttribute("d", d)
-        path.setAttribute("vector-effect", "non-scaling-stroke")
-        svg.append(path)
+  const points = steps.flatMap((here, step) =>
+    here.map((e, i) => [
+      ((step + (i + 0.5) / here.length) / steps.length) * 100,
+      e.held != null && e.limit != null ? (100 * e.limit ** 2) / (e.held ** 2 + e.limit ** 2 || 1) : null,
+    ]),
+  )
+  if (!points.some(([, y]) => y !== null)) return null
+  const svg = document.createElementNS(SVG, "svg")
+  svg.setAttribute("viewBox", "0 0 100 100")
+  svg.setAttribute("preserveAspectRatio", "none")
+  svg.setAttribute("class", "skipstone-line")
+  svg.setAttribute("aria-hidden", "true")
+  const draw = (name, d) => {
+    const path = document.createElementNS(SVG, "path")
+    path.setAttribute("class", name)
+    path.setAttribute("d", d)
+    path.setAttribute("vector-effect", "non-scaling-stroke")
+    svg.append(path)
+  }
+  let [curve, dots, on] = ["", "", false]
+  for (const [x, y] of points) {
+    if (y !== null) {
+      const at = `${x.toFixed(2)} ${(4 + 0.92 * y).toFixed(2)}`
+      curve += `${on ? "L" : "M"}${at}`
+      dots += `M${at}h0`
     }
-    let [curve, dots, on] = ["", "", false]
-    for (const [x, y] of points) {
-        if (y !== null) {
-            const at = `${x.toFixed(2)} ${(4 + 0.92 * y).toFixed(2)}`
-            curve += `${on ? "L" : "M"}${at}`
-            dots += `M${at}h0`
-        }
-        on = y !== null
-    }
-    draw("threshold", "M0 50H100")
-    draw("curve", curve)
-    draw("dots", dots)
-    return svg
+    on = y !== null
+  }
+  draw("threshold", "M0 50H100")
+  draw("curve", curve)
+  draw("dots", dots)
+  return svg
 }

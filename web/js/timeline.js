@@ -17,220 +17,226 @@ const views = new WeakMap() // node -> View
 
 const span = (className, ...children) => el("span", { className }, ...children)
 
+const key = (className) => el("i", { className })
+
 const root = () => app.rootGraph ?? app.graph
 const workflow = () => String(root()?.id ?? "")
 
 /** The node of an id in the prompt: "12:5" is node 5 of the subgraph of node 12. */
 function find(id) {
-    let graph = root()
-    let node = null
-    for (const part of String(id).split(":")) {
-        node = graph?.getNodeById?.(part)
-        graph = node?.subgraph
-    }
-    return node ?? null
+  let graph = root()
+  let node = null
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById?.(part)
+    graph = node?.subgraph
+  }
+  return node ?? null
 }
 
 function* nodes(graph, seen = new Set()) {
-    if (!graph || seen.has(graph)) return
-    seen.add(graph)
-    for (const node of graph.nodes ?? graph._nodes ?? []) {
-        yield node
-        yield* nodes(node.subgraph, seen)
-    }
+  if (!graph || seen.has(graph)) return
+  seen.add(graph)
+  for (const node of graph.nodes ?? graph._nodes ?? []) {
+    yield node
+    yield* nodes(node.subgraph, seen)
+  }
 }
 
 /** A node's runs in the last prompt in which it had any, oldest first. */
 function runsOf(node) {
-    const all = [...runs.values()].filter((run) => run.workflow === workflow() && find(run.node) === node)
-    all.sort((a, b) => a.run - b.run)
-    return all.filter((run) => run.prompt === all.at(-1).prompt)
+  const all = [...runs.values()].filter((run) => run.workflow === workflow() && find(run.node) === node)
+  all.sort((a, b) => a.run - b.run)
+  return all.filter((run) => run.prompt === all.at(-1).prompt)
 }
 
 class View {
-    constructor(node) {
-        this.node = node
-        this.chosen = null // number of the run that was asked for, of `prompt`
-        this.step = null // that is looked at
-        this.build()
-        this.show()
-    }
+  constructor(node) {
+    this.node = node
+    this.chosen = null // number of the run that was asked for, of `prompt`
+    this.step = null // that is looked at
+    this.build()
+    this.show()
+  }
 
-    build() {
-        this.count = span("count")
-        this.gain = span("gain")
-        this.earlier = this.button("\u2039", "Earlier run", -1)
-        this.number = span("number")
-        this.later = this.button("\u203a", "Later run", 1)
-        this.pager = span("pager", this.earlier, this.number, this.later)
-        this.chart = el("div", { className: "skipstone-chart", role: "img", tabIndex: 0 })
-        this.say = el("div", { className: "skipstone-say" })
-        this.element = el(
-            "div",
-            { className: "skipstone-timeline", role: "group", "aria-label": "Timeline of the last run" },
-            el("div", { className: "skipstone-head" }, this.count, this.gain, this.pager),
-            this.chart,
-            this.say,
-        )
-        Object.assign(this.element.style, { height: `${HEIGHT}px`, minHeight: `${HEIGHT}px`, maxHeight: `${HEIGHT}px` })
+  build() {
+    this.count = span("count")
+    this.gain = span("gain")
+    this.earlier = this.button("\u2039", "Earlier run", -1)
+    this.number = span("number")
+    this.later = this.button("\u203a", "Later run", 1)
+    this.pager = span("pager", this.earlier, this.number, this.later)
+    this.chart = el("div", { className: "skipstone-chart", role: "img", tabIndex: 0 })
+    this.say = el("div", { className: "skipstone-say" })
+    this.element = el(
+      "div",
+      { className: "skipstone-timeline", role: "group", "aria-label": "Timeline of the last run" },
+      el("div", { className: "skipstone-head" }, this.count, this.gain, this.pager),
+      this.chart,
+      this.say,
+    )
+    Object.assign(this.element.style, { height: `${HEIGHT}px`, minHeight: `${HEIGHT}px`, maxHeight: `${HEIGHT}px` })
 
-        this.chart.addEventListener("pointermove", (e) => this.look(this.stepAt(e.clientX)))
-        this.chart.addEventListener("pointerleave", () => this.look(null))
-        this.chart.addEventListener("blur", () => this.look(null))
-        this.chart.addEventListener("keydown", (e) => this.key(e))
-        // the classic canvas lies under the element: what is meant for it is handed on
-        this.element.addEventListener("wheel", (e) => this.classic() && app.canvas.processMouseWheel?.(e), { passive: false })
-        this.element.addEventListener("pointerdown", (e) => {
-            if (e.button === 1 && this.classic()) app.canvas.processMouseDown?.(e)
-        })
-    }
+    this.chart.addEventListener("pointermove", (e) => this.look(this.stepAt(e.clientX)))
+    this.chart.addEventListener("pointerleave", () => this.look(null))
+    this.chart.addEventListener("blur", () => this.look(null))
+    this.chart.addEventListener("keydown", (e) => this.key(e))
+    // the classic canvas lies under the element: what is meant for it is handed on
+    this.element.addEventListener("wheel", (e) => this.classic() && app.canvas.processMouseWheel?.(e), {
+      passive: false,
+    })
+    this.element.addEventListener("pointerdown", (e) => {
+      if (e.button === 1 && this.classic()) app.canvas.processMouseDown?.(e)
+    })
+  }
 
-    classic() {
-        return !globalThis.LiteGraph?.vueNodesMode
-    }
+  classic() {
+    return !globalThis.LiteGraph?.vueNodesMode
+  }
 
-    button(text, label, by) {
-        const button = el("button", { type: "button", "aria-label": label }, text)
-        button.addEventListener("click", () => {
-            const all = this.all
-            this.chosen = all[all.indexOf(this.run) + by]?.run ?? null
-            this.show()
-        })
-        return button
-    }
+  button(text, label, by) {
+    const button = el("button", { type: "button", "aria-label": label }, text)
+    button.addEventListener("click", () => {
+      const all = this.all
+      this.chosen = all[all.indexOf(this.run) + by]?.run ?? null
+      this.show()
+    })
+    return button
+  }
 
-    /** What is known of the node's runs. */
-    show() {
-        this.all = runsOf(this.node)
-        this.run = this.all.find((run) => run.run === this.chosen) ?? this.all.at(-1) ?? null
-        const { run } = this
-        this.count.textContent = run ? words.headline(run) : "No run yet"
-        const gain = run ? words.gain(run) : []
-        this.gain.replaceChildren(...gain.map((part, i) => span(i ? "saved" : "", part)))
-        this.gain.title = gain.join("")
-        this.page()
-        this.draw()
-        this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${EMPTY}`)
-        if (run) this.chart.setAttribute("aria-description", "The arrow keys tell each step.")
-        this.look(run && this.step < run.report.steps ? this.step : null)
-    }
+  /** What is known of the node's runs. */
+  show() {
+    this.all = runsOf(this.node)
+    this.run = this.all.find((run) => run.run === this.chosen) ?? this.all.at(-1) ?? null
+    const { run } = this
+    this.count.textContent = run ? words.headline(run) : "No run yet"
+    const gain = run ? words.gain(run) : []
+    this.gain.replaceChildren(...gain.map((part, i) => span(i ? "saved" : "", part)))
+    this.gain.title = gain.join("")
+    this.page()
+    this.draw()
+    this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${EMPTY}`)
+    if (run) this.chart.setAttribute("aria-description", "The arrow keys tell each step.")
+    this.look(run && this.step < run.report.steps ? this.step : null)
+  }
 
-    page() {
-        const { all, run } = this
-        this.pager.hidden = all.length < 2
-        this.element.classList.toggle("paged", !this.pager.hidden)
-        if (this.pager.hidden) return
-        const at = all.indexOf(run)
-        const sampler = find(run.sampler)?.title
-        this.number.textContent = `${at + 1}/${all.length}`
-        this.number.title = `Run ${at + 1} of ${all.length} of this prompt${sampler ? `, by ${sampler} (#${run.sampler})` : ""}`
-        this.earlier.disabled = at === 0
-        this.later.disabled = at === all.length - 1
-    }
+  page() {
+    const { all, run } = this
+    this.pager.hidden = all.length < 2
+    this.element.classList.toggle("paged", !this.pager.hidden)
+    if (this.pager.hidden) return
+    const at = all.indexOf(run)
+    const sampler = find(run.sampler)?.title
+    this.number.textContent = `${at + 1}/${all.length}`
+    this.number.title = `Run ${at + 1} of ${all.length} of this prompt${sampler ? `, by ${sampler} (#${run.sampler})` : ""}`
+    this.earlier.disabled = at === 0
+    this.later.disabled = at === all.length - 1
+  }
 
-    draw() {
-        const report = this.run?.report
-        const steps = report ? words.bySteps(report) : Array.from({ length: 20 }, () => [])
-        const planned = new Set(report?.planned)
-        const cells = el("div", { className: "skipstone-cells" })
-        cells.classList.toggle("many", steps.length > 60)
-        cells.classList.toggle("crowd", steps.length > 160)
-        steps.forEach((here, step) => {
-            const computed = report && (!planned.size || report.learning || planned.has(step))
-            cells.append(words.cell(here, computed, !here.length))
-        })
-        const line = report && words.line(steps)
-        this.chart.replaceChildren(...(line ? [line] : []), cells)
-        this.cells = cells
-    }
+  draw() {
+    const report = this.run?.report
+    const steps = report ? words.bySteps(report) : Array.from({ length: 20 }, () => [])
+    const planned = new Set(report?.planned)
+    const cells = el("div", { className: "skipstone-cells" })
+    cells.classList.toggle("many", steps.length > 60)
+    cells.classList.toggle("crowd", steps.length > 160)
+    steps.forEach((here, step) => {
+      const computed = report && (!planned.size || report.learning || planned.has(step))
+      cells.append(words.cell(here, computed, !here.length))
+    })
+    const line = report && words.line(steps)
+    this.chart.replaceChildren(...(line ? [line] : []), cells)
+    this.cells = cells
+  }
 
-    stepAt(x) {
-        if (!this.run) return null
-        const { left, width } = this.cells.getBoundingClientRect()
-        const count = this.cells.children.length
-        return Math.min(Math.max(Math.floor(((x - left) / (width || 1)) * count), 0), count - 1)
-    }
+  stepAt(x) {
+    if (!this.run) return null
+    const { left, width } = this.cells.getBoundingClientRect()
+    const count = this.cells.children.length
+    return Math.min(Math.max(Math.floor(((x - left) / (width || 1)) * count), 0), count - 1)
+  }
 
-    key(event) {
-        if (!this.run) return
-        const last = this.cells.children.length - 1
-        const now = this.step
-        const to = { ArrowRight: (now ?? -1) + 1, ArrowLeft: (now ?? last + 1) - 1, Home: 0, End: last, Escape: null }[event.key]
-        if (to === undefined) return
-        event.preventDefault()
-        event.stopPropagation() // the canvas would move the node
-        this.say.setAttribute("aria-live", "polite")
-        this.look(to === null ? null : Math.min(Math.max(to, 0), last))
-    }
+  key(event) {
+    if (!this.run) return
+    const last = this.cells.children.length - 1
+    const now = this.step
+    const to = { ArrowRight: (now ?? -1) + 1, ArrowLeft: (now ?? last + 1) - 1, Home: 0, End: last, Escape: null }[
+      event.key
+    ]
+    if (to === undefined) return
+    event.preventDefault()
+    event.stopPropagation() // the canvas would move the node
+    this.say.setAttribute("aria-live", "polite")
+    this.look(to === null ? null : Math.min(Math.max(to, 0), last))
+  }
 
-    /** Tell of a step; of the whole run: null. */
-    look(step) {
-        this.step = step
-        for (const [i, cell] of [...this.cells.children].entries()) cell.classList.toggle("chosen", i === step)
-        if (step === null) this.say.removeAttribute("aria-live")
-        this.say.classList.toggle("told", step !== null)
-        if (!this.run) return this.say.replaceChildren(EMPTY)
-        if (step !== null) {
-            this.say.title = ""
-            return this.say.replaceChildren(words.detail(this.run, step))
-        }
-        const said = words.remarks(this.run)
-        const tone = words.tone(this.run)
-        this.say.title = said.join("\n")
-        if (said.length) {
-            const sign = tone === "learn" ? "\u2713" : tone === "warn" ? "!" : "i"
-            const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, sign)
-            return this.say.replaceChildren(mark, said.join(". "))
-        }
-        const { computed, skipped } = this.run.report
-        const key = (name) => el("i", { className: name })
-        const by = span("by", words.settings(this.run))
-        this.say.replaceChildren(key("key"), `${computed} computed`, key("key skipped"), `${skipped} skipped`, by)
+  /** Tell of a step; of the whole run: null. */
+  look(step) {
+    this.step = step
+    for (const [i, cell] of [...this.cells.children].entries()) cell.classList.toggle("chosen", i === step)
+    if (step === null) this.say.removeAttribute("aria-live")
+    this.say.classList.toggle("told", step !== null)
+    if (!this.run) return this.say.replaceChildren(EMPTY)
+    if (step !== null) {
+      this.say.title = ""
+      return this.say.replaceChildren(words.detail(this.run, step))
     }
+    const said = words.remarks(this.run)
+    const tone = words.tone(this.run)
+    this.say.title = said.join("\n")
+    if (said.length) {
+      const sign = tone === "learn" ? "\u2713" : tone === "warn" ? "!" : "i"
+      const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, sign)
+      return this.say.replaceChildren(mark, said.join(". "))
+    }
+    const { computed, skipped } = this.run.report
+    const by = span("by", words.settings(this.run))
+    this.say.replaceChildren(key("key"), `${computed} computed`, key("key skipped"), `${skipped} skipped`, by)
+  }
 }
 
 function equip(node) {
-    if (!node.addDOMWidget || views.has(node)) return
-    const view = new View(node)
-    const height = HEIGHT + 2 * MARGIN
-    const widget = node.addDOMWidget(WIDGET, "skipstone.timeline", view.element, {
-        serialize: false,
-        hideOnZoom: false,
-        hideInPanel: true, // at the side there are values to set
-        margin: MARGIN,
-        getMinHeight: () => height,
-        getMaxHeight: () => height,
-        onDraw: () => view.element.classList.toggle("off", node.mode === 2 || node.mode === 4),
-    })
-    widget.serialize = false // in the file; the option above is for the prompt
-    // as high as ComfyUI makes it when its file is opened: an undo would else find it changed, and lose what can be done again
-    node.expandToFitContent?.()
-    views.set(node, view)
+  if (!node.addDOMWidget || views.has(node)) return
+  const view = new View(node)
+  const height = HEIGHT + 2 * MARGIN
+  const widget = node.addDOMWidget(WIDGET, "skipstone.timeline", view.element, {
+    serialize: false,
+    hideOnZoom: false,
+    hideInPanel: true, // at the side there are values to set
+    margin: MARGIN,
+    getMinHeight: () => height,
+    getMaxHeight: () => height,
+    onDraw: () => view.element.classList.toggle("off", node.mode === 2 || node.mode === 4),
+  })
+  widget.serialize = false // in the file; the option above is for the prompt
+  // as high as ComfyUI makes it when its file is opened: an undo would else find it changed, and lose what can be done again
+  node.expandToFitContent?.()
+  views.set(node, view)
 }
 
 function keep(run) {
-    const known = runs.get(run.run)
-    if (known && known.prompt === run.prompt && (!known.running || known.report.evaluations > run.report.evaluations)) return
-    runs.set(run.run, run)
-    if (runs.size > KEPT) runs.delete(Math.min(...runs.keys()))
+  const known = runs.get(run.run)
+  if (known && known.prompt === run.prompt && (!known.running || known.report.evaluations > run.report.evaluations))
+    return
+  runs.set(run.run, run)
+  if (runs.size > KEPT) runs.delete(Math.min(...runs.keys()))
 }
 
 function showAll() {
-    for (const node of nodes(root())) views.get(node)?.show()
+  for (const node of nodes(root())) views.get(node)?.show()
 }
 
 async function fetched() {
+  showAll()
+  const id = workflow()
+  if (!id || ![...nodes(root())].some((node) => views.has(node))) return
+  try {
+    const answer = await api.fetchApi(`/skipstone/reports?workflow=${encodeURIComponent(id)}`)
+    if (!answer.ok) return
+    for (const run of await answer.json()) keep(run)
     showAll()
-    const id = workflow()
-    if (!id || ![...nodes(root())].some((node) => views.has(node))) return
-    try {
-        const answer = await api.fetchApi(`/skipstone/reports?workflow=${encodeURIComponent(id)}`)
-        if (!answer.ok) return
-        for (const run of await answer.json()) keep(run)
-        showAll()
-    } catch (error) {
-        console.debug("Skipstone: the last runs could not be asked for", error)
-    }
+  } catch (error) {
+    console.debug("Skipstone: the last runs could not be asked for", error)
+  }
 }
 
 /** A method's node gives a MODEL, and says which node it is. */
@@ -238,29 +244,29 @@ const isMethod = (def) => ours(def) && def.output?.includes("MODEL") && "unique_
 const methods = new Set()
 
 app.registerExtension({
-    name: "Skipstone.Timeline",
+  name: "Skipstone.Timeline",
 
-    beforeRegisterNodeDef(type, def) {
-        if (isMethod(def)) methods.add(def.name)
-    },
+  beforeRegisterNodeDef(type, def) {
+    if (isMethod(def)) methods.add(def.name)
+  },
 
-    nodeCreated(node) {
-        if (methods.has(node.comfyClass)) equip(node)
-    },
+  nodeCreated(node) {
+    if (methods.has(node.comfyClass)) equip(node)
+  },
 
-    afterConfigureGraph() {
-        fetched()
-    },
+  afterConfigureGraph() {
+    fetched()
+  },
 
-    setup() {
-        document.head.append(el("link", { rel: "stylesheet", href: new URL("./timeline.css", import.meta.url).href }))
-        api.addEventListener("skipstone.report", ({ detail: run }) => {
-            keep(run)
-            if (run.workflow === workflow()) views.get(find(run.node))?.show()
-        })
-        api.addEventListener("reconnected", () => {
-            runs.clear() // a server that was started anew counts its runs anew
-            fetched()
-        })
-    },
+  setup() {
+    document.head.append(el("link", { rel: "stylesheet", href: new URL("./timeline.css", import.meta.url).href }))
+    api.addEventListener("skipstone.report", ({ detail: run }) => {
+      keep(run)
+      if (run.workflow === workflow()) views.get(find(run.node))?.show()
+    })
+    api.addEventListener("reconnected", () => {
+      runs.clear() // a server that was started anew counts its runs anew
+      fetched()
+    })
+  },
 })
