@@ -51,7 +51,7 @@ check:
 	$(RUN) demo/training/check.py $(ARGS)
 
 costs:
-	$(RUN) demo/training/costs.py --out '$(CURDIR)/core/step/default_costs.json' $(ARGS)
+	$(RUN) demo/training/costs.py --out '$(CURDIR)/core/step/calibration/default_costs.json' $(ARGS)
 
 bench-meancache:
 	$(RUN) bench/meancache.py $(ARGS)

@@ -78,7 +78,7 @@ def inside() -> Iterator[Entry]:
 
 
 def _entry(variant: str, level: str, method: Any) -> Entry:
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     if method.name == "TaylorSeer" and "blocks" not in variant:
         variant = f"blocks, {variant}"  # the same node has both levels
@@ -105,7 +105,7 @@ class Profile:
 
     def share(self, method: Any, network: Any) -> float:
         """What of the blocks' time runs on a skip."""
-        from skipstone.patch.reach import reach_of
+        from skipstone.patch.blocks.resolver import reach_of
 
         reach = reach_of(method, network)
         always: Any = reach.seam if reach.family.unet else reach.blocks
@@ -140,8 +140,8 @@ def profiled(bench: Bench) -> Profile:
 
 
 def _blocks(network: Any) -> list[Any]:
+    from skipstone.patch.blocks.transformer import blocks_of
     from skipstone.patch.families import Family, family_of
-    from skipstone.patch.stacks import blocks_of
 
     family = family_of(network)
     assert isinstance(family, Family)
@@ -187,7 +187,7 @@ class Test:
         method = entry.same
         if method is None or method.calibration != "auto":
             return
-        from skipstone.patch.reach import reach_of
+        from skipstone.patch.blocks.resolver import reach_of
 
         what = reach_of(method, self.network).text if method.blocks else "output"
         if what not in self.learned:
@@ -216,7 +216,7 @@ class Test:
 
     def _measured(self, entry: Entry) -> tuple[Score, float, float]:
         """Scores, share_computed, speedup. Each pair is sampled plainly right before, on the machine as it is then."""
-        from skipstone.patch.attach import attach
+        from skipstone.patch.step.attach import attach
 
         bench, plain, method = self.bench, self.studio.model, entry.same
         reports: list[Any] = []

@@ -32,7 +32,7 @@ def calibrate(bench: Bench, runs: int = RUNS, method: Any = None) -> None:
     """Record for the bench's model and way of sampling what `method` (MeanCache's, if none is given) learns from full runs, as its
     node does with calibration 'record'."""
     from skipstone.nodes.meancache import method_of
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     taught = replace(method, calibration="record") if method else method_of(calibration="record")
     model = attach(bench.studio.model, taught)

@@ -67,7 +67,7 @@ def _shown(node: Any) -> str:
 
 
 def _ours(node: Any, variant: str, level: str, method: Any) -> Entry:
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     same = replace(method, variant="")
     return Entry(

@@ -55,7 +55,7 @@ def asked(bench: Bench, decibels: Iterable[float]) -> Iterable[Row]:
 
 
 def rows_of(bench: Bench, method: Any, **more: Any) -> Iterable[Row]:
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     reports: list[Any] = []
     model = attach(bench.studio.model, method, (reports.append,))

@@ -24,7 +24,7 @@ def methods(model: Any) -> dict[str, Callable[[int], Any]]:
     """What is compared: name -> patched model for a budget of so many evaluations of 50."""
     from skipstone.nodes.meancache import method_of
     from skipstone.nodes.widgets import CUSTOM
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     def ours(predictor: str) -> Callable[[int], Any]:
         return lambda b: attach(model, method_of(CUSTOM, budget=b / 50, predictor=predictor))

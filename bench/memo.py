@@ -167,13 +167,13 @@ class Bench:
 
         from skipstone.core.memo.store import Store
         from skipstone.core.memo.tiers.disk import DiskTier
-        from skipstone.patch import memo
-        from skipstone.patch.encoders import memo_vae
+        from skipstone.patch.memo import instance
+        from skipstone.patch.memo.encoders import memo_vae
 
         torch.set_num_threads(self.threads)
         store = Store([DiskTier(self.folder / "memo", spare=0)])
         store.ready(10)
-        memo.use(store)
+        instance.use(store)
         sd, metadata = comfy.utils.load_torch_file(str(self.vae), return_metadata=True)
         vae = memo_vae(comfy.sd.VAE(sd=sd, metadata=metadata))
         pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png(0, self.size)))).astype(np.float32) / 255.0)[None]
@@ -182,7 +182,7 @@ class Bench:
             store.flush(30)
             hit = median(lambda: vae.encode(pixels))
         told = store.report()["kinds"]["vae"]
-        memo.use(None)
+        instance.use(None)
         store.close()
         assert told["hits"] >= ROUNDS
         if told["misses"]:

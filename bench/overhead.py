@@ -38,8 +38,8 @@ def measured(name: str, sizes: list[int], rounds: int) -> Iterator[str]:
     studio = loaded(name)
     import comfy.sample
 
-    from skipstone.patch.attach import attach
     from skipstone.patch.errors import StepCacheError
+    from skipstone.patch.step.attach import attach
 
     words, empty = studio.words("a red circle on blue"), studio.words("")
 

@@ -20,9 +20,9 @@ def main() -> None:
     args = parser.parse_args()
     studio = loaded()
 
-    from skipstone.core.step.report import Report
+    from skipstone.core.step.report.report import Report
     from skipstone.nodes.meancache import PRESETS, method_of
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     rows: dict[str, list[str]] = {preset: [] for preset in PRESETS}
     for steps in args.steps:

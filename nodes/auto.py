@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.step.auto import NAME, Wish
+from ..core.step.auto.method import NAME, AutoMethod
 from . import widgets
 from .easycache import ucache_of
 from .meancache import PRESETS, method_of
@@ -20,7 +20,9 @@ LEARN, AT_ONCE = FIRST_RUNS = ("learn", "skip at once")
 FREE = ((1.0, "Quality"), (1.3, "Balanced"), (1.6, "Speed"), (2.0, "Turbo"))
 
 
-def auto_of(wish: str = "Balanced", speedup: float = 2.0, decibels: float = 40.0, first_run: str = "learn") -> Wish:
+def auto_of(
+    wish: str = "Balanced", speedup: float = 2.0, decibels: float = 40.0, first_run: str = "learn"
+) -> AutoMethod:
     """The node as data. wish: one of WISHES; speedup: times, 1 to 8; decibels: of the picture against the full run, 20 to 80: both count
     only where they are wished for. Raises ValueError for a value out of its range, saying which range that is."""
     among("wish", wish, WISHES)
@@ -30,14 +32,14 @@ def auto_of(wish: str = "Balanced", speedup: float = 2.0, decibels: float = 40.0
             raise ValueError(f"speedup is how many times as fast, from 1 to 8, not {speedup}")
         preset = next(name for least, name in reversed(FREE) if speedup >= least)
         planned = method_of(CUSTOM, budget=1 / speedup, calibration="auto")
-        made = Wish(f"{speedup:g}x", planned, ucache_of(preset), speedup=speedup)
+        made = AutoMethod(f"{speedup:g}x", planned, ucache_of(preset), speedup=speedup)
     elif wish == DECIBELS:
         if not 20 <= decibels <= 80:
             raise ValueError(f"decibels are from 20 to 80 (40 is hard to tell by eye), not {decibels}")
         # without costs of the model itself nothing can be said of its pictures
-        return Wish(f"{decibels:g} dB", method_of(CUSTOM, calibration="auto"), decibels=decibels)
+        return AutoMethod(f"{decibels:g} dB", method_of(CUSTOM, calibration="auto"), decibels=decibels)
     else:
-        made = Wish(wish, method_of(wish, calibration="auto"), ucache_of(wish))
+        made = AutoMethod(wish, method_of(wish, calibration="auto"), ucache_of(wish))
     return made if first_run == LEARN else replace(made, planned=replace(made.planned, calibration="known"))
 
 

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.compiling import BACKENDS, DYNAMIC, EACH_BLOCK, MODES, TORCH, WHOLE_MODEL, Settings, options_of
-from ..patch.compiling import compile_model
-from ..patch.offered import backends, offered
+from ..core.compile_options import BACKENDS, DYNAMIC, EACH_BLOCK, MODES, TORCH, WHOLE_MODEL, Settings, options_of
+from ..patch.compile.model import compile_model
+from ..patch.compile.registry import backends, offered
 from .widgets import among
 
 
@@ -29,7 +29,7 @@ def settings_of(
 
 
 class CompileModel(io.ComfyNode):
-    """MODEL -> MODEL. See `core/compiling.py` for what the widgets mean, and `patch/compiling.py` for what is done."""
+    """MODEL -> MODEL. See `core/compile_options.py` for what the widgets mean, and `patch/compile/model.py` for what is done."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:

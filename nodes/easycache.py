@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.step.indicators import Moved
+from ..core.step.indicators.output import InputChange
 from ..core.step.method import Kept, Method
 from ..core.step.policies import Accumulator
 from ..core.step.predictors import Auto, Linear, Predictor, Reuse
@@ -84,7 +84,7 @@ def easycache_of(
         predicted,
         history_device=widgets.device(history_device),
         keeps=keeps,
-        indicator=Moved("previous" if reference == REFERENCES[0] else "anchor"),
+        indicator=InputChange("previous" if reference == REFERENCES[0] else "anchor"),
     )
 
 
@@ -115,7 +115,7 @@ def ucache_of(
         predicted,
         history_device=widgets.device(history_device),
         keeps=keeps,
-        indicator=Moved("anchor", relative),
+        indicator=InputChange("anchor", relative),
     )
 
 

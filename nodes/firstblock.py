@@ -7,13 +7,13 @@ from typing import Any, Literal, cast, get_args
 from comfy_api.latest import io
 
 from ..core.step.clock import Coordinate
+from ..core.step.indicators.blocks import FirstBlockChange
 from ..core.step.method import Blocks, Method
 from ..core.step.policies import Mask, Policy, StepMask, Total
 from ..core.step.policies.mask import NAMES
 from ..core.step.predictors import Predictor, Taylor
-from ..core.step.probes import FromAnchor
-from . import blocks, widgets
-from .blocks import LINE, OWN_GUARDS, RELATIVE, REUSE, TYPICAL
+from . import block_presets, widgets
+from .block_presets import LINE, OWN_GUARDS, RELATIVE, REUSE, TYPICAL
 from .widgets import CUSTOM, Guards, among
 
 # share of a known model's threshold, and for every other model the number of typical changes
@@ -47,19 +47,19 @@ def firstblock_of(
     step_mask: object = None,
 ) -> Method:
     """First Block Cache (ParaAttention, Comfy-WaveSpeed) as data. Raises ValueError for a value out of its range."""
-    rule: Policy = blocks.threshold_of(threshold, unit)
+    rule: Policy = block_presets.threshold_of(threshold, unit)
     guards = Guards(warmup, start_percent, end_percent, max_skips)
     if preset in (*LEVELS, AUTO):
         guards = OWN_GUARDS
     if preset in LEVELS:
-        rule = blocks.by_model(*LEVELS[preset])
+        rule = block_presets.by_model(*LEVELS[preset])
     return Method(
         "First Block Cache",
         preset,
         (*guards.policies(step_mask), rule),
-        blocks.predictor_of(predictor),
+        block_presets.predictor_of(predictor),
         history_device=widgets.device(cache_device),
-        indicator=FromAnchor(),
+        indicator=FirstBlockChange(),
         blocks=Blocks(1, 0, fit=preset != CUSTOM),
     )
 
@@ -94,8 +94,8 @@ def _most(preset: str, published: str) -> float:
 
 def _rule(preset: str, threshold: float, unit: str) -> Policy:
     if preset in SHARES:
-        return blocks.by_model(SHARES[preset], threshold, ((blocks.FLUX, 0.12),))
-    return blocks.threshold_of(threshold, unit)
+        return block_presets.by_model(SHARES[preset], threshold, ((block_presets.FLUX, 0.12),))
+    return block_presets.threshold_of(threshold, unit)
 
 
 def _fitting(fn: int, bn: int, fit: bool) -> Blocks:
@@ -113,7 +113,7 @@ def _predictor(name: str, order: int, coordinate: str) -> Predictor:
         if not 1 <= order <= 2:
             raise ValueError(f"the order of the Taylor prediction is 1 or 2, not {order}")
         return Taylor(order, cast(Coordinate, coordinate))
-    return blocks.predictor_of(REUSE if name == NONE else LINE)
+    return block_presets.predictor_of(REUSE if name == NONE else LINE)
 
 
 @widgets.presets(DB_PRESETS)
@@ -144,7 +144,7 @@ def dbcache_of(
         (*_limited(guards, max_cached, step_mask), _rule(preset, threshold, unit)),
         _predictor(predictor, order, coordinate),
         history_device=widgets.device(cache_device),
-        indicator=FromAnchor(),
+        indicator=FirstBlockChange(),
         blocks=_fitting(fn, bn, fit=preset != CUSTOM),
     )
 
@@ -212,7 +212,7 @@ def cachedit_of(
         (*_limited(guards, max_cached, step_mask), _rule(preset, threshold, unit)),
         _predictor(TAYLOR, order, coordinate),
         history_device=widgets.device(cache_device),
-        indicator=FromAnchor(),
+        indicator=FirstBlockChange(),
         blocks=_fitting(fn, bn, fit=preset != CUSTOM),
     )
 
@@ -241,7 +241,7 @@ class FirstBlockCache(io.ComfyNode):
             category=widgets.CATEGORY,
             description=(
                 "Makes sampling faster: runs the model's first block, and skips all others while what it adds has hardly "
-                f"changed since they ran. Decides for every picture anew (ParaAttention, WaveSpeed). {blocks.NEEDS}"
+                f"changed since they ran. Decides for every picture anew (ParaAttention, WaveSpeed). {block_presets.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "first block cache", "fbcache", "wavespeed", "paraattention"],
             inputs=[
@@ -251,13 +251,13 @@ class FirstBlockCache(io.ComfyNode):
                     "Balanced",
                     "How much to skip. For Flux, HunyuanVideo, LTX-Video and SD 3.5 large the presets have published thresholds; for "
                     "other models they take them from the run's own changes from step to step, and auto does so for all. "
-                    f"'as in WaveSpeed': threshold 0.12 and plain reuse. {blocks.SHOWN} The warmup shown is the one for 50 steps.",
+                    f"'as in WaveSpeed': threshold 0.12 and plain reuse. {block_presets.SHOWN} The warmup shown is the one for 50 steps.",
                 ),
                 widgets.number("threshold", 0.12, 0.0, 100.0, THRESHOLD_TIP),
-                widgets.choice("unit", blocks.UNITS, RELATIVE, blocks.UNIT_TIP),
-                blocks.predictor(),
+                widgets.choice("unit", block_presets.UNITS, RELATIVE, block_presets.UNIT_TIP),
+                block_presets.predictor(),
                 *widgets.guards(Guards(warmup=4)),
-                *blocks.common(),
+                *block_presets.common(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -280,7 +280,7 @@ class DBCache(io.ComfyNode):
             category=widgets.CATEGORY,
             description=(
                 "Makes sampling faster: runs the model's first Fn and last Bn blocks, and skips those between while what the "
-                f"first ones add has hardly changed since they ran (cache-dit). {blocks.NEEDS}"
+                f"first ones add has hardly changed since they ran (cache-dit). {block_presets.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "dbcache", "dual block cache", "cache-dit"],
             inputs=[
@@ -289,12 +289,12 @@ class DBCache(io.ComfyNode):
                     DB_PRESETS,
                     "Balanced",
                     "How much to skip. The presets take fewer blocks where the model has not so many, no more than half of the steps for "
-                    f"warmup, and know Flux. 'as in cache-dit': its defaults. {blocks.SHOWN}",
+                    f"warmup, and know Flux. 'as in cache-dit': its defaults. {block_presets.SHOWN}",
                 ),
                 widgets.count("fn", 8, 1, 1000, FN_TIP),
                 widgets.count("bn", 0, 0, 1000, BN_TIP),
                 widgets.number("threshold", 0.08, 0.0, 100.0, THRESHOLD_TIP),
-                widgets.choice("unit", blocks.UNITS, RELATIVE, blocks.UNIT_TIP),
+                widgets.choice("unit", block_presets.UNITS, RELATIVE, block_presets.UNIT_TIP),
                 widgets.choice(
                     "predictor",
                     DB_PREDICTORS,
@@ -306,7 +306,7 @@ class DBCache(io.ComfyNode):
                 widgets.choice("coordinate", COORDINATES, "log-SNR", COORDINATE_TIP, where={"predictor": [TAYLOR]}),
                 widgets.limit("max_cached", 0, "of the whole run are skipped"),
                 *widgets.guards(Guards(warmup=8)),
-                *blocks.common(),
+                *block_presets.common(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -329,7 +329,7 @@ class CacheDiT(io.ComfyNode):
             category=widgets.CATEGORY,
             description=(
                 "Makes sampling faster: DBCache, whose skipped blocks are forecast by a Taylor polynomial (TaylorSeer), where "
-                f"a step mask allows it, with the parameters of stable-diffusion.cpp's cache-dit. {blocks.NEEDS}"
+                f"a step mask allows it, with the parameters of stable-diffusion.cpp's cache-dit. {block_presets.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "cache-dit", "cachedit", "taylorseer", "scm", "stable-diffusion.cpp"],
             inputs=[
@@ -340,7 +340,7 @@ class CacheDiT(io.ComfyNode):
                     "How much to skip. The presets take fewer blocks where the model has not so many, no more than half of the steps for "
                     "warmup, and know Flux. "
                     "'stable-diffusion.cpp': its documented defaults, of which that program itself heeds few. "
-                    f"{blocks.SHOWN}",
+                    f"{block_presets.SHOWN}",
                 ),
                 widgets.count("fn", 8, 1, 1000, FN_TIP),
                 widgets.count("bn", 0, 0, 1000, BN_TIP),
@@ -363,8 +363,8 @@ class CacheDiT(io.ComfyNode):
                     "dynamic: where the mask allows a skip the threshold decides. static: there it is always skipped.",
                     where={"mask": NAMES},
                 ),
-                *blocks.common(),
-                blocks.unit_too(),
+                *block_presets.common(),
+                block_presets.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],

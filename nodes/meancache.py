@@ -7,7 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.step.method import Method
-from ..core.step.named import NAMED
+from ..core.step.planning.published_schedules import PUBLISHED_SCHEDULES
 from ..core.step.policies import Budget, Schedule
 from ..core.step.policies.schedule import EVEN
 from ..core.step.predictors import JVP, Auto, Linear, Predictor, RecursiveJVP, Reuse
@@ -126,7 +126,7 @@ class MeanCache(io.ComfyNode):
                 ),
                 widgets.choice(
                     "schedule",
-                    [SOLVED, *NAMED],
+                    [SOLVED, *PUBLISHED_SCHEDULES],
                     SOLVED,
                     "PSSP chooses the steps from edge costs, for your steps, shift and budget. The others are the schedules "
                     "published with MeanCache for 50 steps, mapped by sigma to other runs.",

@@ -7,9 +7,9 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.memo.stats import size
-from ..patch.encoders import memo_clip, memo_vae
-from ..patch.lazy import PendingLatent, PendingPrompt, conditioning
-from ..patch.memo import opened
+from ..patch.memo.encoders import memo_clip, memo_vae
+from ..patch.memo.instance import opened
+from ..patch.memo.lazy_encode import PendingLatent, PendingPrompt, conditioning
 from .widgets import among
 
 CATEGORY = "Skipstone/memo"

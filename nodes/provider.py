@@ -6,7 +6,7 @@ import logging
 
 from comfy_api.latest import ComfyAPI
 
-from ..patch.memo import provider_wanted
+from ..patch.memo.instance import provider_wanted
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ async def register() -> bool:
     """Once, as the pack is loaded; whether it is wanted."""
     if not provider_wanted():
         return False
-    from ..patch.provider import Provider
+    from ..patch.memo.cache_provider import Provider
 
     await ComfyAPI().caching.register_provider(Provider())
     log.info("[Skipstone] latents and conditionings of ComfyUI's own nodes are kept over a restart")

@@ -1,4 +1,4 @@
-"""Workflows of earlier packs open and run where those packs are no longer installed: see core/earlier.py for what stands in for what.
+"""Workflows of earlier packs open and run where those packs are no longer installed: see core/legacy_nodes.py for what stands in for what.
 
 The front end offers ours for what it misses, since ComfyUI tells it (GET /node_replacements). A prompt that comes without a front end is
 changed as it arrives: ComfyUI would do so, too, but stops with an error at the first input that an older release did not have, and can
@@ -11,8 +11,8 @@ import logging
 from collections.abc import Mapping
 from typing import Any
 
-from ..core.earlier import NODES, Earlier
-from ..patch.prompts import known_nodes, on_prompt
+from ..core.legacy_nodes import NODES, Earlier
+from ..patch.comfy_server import known_nodes, on_prompt
 
 log = logging.getLogger(__name__)
 KNOWN = {node.id: node for node in NODES}

@@ -7,13 +7,13 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from ..core.step.journal import Entry, Journal
-from ..core.step.report import Report
-from ..patch.executing import place, server
+from ..core.step.report.report import Report
+from ..core.step.report.report_log import Entry, ReportLog
+from ..patch.comfy_server import place, server
 
 EVENT = "skipstone.report"
 PAUSE = 0.2  # seconds between two messages of one run
-JOURNAL = Journal()
+JOURNAL = ReportLog()
 
 
 class Reporter:

@@ -13,9 +13,9 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
-from ..core.memo.overview import overview, tried
-from ..patch.executing import server
-from ..patch.memo import opened, standing
+from ..core.memo.status import overview, tried
+from ..patch.comfy_server import server
+from ..patch.memo.instance import opened, standing
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
 

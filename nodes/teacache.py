@@ -7,13 +7,13 @@ from typing import Any, Literal
 
 from comfy_api.latest import io
 
+from ..core.step.indicators.blocks import Modulated, Probed
 from ..core.step.method import Blocks, Method
 from ..core.step.policies import Accumulator, ByModel, Policy, Ratios, Window
 from ..core.step.predictors import ProbeAligned
-from ..core.step.probes import Modulated, Probed
-from ..core.step.tables import AUTO, MAGCACHE, MEASURED, TEACACHE, Network, Row, names, rows
-from . import blocks, widgets
-from .blocks import LINE, OWN_GUARDS, RELATIVE, REUSE, TYPICAL
+from ..core.step.published.coefficients import AUTO, MAGCACHE, MEASURED, TEACACHE, Network, Row, names, rows
+from . import block_presets, widgets
+from .block_presets import LINE, OWN_GUARDS, RELATIVE, REUSE, TYPICAL
 from .widgets import CUSTOM, Guards, among
 
 PUBLISHED = "as published"
@@ -73,7 +73,7 @@ def teacache_of(
     unit: str = RELATIVE,
 ) -> Method:
     """TeaCache (arXiv 2411.19108) as data. Raises ValueError for a value out of its range, saying which range that is."""
-    rule: Policy = blocks.accumulator_of(threshold, unit)
+    rule: Policy = block_presets.accumulator_of(threshold, unit)
     if preset != CUSTOM:
         rule = _tea_rule(TEA_LEVELS[preset][0] if preset in TEA_LEVELS else 1.0, threshold)
     guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
@@ -83,7 +83,7 @@ def teacache_of(
         "TeaCache",
         preset,
         (*window, *guards.policies(step_mask), *(() if alone else (rule,))),
-        blocks.predictor_of(predictor),
+        block_presets.predictor_of(predictor),
         history_device=widgets.device(cache_device),
         indicator=None if alone else Modulated(polynomial),
         blocks=Blocks(0, 0, "modulated"),
@@ -152,7 +152,7 @@ def magcache_of(
 ) -> Method:
     """MagCache (Ma et al., NeurIPS 2025) as data: retention_ratio is start_percent, and K max_skips. Raises ValueError for a value
     out of its range, saying which range that is."""
-    among("unit", unit, blocks.UNITS)
+    among("unit", unit, block_presets.UNITS)
     guards = Guards(warmup)  # of a preset: the rest of them is the rule's, where the model may have its own
     if preset == CUSTOM:
         guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
@@ -166,7 +166,7 @@ def magcache_of(
         "MagCache",
         preset,
         (*guards.policies(step_mask), *(() if alone else (rule,))),
-        blocks.predictor_of(predictor),
+        block_presets.predictor_of(predictor),
         history_device=widgets.device(cache_device),
         blocks=Blocks(0, 0, "none"),
         calibration="off" if alone else "auto",
@@ -206,10 +206,10 @@ def dicache_of(
 ) -> Method:
     """DiCache (ICLR 2026) as data. Raises ValueError for a value out of its range, saying which range that is."""
     among("error", error, ERRORS)
-    rule: Policy = blocks.accumulator_of(threshold, unit)
+    rule: Policy = block_presets.accumulator_of(threshold, unit)
     known: tuple[tuple[Network, float], ...] = ()
     if preset == PUBLISHED:
-        rule = ByModel(((blocks.FLUX, Accumulator(0.4)), (WAN, Accumulator(0.08))), rule)
+        rule = ByModel(((block_presets.FLUX, Accumulator(0.4)), (WAN, Accumulator(0.08))), rule)
         known = ((WAN, 2.0),)
     guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
     if probe < 1:
@@ -240,7 +240,7 @@ class TeaCache(io.ComfyNode):
             description=(
                 "Makes sampling faster: skips the model's blocks while the change of their output that the modulated input's "
                 f"change foretells has not added up to the threshold (TeaCache). For a model without a published polynomial {LEARNS}. "
-                f"{blocks.NEEDS}"
+                f"{block_presets.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "teacache", "timestep embedding aware cache"],
             inputs=[
@@ -250,7 +250,7 @@ class TeaCache(io.ComfyNode):
                     "Balanced",
                     "How much to skip: 0.5, 0.75, 1 or 1.5 times the threshold that is recommended for the model. 'as published': "
                     "that threshold, plain reuse, and no warmup. Where steps are recommended too, nothing is skipped outside of them. "
-                    f"{blocks.SHOWN}",
+                    f"{block_presets.SHOWN}",
                 ),
                 widgets.number(
                     "threshold",
@@ -266,10 +266,10 @@ class TeaCache(io.ComfyNode):
                     "what the input's change foretells. auto: the published one for the model, or else as measured. measured: "
                     f"fitted to a full run of your model; {LEARNS}.",
                 ),
-                blocks.predictor(),
+                block_presets.predictor(),
                 *widgets.guards(Guards(warmup=1, of_steps=True)),
-                *blocks.common(),
-                blocks.unit_too(),
+                *block_presets.common(),
+                block_presets.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -293,7 +293,7 @@ class MagCache(io.ComfyNode):
             description=(
                 "Makes sampling faster: skips the model's blocks where the size of what they add is known to change little. "
                 "The steps are known before the run, and nothing is measured in it (MagCache). For a model without published ratios "
-                f"{LEARNS}. {blocks.NEEDS}"
+                f"{LEARNS}. {block_presets.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "magcache", "magnitude aware cache"],
             inputs=[
@@ -302,7 +302,7 @@ class MagCache(io.ComfyNode):
                     MAG,
                     "Balanced",
                     "How much to skip. 'as published': the values that its authors recommend for the model, and plain reuse. "
-                    f"Models that values are recommended for have their own. {blocks.SHOWN}",
+                    f"Models that values are recommended for have their own. {block_presets.SHOWN}",
                 ),
                 widgets.number(
                     "threshold",
@@ -319,10 +319,10 @@ class MagCache(io.ComfyNode):
                     "how the size changes from step to step. auto: as published for the model, or else as measured. measured: in a "
                     f"full run of your model; {LEARNS}.",
                 ),
-                blocks.predictor(),
+                block_presets.predictor(),
                 *widgets.guards(Guards(warmup=1, start_percent=0.2, max_skips=2, of_steps=True)),
-                *blocks.common(),
-                blocks.unit_too(),
+                *block_presets.common(),
+                block_presets.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],
@@ -345,7 +345,7 @@ class DiCache(io.ComfyNode):
             category=widgets.CATEGORY,
             description=(
                 "Makes sampling faster: runs the model's first blocks as a probe, skips the others until the probe's changes "
-                f"have added up, and predicts them as far along as the probe has moved (DiCache). {blocks.NEEDS}"
+                f"have added up, and predicts them as far along as the probe has moved (DiCache). {block_presets.NEEDS}"
             ),
             search_aliases=[*widgets.ALIASES, "dicache", "probe"],
             inputs=[
@@ -378,8 +378,8 @@ class DiCache(io.ComfyNode):
                     "how far beyond the last computed step is predicted at most. 1 is plain reuse.",
                 ),
                 *widgets.guards(Guards(warmup=4, start_percent=0.2, of_steps=True)),
-                *blocks.common(),
-                blocks.unit_too(),
+                *block_presets.common(),
+                block_presets.unit_too(),
             ],
             outputs=[io.Model.Output()],
             hidden=[io.Hidden.unique_id],

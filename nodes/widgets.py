@@ -10,10 +10,10 @@ from typing import Any, Literal, ParamSpec, TypeVar
 
 from comfy_api.latest import io
 
-from ..core.step.auto import Wish
+from ..core.step.auto.method import AutoMethod
 from ..core.step.method import Method
 from ..core.step.policies import Cap, Mask, Policy, StepMask, Warmup, Window
-from ..patch.attach import attach
+from ..patch.step.attach import attach
 from .reporting import Reporter
 
 CUSTOM = "Custom"
@@ -84,7 +84,7 @@ def device(value: str) -> Literal["auto", "gpu", "cpu"]:
     return value  # type: ignore[return-value]
 
 
-def patched(node: type[io.ComfyNode], model: Any, method: Method | Wish) -> io.NodeOutput:
+def patched(node: type[io.ComfyNode], model: Any, method: Method | AutoMethod) -> io.NodeOutput:
     """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id.
 
     Such nodes are `not_idempotent`: by that ComfyUI does not give one the MODEL that it cached for another with the same inputs.

@@ -29,16 +29,16 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 import comfy.model_base  # noqa: E402
 
+from skipstone.core.step.indicators.blocks import Modulated  # noqa: E402
 from skipstone.core.step.method import Method  # noqa: E402
 from skipstone.core.step.policies import ByModel, Ratios  # noqa: E402
-from skipstone.core.step.probes import Modulated  # noqa: E402
-from skipstone.core.step.tables import MAGCACHE, TEACACHE, Row, rows  # noqa: E402
+from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, Row, rows  # noqa: E402
 from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of  # noqa: E402
 from skipstone.nodes.forecast import taylorseer_of  # noqa: E402
 from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of  # noqa: E402
+from skipstone.patch.blocks.resolver import objection, reach_of  # noqa: E402
 from skipstone.patch.errors import StepCacheError  # noqa: E402
 from skipstone.patch.families import FAMILIES, LEFT_OUT, Family, LeftOut, family_of  # noqa: E402
-from skipstone.patch.reach import objection, reach_of  # noqa: E402
 from skipstone.tests.comfy import zoo  # noqa: E402
 
 README = Path(__file__).resolve().parent.parent / "README.md"

@@ -29,7 +29,7 @@ import comfy.cli_args
 
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
-from skipstone.core.step.tables import MAGCACHE, TEACACHE, rows  # noqa: E402
+from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows  # noqa: E402
 from skipstone.nodes import GROUPS  # noqa: E402
 from skipstone.nodes.meancache import CURVES  # noqa: E402
 from skipstone.patch.families import FAMILIES  # noqa: E402

@@ -26,7 +26,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load, save
 
-from .errors import Broken, Refused
+from .errors import CorruptEntry, NotCacheable
 from .keys import DEPTH, FORMAT, Key
 from .tensors import plain
 
@@ -51,28 +51,28 @@ class Entry:
 
 
 def encode(key: Key, entry: Entry) -> bytes:
-    """The entry as bytes, independent of what the caller does to the value afterwards. Raises Refused, with the reason."""
+    """The entry as bytes, independent of what the caller does to the value afterwards. Raises NotCacheable, with the reason."""
     try:
         return _encode(key, entry)
-    except Refused:
+    except NotCacheable:
         raise
     except (
         Exception
     ) as error:  # an integer without end, no memory for a copy, a dtype that this safetensors does not know
-        raise Refused(f"its bytes cannot be had ({type(error).__name__})") from error
+        raise NotCacheable(f"its bytes cannot be had ({type(error).__name__})") from error
 
 
 def decode(key: Key, data: bytes | bytearray, verify: bool = True) -> Entry:
-    """The entry of these bytes; its tensors are on the CPU and nobody else's. Raises Broken, and nothing else.
+    """The entry of these bytes; its tensors are on the CPU and nobody else's. Raises CorruptEntry, and nothing else.
 
     verify: compare the digest. Not needed for bytes that never left this process.
     """
     try:
         return _decode(key, data, verify)
-    except Broken:
+    except CorruptEntry:
         raise
     except Exception as error:  # whatever a parser has to say to hostile bytes
-        raise Broken(f"{type(error).__name__} on reading") from error
+        raise CorruptEntry(f"{type(error).__name__} on reading") from error
 
 
 def plausible(head: bytes | bytearray, size: int) -> bool:
@@ -87,42 +87,42 @@ def _encode(key: Key, entry: Entry) -> bytes:
     tensors: list[torch.Tensor] = []
     tree = _plant(entry.value, tensors, 0)
     if sum(t.nbytes for t in tensors) > LARGEST:
-        raise Refused(f"larger than {LARGEST >> 30} GB")
+        raise NotCacheable(f"larger than {LARGEST >> 30} GB")
     about = {"format": FORMAT, "key": str(key), "cost": entry.cost, "created": entry.created, "value": tree}
     text = json.dumps(about, allow_nan=False, separators=(",", ":"))
     if len(text) > HEADER // 2:  # quoted again inside the header
-        raise Refused("too much that is no tensor")
+        raise NotCacheable("too much that is no tensor")
     body = save({str(i): t for i, t in enumerate(tensors)}, {"skipstone": text})
     return b"".join((MAGIC, blake3(body, max_threads=blake3.AUTO).digest(), body))
 
 
 def _decode(key: Key, data: bytes | bytearray, verify: bool) -> Entry:
     if not plausible(data, len(data)):
-        raise Broken("not an entry")
+        raise CorruptEntry("not an entry")
     body = bytes(memoryview(data)[PREFIX:])
     if verify and blake3(body, max_threads=blake3.AUTO).digest() != data[len(MAGIC) : PREFIX]:
-        raise Broken("damaged")
+        raise CorruptEntry("damaged")
     (size,) = struct.unpack_from("<Q", body)
     header = json.loads(body[8 : 8 + size])
     about = json.loads(header["__metadata__"]["skipstone"], parse_constant=_no_constant)
     if about["format"] != FORMAT:
-        raise Broken("of another format")
+        raise CorruptEntry("of another format")
     if about["key"] != str(key):
-        raise Broken("of another key")
+        raise CorruptEntry("of another key")
     cost, created = about["cost"], about["created"]
     if not all(type(n) in (int, float) and math.isfinite(n) and n >= 0 for n in (cost, created)):
-        raise Broken("with impossible times")
+        raise CorruptEntry("with impossible times")
     loaded = load(body)
     tensors = [loaded.pop(str(i)) for i in range(len(loaded))]
     used: set[int] = set()
     value = _grow(about["value"], tensors, used, 0)
     if len(used) != len(tensors):
-        raise Broken("with tensors that are not in its value")
+        raise CorruptEntry("with tensors that are not in its value")
     return Entry(value, float(cost), float(created))
 
 
 def _no_constant(name: str) -> float:
-    raise Broken(f"with {name} in its JSON")
+    raise CorruptEntry(f"with {name} in its JSON")
 
 
 # from values to JSON
@@ -130,7 +130,7 @@ def _no_constant(name: str) -> float:
 
 def _plant(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
     if depth > DEPTH:
-        raise Refused("nested too deep")
+        raise NotCacheable("nested too deep")
     kind = type(value)
     if value is None or kind in (bool, int, str):
         return value
@@ -142,16 +142,16 @@ def _plant(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
         return ["l" if kind is list else "u", *(_plant(v, tensors, depth + 1) for v in value)]
     if kind is dict:
         if not all(type(name) is str for name in value):
-            raise Refused("a dict whose keys are no strings")
+            raise NotCacheable("a dict whose keys are no strings")
         return ["d", *([name, _plant(v, tensors, depth + 1)] for name, v in value.items())]
-    raise Refused(f"something of class {kind.__name__}")
+    raise NotCacheable(f"something of class {kind.__name__}")
 
 
 def _tensor(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[object]:
     if type(value) is not torch.Tensor:
-        raise Refused(f"a tensor of class {type(value).__name__}")
+        raise NotCacheable(f"a tensor of class {type(value).__name__}")
     if value.dtype not in DTYPES:
-        raise Refused(f"a tensor of {value.dtype}")
+        raise NotCacheable(f"a tensor of {value.dtype}")
     value = plain(value)
     leaf: list[object] = ["t", len(tensors)]
     if not value.is_contiguous():
@@ -173,10 +173,10 @@ def _tensor(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[object]:
 
 def _grow(tree: Any, tensors: list[torch.Tensor], used: set[int], depth: int) -> Any:
     if depth > DEPTH:
-        raise Broken("nested too deep")
+        raise CorruptEntry("nested too deep")
     if not isinstance(tree, list):
         if isinstance(tree, dict):
-            raise Broken("with an untagged dict")
+            raise CorruptEntry("with an untagged dict")
         return tree
     tag, *rest = tree
     if tag == "t":
@@ -191,26 +191,26 @@ def _grow(tree: Any, tensors: list[torch.Tensor], used: set[int], depth: int) ->
     if tag == "d":
         grown = {_name(name): _grow(v, tensors, used, depth + 1) for name, v in rest}
         if len(grown) != len(rest):
-            raise Broken("with a name twice")
+            raise CorruptEntry("with a name twice")
         return grown
-    raise Broken("with an unknown tag")
+    raise CorruptEntry("with an unknown tag")
 
 
 def _own(leaf: list[Any], tensors: list[torch.Tensor], used: set[int]) -> torch.Tensor:
     index, *order = leaf
     if type(index) is not int or index < 0 or index in used:
-        raise Broken("with a tensor twice")
+        raise CorruptEntry("with a tensor twice")
     used.add(index)
     tensor = tensors[index].clone()  # torch's own memory, aligned as torch aligns it, and writable
     if not order:
         return tensor
     (axes,) = order
     if sorted(axes) != list(range(tensor.ndim)):
-        raise Broken("with axes that do not fit")
+        raise CorruptEntry("with axes that do not fit")
     return tensor.permute([axes.index(axis) for axis in range(tensor.ndim)])
 
 
 def _name(name: object) -> str:
     if type(name) is not str:
-        raise Broken("with a name that is no string")
+        raise CorruptEntry("with a name that is no string")
     return name

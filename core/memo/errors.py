@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 
-class Refused(ValueError):
+class NotCacheable(ValueError):
     """This cannot be kept, or not be named. The message is a short phrase for the statistics: `a ControlNet in the value`."""
 
 
-class Broken(ValueError):
+class CorruptEntry(ValueError):
     """These bytes are not the entry that was asked for: damaged, foreign, hostile or of another format."""

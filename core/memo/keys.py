@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
-from .errors import Refused
+from .errors import NotCacheable
 from .tensors import raw
 
 FORMAT = 1
@@ -46,7 +46,7 @@ class Key:
 
 
 def key(kind: str, *parts: object) -> Key:
-    """The name of the value that `kind` computes from these parts. Raises Refused as digest() does."""
+    """The name of the value that `kind` computes from these parts. Raises NotCacheable as digest() does."""
     return Key(kind, digest(kind, *parts))
 
 
@@ -54,7 +54,7 @@ def digest(*parts: object) -> str:
     """40 hex digits for any nesting of tensors, lists, tuples, dicts with names, bytes, str, int, float, bool and None.
 
     A tensor counts by dtype, shape and elements, not by strides or device; a dict by what it holds, not in what order; a
-    float by its bits, so 0.0 is not -0.0; and 1, 1.0, True and "1" are four things. Raises Refused for anything else.
+    float by its bits, so 0.0 is not -0.0; and 1, 1.0, True and "1" are four things. Raises NotCacheable for anything else.
     """
     hasher = blake3(b"skipstone memo %d\0" % FORMAT, max_threads=blake3.AUTO)
     _feed(hasher, parts, 0)
@@ -64,7 +64,7 @@ def digest(*parts: object) -> str:
 def _feed(hasher: blake3, part: Any, depth: int) -> None:
     # each part is its tag, its length or count, and its content: no two nestings make the same bytes
     if depth > DEPTH:
-        raise Refused("nested too deep")
+        raise NotCacheable("nested too deep")
     kind = type(part)
     if part is None or kind is bool:
         hasher.update(b"n" if part is None else b"t" if part else b"f")
@@ -85,13 +85,13 @@ def _feed(hasher: blake3, part: Any, depth: int) -> None:
             _feed(hasher, item, depth + 1)
     elif kind is dict:
         if not all(type(name) is str for name in part):
-            raise Refused("a dict whose keys are no strings")
+            raise NotCacheable("a dict whose keys are no strings")
         hasher.update(struct.pack("<cQ", b"m", len(part)))
         for name in sorted(part):
             _feed(hasher, name, depth + 1)
             _feed(hasher, part[name], depth + 1)
     else:
-        raise Refused(f"something of class {kind.__name__}")
+        raise NotCacheable(f"something of class {kind.__name__}")
 
 
 def _sized(hasher: blake3, tag: bytes, content: bytes) -> None:

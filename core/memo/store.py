@@ -20,11 +20,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .codec import Entry, decode, encode
-from .errors import Broken, Refused
+from .errors import CorruptEntry, NotCacheable
 from .keys import Key
-from .lane import Lane
 from .stats import Stats
-from .tiers.base import Claim, LowerTier, Tier, Usage
+from .tier_worker import TierWorker
+from .tiers.base import Lease, LowerTier, Tier, Usage
 
 UNKNOWN = 30.0  # seconds to wait at most for another, when we do not know how long computing takes
 TRUST = 120.0  # seconds for which nobody is waited for after a wait in vain
@@ -48,7 +48,7 @@ class Store:
     def __init__(self, tiers: Sequence[Tier], stats: Stats | None = None) -> None:
         self.stats = Stats() if stats is None else stats
         self._near = [tier for tier in tiers if not isinstance(tier, LowerTier)]
-        self._lanes = [Lane(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
+        self._lanes = [TierWorker(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
         self._lock = threading.Lock()
         self._computing: dict[Key, int] = {}  # by which thread
         self._waits_from = 0.0  # monotonic
@@ -113,9 +113,9 @@ class Store:
         self.stats.spent(key.kind, cost)
         try:
             if value is None:
-                raise Refused("nothing")
+                raise NotCacheable("nothing")
             data = encode(key, Entry(value, max(cost, 0.0), max(time.time(), 0.0)))
-        except Refused as reason:
+        except NotCacheable as reason:
             self.stats.refused(f"{key.kind}: {reason}")
             return False
         self._fill(key, data, self._near, self._lanes)
@@ -206,7 +206,7 @@ class Store:
             if data is not None:
                 try:
                     return tier.name, decode(key, data, verify=False)
-                except Broken:  # no memory for another copy
+                except CorruptEntry:  # no memory for another copy
                     tier.delete(key)
             if not again:
                 self.stats.passed(tier.name, key.kind)
@@ -225,20 +225,20 @@ class Store:
                 self.stats.passed(lane.name, key.kind)
         return None
 
-    def _read(self, lane: Lane, key: Key, data: bytes | bytearray, started: float) -> Entry | None:
+    def _read(self, lane: TierWorker, key: Key, data: bytes | bytearray, started: float) -> Entry | None:
         try:
             entry = decode(key, data)
-        except Broken as what:
+        except CorruptEntry as what:
             lane.broken(key, what, time.perf_counter() - started)
             return None
         lane.sound()
         return entry
 
-    def _fill(self, key: Key, data: bytes, near: Sequence[Tier], lanes: Sequence[Lane]) -> None:
+    def _fill(self, key: Key, data: bytes, near: Sequence[Tier], lanes: Sequence[TierWorker]) -> None:
         for tier in near:
             try:
                 tier.put(key, data)
-            except Refused as reason:
+            except NotCacheable as reason:
                 self.stats.refused(str(reason))
         for lane in lanes:
             lane.put(key, data)
@@ -269,11 +269,11 @@ class Store:
         self._waits_from = time.monotonic() + TRUST
         return None
 
-    def _claim(self, key: Key) -> Claim:
+    def _claim(self, key: Key) -> Lease:
         estimate = self._estimate(key.kind)
         with self._lock:
             if key in self._computing:
-                return Claim(ours=False)
+                return Lease(ours=False)
             self._computing[key] = threading.get_ident()
         for lane in self._lanes:
             claim = lane.claim(key, estimate)
@@ -281,7 +281,7 @@ class Store:
                 with self._lock:
                     del self._computing[key]
                 return claim
-        return Claim(ours=True)
+        return Lease(ours=True)
 
     def _taken(self, key: Key) -> bool:
         with self._lock:

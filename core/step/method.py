@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from .choice import Choice, Circumstances
-from .fitted import Lessons
-from .indicators import Watch
+from .auto.selection import Choice, SamplerInfo
+from .calibration.block_profile import BlockProfile
+from .indicators.blocks import Modulated
+from .indicators.output import Indicator
 from .policies import ByModel, Policy, Ratios
 from .predictors import Auto, Integrator, Predictor
-from .probes import Modulated
-from .tables import Network
+from .published.coefficients import Network
 
 Kept = Literal["auto", "velocity", "denoised", "residual"]
 
@@ -46,7 +46,7 @@ class Method:
     keeps: what of the model's answer is kept and predicted. "velocity": (x - D) / sigma, the velocity of flow models, the noise of
     others. "denoised": D. "residual": the network's output minus its input. "auto": what suits the sampler. Of no account with `blocks`.
     blocks: for a method at block level, which keeps and predicts the residual of the blocks between; None at output level.
-    calibration: whether costs are taken from full runs of the user's own model: see patch/calibration.py. "known": where there are such,
+    calibration: whether costs are taken from full runs of the user's own model: patch/step/calibration.py. "known": where there are such,
     but none are recorded. choice: why it was chosen, where the user did not choose it himself.
     """
 
@@ -56,12 +56,12 @@ class Method:
     predictor: Predictor | Auto
     history_device: Literal["auto", "gpu", "cpu"] = "auto"
     keeps: Kept = "auto"
-    indicator: Watch | None = None
+    indicator: Indicator | None = None
     blocks: Blocks | None = None
     calibration: Literal["auto", "record", "known", "default", "off"] = "default"
     choice: Choice | None = None
 
-    def resolve(self, here: Circumstances) -> Method:
+    def resolve(self, here: SamplerInfo) -> Method:
         """What is at work in a run: itself. See auto.py for what chooses only then."""
         return self
 
@@ -75,7 +75,7 @@ class Method:
         denoised = integrator == "sde" or (automatic and integrator == "ode")
         return predictor, "denoised" if denoised else "velocity"
 
-    def lacks(self, network: Network, lessons: Lessons | None) -> bool:
+    def lacks(self, network: Network, lessons: BlockProfile | None) -> bool:
         """Does any part of it need what a full run of the user's own model would teach of its blocks?"""
         parts = (p.of(network) if isinstance(p, ByModel) else p for p in (*self.policies, self.indicator))
         return any(p.lacks(network, lessons) for p in parts if isinstance(p, Modulated | Ratios))

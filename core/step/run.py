@@ -10,33 +10,33 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 import torch
 from torch import Tensor
 
-from .choice import GUESS, Choice, decibels
+from .auto.selection import GUESS, Choice, decibels
+from .calibration.block_profile import BlockProfile
+from .calibration.gram import Gram
 from .clock import Clock, Grid
-from .fitted import Lessons
-from .gram import Gram
 from .history import History
-from .laps import Laps
 from .method import Method
 from .plan import Plan
 from .policies import (
     COMPUTE,
     SKIP,
-    Accumulating,
-    Deciding,
+    AccumulatorState,
     Decision,
     Events,
     LastStep,
     Policy,
     Ratios,
+    RunContext,
+    RunPolicy,
     Schedule,
-    Setting,
-    Thresholding,
+    ThresholdState,
     Warmup,
 )
 from .predictors import Integrator
-from .report import Evaluation, Report
-from .tables import Network
-from .track import Track, Weights
+from .published.coefficients import Network
+from .report.report import Evaluation, Report
+from .report.timing import StepTimer
+from .trajectory import Trajectory, Weights
 
 Slot = Hashable
 
@@ -64,7 +64,7 @@ class Run:
         events: Collection[int] = (),
         network: Network | None = None,
         costs: Gram | None = None,
-        lessons: Lessons | None = None,
+        lessons: BlockProfile | None = None,
         learning: bool = False,
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
@@ -73,15 +73,15 @@ class Run:
         self.learning = learning
         self.choice: Choice | None = method.choice
         self.clock = Clock(grid)
-        setting = Setting(grid, predictor, costs, network=network or {}, lessons=lessons)
+        setting = RunContext(grid, predictor, costs, network=network or {}, lessons=lessons)
         rules: list[Policy] = [LastStep(), Events(frozenset(events))]
         if learning:
             rules.append(Warmup(grid.steps))
-        self.policies: list[Deciding] = [p.start(setting) for p in (*rules, *method.policies)]
+        self.policies: list[RunPolicy] = [p.start(setting) for p in (*rules, *method.policies)]
         plans = (getattr(p, "plan", None) for p in self.policies)
         plan = next((p for p in plans if p is not None), Plan(grid))
         self.prediction = predictor.start(plan)
-        self.track = Track(max(predictor.depth, 1))
+        self.track = Trajectory(max(predictor.depth, 1))
         self.histories: dict[Slot, History] = {}
         self.indicator = method.indicator.start(setting) if method.indicator else None
         self.watched: Slot | None = None  # the slot that the indicator looks at
@@ -111,7 +111,7 @@ class Run:
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.fresh = False  # a slot appeared where a skip had been decided: the next evaluation is computed
-        self.laps = Laps() if method.blocks else None
+        self.laps = StepTimer() if method.blocks else None
         self.on_host = False  # what is kept comes from the CPU
         self.watch: Callable[[Report], None] | None = None  # is shown the report after every decision
         self.started = time.perf_counter()
@@ -286,12 +286,12 @@ class Run:
         """What was made of the indicator's value in this evaluation, and what that was held against."""
         if value is None or not math.isfinite(value):
             return None, None
-        adaptive = (p.held for p in self.policies if isinstance(p, Accumulating | Thresholding))
+        adaptive = (p.held for p in self.policies if isinstance(p, AccumulatorState | ThresholdState))
         return next((held for held in adaptive if held), (None, None))
 
     def _threshold(self) -> float | None:
         """What an adaptive policy's indicator is, or was last, held against."""
-        return next((p.threshold for p in self.policies if isinstance(p, Accumulating | Thresholding)), None)
+        return next((p.threshold for p in self.policies if isinstance(p, AccumulatorState | ThresholdState)), None)
 
     def _why_nothing(self) -> str:
         reasons = Counter(e.reason for e in self.report.evaluations)
@@ -301,7 +301,9 @@ class Run:
     def _remedy(self) -> str:
         if self.choice:
             return self.choice.advice
-        return next((p.advice() for p in self.policies if isinstance(p, Accumulating | Thresholding | Ratios)), ADVICE)
+        return next(
+            (p.advice() for p in self.policies if isinstance(p, AccumulatorState | ThresholdState | Ratios)), ADVICE
+        )
 
 
 ADVICE = "to skip more take a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps"

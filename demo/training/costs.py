@@ -1,6 +1,6 @@
 """Measure MeanCache's default costs on the demo model: full runs in a real ComfyUI, one Gram matrix of their derivatives.
 
-COMFYUI_PATH=... python costs.py --models ../models --out ../../core/step/default_costs.json
+COMFYUI_PATH=... python costs.py --models ../models --out ../../core/step/calibration/default_costs.json
 
 Seeds are below 1000; the demo and the benches judge on others.
 """
@@ -16,7 +16,7 @@ from check import CFG, Models, comfy_models
 from pictures import random_scenes
 from torch import Tensor
 
-from skipstone.core.step.gram import Gram
+from skipstone.core.step.calibration.gram import Gram
 
 RUNS, STEPS = 12, 50
 

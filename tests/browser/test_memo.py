@@ -12,7 +12,7 @@ from playwright.sync_api import expect
 from served import ask, running, wait_until_up
 
 from skipstone.core.memo.settings import Settings
-from skipstone.patch import memo as process
+from skipstone.patch.memo import instance as process
 from skipstone.tests.browser.conftest import FILES, ROOT
 
 SECRETS = ("s3cret", "127.0.0.1", "redis://me", "/memo-entries")

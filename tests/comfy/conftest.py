@@ -140,7 +140,7 @@ def nobodys_user_directory(tmp_path_factory):
 def meancache(studio):
     """A MODEL with MeanCache on it, and the reports of its runs: `model, reports = meancache(preset="Speed")`."""
     from skipstone.nodes.meancache import method_of
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     def patched(model=None, **widgets):
         reports: list[Any] = []
@@ -152,7 +152,7 @@ def meancache(studio):
 @pytest.fixture
 def cached(studio):
     """A MODEL with any Method on it, and the reports of its runs: `model, reports = cached(easycache_of("Speed"))`."""
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     def patched(method, model=None):
         reports: list[Any] = []

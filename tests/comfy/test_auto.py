@@ -16,8 +16,8 @@ from comfy_extras.nodes_easycache import EasyCacheNode
 
 from skipstone.nodes.auto import DECIBELS, SPEEDUP, auto_of
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
+from skipstone.patch.step.attach import attach
 
 pytestmark = [
     pytest.mark.usefixtures("user"),

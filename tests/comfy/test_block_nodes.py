@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from skipstone.core.step.clock import Clock
+from skipstone.core.step.indicators.blocks import FirstBlockChange, Modulated, Probed
 from skipstone.core.step.method import Blocks, Method
-from skipstone.core.step.policies import Accumulator, Mask, Ratios, Setting, StepMask, Threshold, Total
+from skipstone.core.step.policies import Accumulator, Mask, Ratios, RunContext, StepMask, Threshold, Total
 from skipstone.core.step.predictors import Linear, ProbeAligned, Reuse, Taylor
-from skipstone.core.step.probes import FromAnchor, Modulated, Probed
-from skipstone.core.step.tables import MAGCACHE, TEACACHE, rows
+from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows
 from skipstone.nodes import firstblock, forecast, teacache
-from skipstone.patch.attach import attach
+from skipstone.patch.blocks.resolver import objection
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.families import Family
-from skipstone.patch.reach import objection
+from skipstone.patch.step.attach import attach
 from skipstone.tests.core.grids import flow
 
 OF: dict[str, Any] = {
@@ -122,7 +122,7 @@ def test_first_block_cache_by_hand():
     method = firstblock.firstblock_of("Custom", 0.3, "typical changes", "reuse", 3, 0.1, 0.9, 5, "cpu")
     assert rule(method) == Threshold(typical=0.3)
     assert method.blocks == Blocks(1, 0)
-    assert (method.predictor, method.history_device, method.indicator) == (Reuse(), "cpu", FromAnchor())
+    assert (method.predictor, method.history_device, method.indicator) == (Reuse(), "cpu", FirstBlockChange())
     assert rule(firstblock.firstblock_of("Custom", 0.3)) == Threshold(0.3)
     assert isinstance(firstblock.firstblock_of("Custom").predictor, Linear)
 
@@ -218,7 +218,7 @@ def test_teacache_has_the_recommended_thresholds_where_there_are():
 
 def windows(method: Method, network: Any, steps: int = 20) -> list[int]:
     """The steps that a method of a model of this kind leaves to its rule."""
-    setting = Setting(flow(steps), Reuse(), network=network)
+    setting = RunContext(flow(steps), Reuse(), network=network)
     left = []
     started = [p.start(setting) for p in method.policies[:-1]]
     for step, sigma in enumerate(setting.grid.sigmas[:-1]):
@@ -324,7 +324,7 @@ def test_dicache_by_hand():
     assert rule(published, FLUX) == Accumulator(0.4)
     assert published.indicator is not None
     most = [
-        published.indicator.start(Setting(flow(9), Reuse(), network=network)).rule.most  # type: ignore[attr-defined]
+        published.indicator.start(RunContext(flow(9), Reuse(), network=network)).rule.most  # type: ignore[attr-defined]
         for network in (FLUX, {"image_model": "wan2.1"})
     ]
     assert most == [1.5, 2.0]
@@ -405,7 +405,7 @@ def test_a_bad_value_is_refused_with_what_would_do(name, values, said):
 
 
 def test_what_is_asked_of_a_model_is_started_with_what_is_known_of_it():
-    setting = Setting(flow(20), Reuse(), network=FLUX)
+    setting = RunContext(flow(20), Reuse(), network=FLUX)
     method = teacache.teacache_of("Speed")
     assert method.policies[-1].start(setting).threshold == 0.4  # type: ignore[attr-defined]
     assert method.indicator is not None and method.indicator.start(setting).source == "Flux"  # type: ignore[attr-defined]

@@ -16,13 +16,13 @@ from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 from nodes import ConditioningCombine, ConditioningSetMask, ControlNetApplyAdvanced
-from skipstone.core.step.report import Report
-from skipstone.patch import course
-from skipstone.patch.attach import attach
+from skipstone.core.step.report.report import Report
+from skipstone.patch.blocks.transformer import LEFT_OUT
 from skipstone.patch.families import Family, family_of
-from skipstone.patch.stacks import LEFT_OUT
+from skipstone.patch.step import run_setup
+from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
-from skipstone.tests.comfy.onlooker import Onlooker, below, every
+from skipstone.tests.comfy.block_observer import Onlooker, below, every
 from skipstone.tests.comfy.test_changes import lora_hook, ranged
 from skipstone.tests.comfy.test_families import Diary, Replay
 from skipstone.tests.comfy.test_slots import SITUATIONS, area, guider_of, windows
@@ -360,7 +360,7 @@ def test_a_prompt_that_comes_or_goes(studio, flux, cached, looked, begins):
 
 def test_a_prompt_that_comes_unforeseen(studio, flux, cached, looked, monkeypatch):
     """It is run after the others, and yet the one decision for all of them knows that there is nothing to skip with."""
-    monkeypatch.setattr(course, "changes", lambda *_: frozenset())
+    monkeypatch.setattr(run_setup, "changes", lambda *_: frozenset())
     patched, reports = cached(every(5), flux)
     model, onlooker = looked(patched)
     first, second = ranged(studio.long_prompt, 0.0, PERCENT), ranged(studio.long_prompt, PERCENT, 1.0)

@@ -9,13 +9,13 @@ import torch
 from comfy_api.torch_helpers import set_torch_compile_wrapper
 from torch._dynamo.utils import counters
 
-from skipstone.core.compiling import EACH_BLOCK, Settings
+from skipstone.core.compile_options import EACH_BLOCK, Settings
+from skipstone.core.step.indicators.blocks import Modulated
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Accumulator, Warmup
 from skipstone.core.step.predictors import Reuse
-from skipstone.core.step.probes import Modulated
-from skipstone.patch.compiling import compile_model
-from skipstone.tests.comfy.onlooker import below, every, insides, sample, untouched
+from skipstone.patch.compile.model import compile_model
+from skipstone.tests.comfy.block_observer import below, every, insides, sample, untouched
 
 
 @pytest.fixture(autouse=True)

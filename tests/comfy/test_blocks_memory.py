@@ -14,12 +14,21 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from skipstone.core.step.history import History
-from skipstone.patch.attach import attach
-from skipstone.patch.blocks import ELSEWHERE, NO_MORE, OOM, ROOM, BlockHook
-from skipstone.patch.reach import reach_of
-from skipstone.patch.sigma import SigmaReader
+from skipstone.patch.blocks.hook import ELSEWHERE, NO_MORE, OOM, ROOM, BlockHook
+from skipstone.patch.blocks.resolver import reach_of
+from skipstone.patch.step.attach import attach
+from skipstone.patch.step.sigmas import SigmaReader
 from skipstone.tests.comfy import zoo
-from skipstone.tests.comfy.onlooker import Raises, every, inner_part, insides, last_part, outer_part, sample, untouched
+from skipstone.tests.comfy.block_observer import (
+    Raises,
+    every,
+    inner_part,
+    insides,
+    last_part,
+    outer_part,
+    sample,
+    untouched,
+)
 from skipstone.tests.comfy.test_slots import windows
 
 STEPS = 6

@@ -9,9 +9,9 @@ import torch
 from comfy.patcher_extension import WrappersMP
 from torch import nn
 
-from skipstone.patch.blocks import SHAPES
-from skipstone.patch.stacks import LEFT_OUT, ORDER
-from skipstone.tests.comfy.onlooker import below, every, insides, untouched
+from skipstone.patch.blocks.hook import SHAPES
+from skipstone.patch.blocks.transformer import LEFT_OUT, ORDER
+from skipstone.tests.comfy.block_observer import below, every, insides, untouched
 
 STEPS = 6
 

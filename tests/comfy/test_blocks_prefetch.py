@@ -16,13 +16,13 @@ import torch
 from torch.nn import Linear, Module
 
 from skipstone.core.step.method import Method
-from skipstone.core.step.report import Report
-from skipstone.patch.attach import attach
-from skipstone.patch.blocks import OOM
+from skipstone.core.step.report.report import Report
+from skipstone.patch.blocks.hook import OOM
+from skipstone.patch.blocks.transformer import ORDER
 from skipstone.patch.families import Family, family_of
-from skipstone.patch.stacks import ORDER
+from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
-from skipstone.tests.comfy.onlooker import entries, every
+from skipstone.tests.comfy.block_observer import entries, every
 from skipstone.tests.comfy.test_families import METHODS
 
 prefetch = pytest.importorskip("comfy.model_prefetch")

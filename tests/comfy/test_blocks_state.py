@@ -16,9 +16,18 @@ from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 from skipstone.core.step.history import History
 from skipstone.core.step.run import Run
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
-from skipstone.tests.comfy.onlooker import Raises, below, every, inner_part, insides, outer_part, sample, untouched
+from skipstone.patch.step.attach import attach
+from skipstone.tests.comfy.block_observer import (
+    Raises,
+    below,
+    every,
+    inner_part,
+    insides,
+    outer_part,
+    sample,
+    untouched,
+)
 from skipstone.tests.comfy.test_conflicts import naming
 from skipstone.tests.comfy.test_state import alive
 

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
+from skipstone.core.step.indicators.blocks import Probed
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval, Threshold, Warmup
 from skipstone.core.step.predictors import Reuse, Taylor
-from skipstone.core.step.probes import Probed
-from skipstone.tests.comfy.onlooker import below, every, sample
+from skipstone.tests.comfy.block_observer import below, every, sample
 from skipstone.tests.comfy.test_slots import area
 from skipstone.tests.comfy.test_syncs import a_device, counted
 

@@ -19,9 +19,9 @@ from comfy_extras.nodes_sag import SelfAttentionGuidance
 from comfy_extras.nodes_tomesd import TomePatchModel
 
 from nodes import ConditioningCombine, ConditioningSetArea, ControlNetApplyAdvanced
-from skipstone.patch.attach import attach
+from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
-from skipstone.tests.comfy.onlooker import below, every
+from skipstone.tests.comfy.block_observer import below, every
 from skipstone.tests.comfy.test_unet_hook import NAMED, a_skip_is_as_it_should_be
 from skipstone.tests.comfy.zoo import base, unet
 

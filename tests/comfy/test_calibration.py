@@ -14,9 +14,9 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from skipstone.core.step.gram import Gram, default
+from skipstone.core.step.calibration.gram import Gram, default
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.calibration import fingerprint
+from skipstone.patch.step.calibration import fingerprint
 
 pytestmark = [
     pytest.mark.usefixtures("user"),
@@ -345,7 +345,7 @@ HOSTILE: dict[str, Any] = {
 @pytest.fixture(scope="module")
 def genuine(studio, tiny_flux, tmp_path_factory):
     """The name and content of the file that a first run leaves."""
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     place, before = tmp_path_factory.mktemp("genuine"), folder_paths.get_user_directory()
     folder_paths.set_user_directory(str(place))

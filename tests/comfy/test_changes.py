@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from nodes import ConditioningCombine, ConditioningSetTimestepRange
-from skipstone.patch.slots import slots_of
+from skipstone.patch.step.slots import slots_of
 
 STEPS = 20
 SPARSE: dict[str, Any] = {"preset": "Custom", "predictor": "reuse", "budget": 0.3}
@@ -22,7 +22,7 @@ SPARSE: dict[str, Any] = {"preset": "Custom", "predictor": "reuse", "budget": 0.
 def skipped_step(studio):
     """A step in the middle that SPARSE skips, as it does the steps on both sides of it; the model's sigmas are 1 - i/20."""
     from skipstone.nodes.meancache import method_of
-    from skipstone.patch.attach import attach
+    from skipstone.patch.step.attach import attach
 
     reports: list[Any] = []
     studio.sample(attach(studio.model, method_of(**SPARSE), (reports.append,)), steps=STEPS, cfg=1.0)

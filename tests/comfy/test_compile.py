@@ -22,21 +22,21 @@ from comfy_extras.nodes_pag import PerturbedAttentionGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 from comfy_extras.nodes_torch_compile import TorchCompileModel
 from torch import nn
-from torch._dynamo.backends import registry
+from torch._dynamo.backends import registry as torch_backends
 from torch._dynamo.utils import counters
 
 from nodes import ConditioningCombine, ConditioningSetArea
-from skipstone.core import compiled as code
-from skipstone.core.compiling import EACH_BLOCK, WHOLE_MODEL, Settings
+from skipstone.core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
 from skipstone.nodes.compile import CompileModel
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
-from skipstone.patch import compiling, offered, stage
-from skipstone.patch.compiling import compile_model
-from skipstone.patch.stage import Stage, StandIn
+from skipstone.patch.compile import backends as code
+from skipstone.patch.compile import model, module_swap, registry
+from skipstone.patch.compile.model import compile_model
+from skipstone.patch.compile.module_swap import ModuleSwapper, StandIn
 
 STEPS = 3
 BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
@@ -45,8 +45,8 @@ BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
 @pytest.fixture(autouse=True)
 def nothing_compiled(steady_memory):
     """Every test starts with nothing compiled."""
-    stage._KINDS.clear()
-    stage._STAGES.clear()
+    module_swap._KINDS.clear()
+    module_swap._STAGES.clear()
 
 
 @pytest.fixture
@@ -184,7 +184,7 @@ def test_a_network_that_nobody_described(count, stand_ins):
         found.extend(m for m in executor.class_obj.modules() if isinstance(m, StandIn))
         return executor(*args)
 
-    wrapper = compiling.CompiledModel(Settings(backend="eager"))
+    wrapper = model.CompiledModel(Settings(backend="eager"))
     x, graphs = torch.randn(1, 4, 8), Graphs()
 
     def run(x, t, c_concat, c_crossattn, control, transformer_options):
@@ -205,7 +205,7 @@ def test_equal_blocks_share_what_is_compiled(studio, small_flux):
     graphs = Graphs()
     studio.sample(compiled(small_flux(depth=1, depth_single_blocks=1)), steps=1)
     one = graphs.new
-    stage._KINDS.clear()
+    module_swap._KINDS.clear()
     graphs = Graphs()
     studio.sample(compiled(small_flux(depth=4, depth_single_blocks=6)), steps=1)
     assert graphs.new == one == 2
@@ -349,7 +349,7 @@ def test_no_memory_is_not_taken_for_a_fault_of_the_compiler(studio, flux, said, 
 def test_what_is_set_on_a_stand_in():
     block = Block()
     before = dict(vars(block))
-    stand_in = StandIn(block, Stage(Settings()), False)
+    stand_in = StandIn(block, ModuleSwapper(Settings()), False)
     assert stand_in.linear is block.linear
     assert isinstance(stand_in, Block)
     assert dict(stand_in.named_parameters()) == dict(block.named_parameters())
@@ -518,7 +518,7 @@ def test_with_a_step_cache(studio, flux, cached, what, name, first):
 
 def test_two_of_them_the_last_one_counts(studio, flux):
     model, graphs = compiled(compiled(flux, WHOLE_MODEL), EACH_BLOCK), Graphs()
-    (wrapper,) = model.get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    (wrapper,) = model.get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
     assert wrapper.settings.what == EACH_BLOCK
     assert close(studio.sample(model, steps=1), studio.sample(flux, steps=1))
     assert graphs.new == 2
@@ -530,10 +530,10 @@ def test_with_comfyuis_own_the_last_one_counts(studio, flux):
     def own(model):
         return TorchCompileModel.execute(model, "cudagraphs")[0]
 
-    (wrapper,) = own(compiled(flux)).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
-    assert not isinstance(wrapper, compiling.CompiledModel)
-    (wrapper,) = compiled(own(flux)).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
-    assert isinstance(wrapper, compiling.CompiledModel)
+    (wrapper,) = own(compiled(flux)).get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
+    assert not isinstance(wrapper, model.CompiledModel)
+    (wrapper,) = compiled(own(flux)).get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
+    assert isinstance(wrapper, model.CompiledModel)
 
 
 def test_a_model_that_another_node_compiled_in_its_own_way(studio, flux, said):
@@ -621,24 +621,24 @@ def test_a_wrapper_of_the_network_that_comes_later(studio, flux):
 
 def test_options_that_change_all_the_time(said):
     """What is new of them runs uncompiled, rather than have the model compiled at every step; it is said which they are."""
-    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
+    base, wrapper = Base(Network(3)), model.CompiledModel(Settings(backend="eager"))
     x, graphs = torch.randn(1, 4, 8), Graphs()
     for count in range(12):
         out = call(wrapper, base, x, {"strange_count": count})
         assert torch.allclose(out, base.diffusion_model(x, {}), atol=1e-6)
-    assert graphs.new == compiling.SEEN
+    assert graphs.new == model.SEEN
     (message,) = said()
     assert "strange_count" in message
 
 
 def test_options_that_change_now_and_then(said):
     """However often in the life of a node, what is new is compiled: nothing changes all the time."""
-    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
+    base, wrapper = Base(Network(3)), model.CompiledModel(Settings(backend="eager"))
     x, graphs = torch.randn(1, 4, 8), Graphs()
-    for count in range(2 * compiling.SEEN):
-        for _ in range(compiling.CALLS // compiling.SEEN + 1):
+    for count in range(2 * model.SEEN):
+        for _ in range(model.CALLS // model.SEEN + 1):
             call(wrapper, base, x, {"strange_count": count})
-    assert graphs.new == 2 * compiling.SEEN
+    assert graphs.new == 2 * model.SEEN
     assert not any("all the time" in message for message in said())
 
 
@@ -743,8 +743,8 @@ def broken_backend():
 
     torch._dynamo.register_backend(backend, name=name)
     yield name
-    registry._BACKENDS.pop(name)
-    registry._COMPILER_FNS.pop(name, None)
+    torch_backends._BACKENDS.pop(name)
+    torch_backends._COMPILER_FNS.pop(name, None)
 
 
 @BOTH
@@ -826,14 +826,14 @@ class Dynamic:
 
 def test_a_model_under_dynamic_vram_is_compiled_without(flux):
     model = Dynamic(flux)
-    assert compiled(model).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert compiled(model).get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
     assert model.asked == [True]
 
 
 def test_one_that_cannot_be_had_without_runs_uncompiled(studio, flux, said):
     model = Dynamic(flux, RuntimeError("cached_patcher_init is not initialized"))
     patched = compiled(model)
-    assert not patched.get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert not patched.get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
     assert model.asked == [True, False]
     (message,) = said()
     assert "--disable-dynamic-vram" in message
@@ -859,10 +859,10 @@ def packages(monkeypatch):
         return SimpleNamespace(name=name, load=load)
 
     points = [point("good", good), point("bad", bad)]
-    monkeypatch.setattr(offered, "entry_points", lambda group: points if group == "skipstone.compilers" else [])
-    offered.offered.cache_clear()
+    monkeypatch.setattr(registry, "entry_points", lambda group: points if group == "skipstone.compilers" else [])
+    registry.offered.cache_clear()
     yield SimpleNamespace(asked=asked, loaded=loaded)
-    offered.offered.cache_clear()
+    registry.offered.cache_clear()
 
 
 def test_a_compiler_of_an_installed_package(studio, flux, packages):
@@ -884,7 +884,7 @@ def test_a_compiler_of_an_installed_package(studio, flux, packages):
 
 def test_a_module_that_comes_later_is_not_taken_for_one_that_is_gone(packages):
     """Another compiler's code is of one module alone, and Python gives a new object the place of one that is gone."""
-    there = stage.Stage(Settings(compiler="good"))
+    there = module_swap.ModuleSwapper(Settings(compiler="good"))
     found = []
     for _ in range(20):
         found.append(there.compiled(StandIn(torch.nn.Linear(2, 2), there, False), ()))

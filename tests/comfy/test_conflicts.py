@@ -7,8 +7,8 @@ import torch
 from comfy_extras.nodes_easycache import EasyCacheNode, LazyCacheNode
 
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
+from skipstone.patch.step.attach import attach
 
 RIVALS = {"EasyCache": EasyCacheNode, "LazyCache": LazyCacheNode}
 

@@ -16,16 +16,16 @@ import torch
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
-from skipstone.core.step.report import Report
-from skipstone.core.step.tables import TEACACHE, names
+from skipstone.core.step.published.coefficients import TEACACHE, names
+from skipstone.core.step.report.report import Report
 from skipstone.nodes.firstblock import firstblock_of
 from skipstone.nodes.teacache import dicache_of, teacache_of
 from skipstone.nodes.widgets import CUSTOM
-from skipstone.patch.attach import attach
+from skipstone.patch.blocks.resolver import objection
+from skipstone.patch.blocks.transformer import UNSEEN
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.families import Family, family_of
-from skipstone.patch.reach import objection
-from skipstone.patch.stacks import UNSEEN
+from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
 
 MODELS = [m for m in zoo.MODELS if hasattr(comfy.model_base, m.base)]

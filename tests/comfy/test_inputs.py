@@ -11,8 +11,8 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
+from skipstone.patch.step.attach import attach
 
 NAN = math.nan
 

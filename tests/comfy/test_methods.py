@@ -16,11 +16,11 @@ import torch
 from comfy.patcher_extension import WrappersMP
 
 from skipstone.core.step.history import History
-from skipstone.core.step.indicators import Moving
+from skipstone.core.step.indicators.output import InputChangeState
 from skipstone.core.step.run import Run
 from skipstone.nodes import easycache, forecast, meancache
-from skipstone.patch.attach import attach
 from skipstone.patch.errors import StepCacheError
+from skipstone.patch.step.attach import attach
 
 OF: dict[str, Any] = {
     "MeanCache": meancache.method_of,
@@ -200,7 +200,7 @@ def test_nothing_of_a_run_can_be_reached_after_it(quick, few_objects, cached, ti
 
     def callback(step, *_):
         if step == 8:
-            for thing in alive(Run, History, Moving):
+            for thing in alive(Run, History, InputChangeState):
                 seen.extend(weakref.ref(t) for t in (thing, *tensors_of(thing)))
 
     quick(model, callback=callback)
@@ -235,7 +235,7 @@ def test_it_is_reset_after(quick, few_objects, cached, fresh, tiny_flux, name, h
     assert not reports[0].finished
     assert len(reports[0].evaluations) == 9
     assert reports[0].skipped > 0
-    assert not alive(Run, History, Moving)
+    assert not alive(Run, History, InputChangeState)
     assert state_of(model) == as_it_was
     assert torch.equal(quick(model), fresh(name))
     assert reports[1].finished

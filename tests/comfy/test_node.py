@@ -18,7 +18,7 @@ import torch
 from comfy_api.latest import io
 
 import nodes
-from skipstone.core.step import tables
+from skipstone.core.step.published import coefficients
 
 ROOT = Path(__file__).resolve().parents[2]
 MODELS = ROOT / "demo" / "models"
@@ -278,14 +278,14 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
     },
     "SkipstoneTeaCache": {
         "preset": [*FOUR, "as published", "Custom"],
-        "polynomial": ["auto", "measured", *tables.names(tables.TEACACHE)],
+        "polynomial": ["auto", "measured", *coefficients.names(coefficients.TEACACHE)],
         "unit": ["relative change", "typical changes"],
         "predictor": ["line", "reuse"],
         "cache_device": DEVICES,
     },
     "SkipstoneMagCache": {
         "preset": [*FOUR, "as published", "Custom"],
-        "ratios": ["auto", "measured", *tables.names(tables.MAGCACHE)],
+        "ratios": ["auto", "measured", *coefficients.names(coefficients.MAGCACHE)],
         "unit": ["relative change", "typical changes"],
         "predictor": ["line", "reuse"],
         "cache_device": DEVICES,

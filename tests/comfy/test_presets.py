@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
+from skipstone.core.step.indicators.blocks import Probed
 from skipstone.core.step.method import Method
-from skipstone.core.step.policies import Budget, ByModel, Cap, Ratios, Schedule, Setting, Warmup, Window
+from skipstone.core.step.policies import Budget, ByModel, Cap, Ratios, RunContext, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Spectrum
-from skipstone.core.step.probes import Probed
 from skipstone.nodes import easycache, firstblock, forecast, meancache, stepmask, teacache
 from skipstone.nodes.auto import StepCacheAuto
 from skipstone.tests.core.grids import flow
@@ -51,7 +51,7 @@ NODES = [*METHODS, stepmask.StepMaskNode, StepCacheAuto]
 def in_words(method: Method) -> dict[str, Any]:
     """What it does in a run of 50 steps, with a model that no preset has values of its own for. Apart from its title, and from `fit`: a
     preset takes fewer blocks where the model has not so many, and a number that someone wrote is an error there."""
-    setting = Setting(flow(STEPS), method.predictor)  # type: ignore[arg-type]
+    setting = RunContext(flow(STEPS), method.predictor)  # type: ignore[arg-type]
     rules: list[Any] = []
     for policy in method.policies:
         policy = policy.otherwise if isinstance(policy, ByModel) else policy

@@ -15,7 +15,7 @@ from app.node_replace_manager import NodeReplaceManager
 from comfy_api.latest import io
 
 import nodes
-from skipstone.core.earlier import NODES, Earlier
+from skipstone.core.legacy_nodes import NODES, Earlier
 from skipstone.nodes import GROUPS, replacements
 
 OLD = Path(__file__).resolve().parents[1] / "workflows" / "old"

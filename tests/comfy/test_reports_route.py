@@ -15,8 +15,8 @@ from comfy_execution.caching import CacheKeySetInputSignature
 from comfy_execution.graph import DynamicPrompt
 
 import nodes
-from skipstone.core.step.journal import Entry, Journal, Place
-from skipstone.core.step.report import Report
+from skipstone.core.step.report.report import Report
+from skipstone.core.step.report.report_log import Entry, Place, ReportLog
 from skipstone.nodes import GROUPS, reporting, routes, widgets
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
@@ -48,7 +48,7 @@ def ask(path):
 @pytest.fixture
 def journal(monkeypatch):
     """An empty one."""
-    fresh = Journal()
+    fresh = ReportLog()
     monkeypatch.setattr(reporting, "JOURNAL", fresh)
     monkeypatch.setattr(routes, "JOURNAL", fresh)
     return fresh

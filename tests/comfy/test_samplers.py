@@ -12,7 +12,7 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-from skipstone.patch.samplers import integrator_of
+from skipstone.patch.step.samplers import integrator_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
 

@@ -19,12 +19,12 @@ from comfy.patcher_extension import WrappersMP
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import skipstone.patch.sigma
+import skipstone.patch.step.sigmas
 from skipstone.core.step.policies import StepMask
 from skipstone.nodes.easycache import easycache_of, ucache_of
 from skipstone.nodes.forecast import spectrum_of, taylorseer_of
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.samplers import looks_at
+from skipstone.patch.step.samplers import looks_at
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
 
@@ -156,8 +156,10 @@ class Fake:
 
 def a_device(monkeypatch, late=0, wrong=0.0):
     """From here on the sampler's sigmas are on a device, as far as the pack can tell."""
-    monkeypatch.setattr(skipstone.patch.sigma, "waits", lambda value: True)
-    monkeypatch.setattr(skipstone.patch.sigma, "Arriving", type("Arriving", (Fake,), {"late": late, "wrong": wrong}))
+    monkeypatch.setattr(skipstone.patch.step.sigmas, "waits", lambda value: True)
+    monkeypatch.setattr(
+        skipstone.patch.step.sigmas, "PendingSigma", type("PendingSigma", (Fake,), {"late": late, "wrong": wrong})
+    )
 
 
 # law 8

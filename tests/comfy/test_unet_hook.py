@@ -13,7 +13,7 @@ import torch
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
-from skipstone.patch.attach import attach
+from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
 from skipstone.tests.comfy.zoo import base, unet
 

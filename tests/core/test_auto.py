@@ -8,19 +8,19 @@ from typing import get_args
 import pytest
 import torch
 
-from skipstone.core.step.auto import WHY, WHY_FEW, Wish, within
-from skipstone.core.step.choice import Choice, Circumstances, tolerance
+from skipstone.core.step.auto.method import WHY, WHY_FEW, AutoMethod, within
+from skipstone.core.step.auto.selection import Choice, SamplerInfo, tolerance
+from skipstone.core.step.calibration.gram import default
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.gram import default
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Schedule, Warmup
 from skipstone.core.step.predictors import Auto, Integrator, Reuse
-from skipstone.core.step.report import Evaluation, Report
+from skipstone.core.step.report.report import Evaluation, Report
 from skipstone.core.step.run import Run
 
 PLANNED = Method("Planned", "", (Warmup(2), Schedule(Budget.of(0.5))), Auto())
 FREE = Method("Free", "", (Warmup(3),), Reuse())
-WISH = Wish("Balanced", PLANNED, FREE)
+WISH = AutoMethod("Balanced", PLANNED, FREE)
 INTEGRATORS: tuple[Integrator, ...] = get_args(Integrator)
 COSTS = default()
 
@@ -31,7 +31,7 @@ def grid(steps):
 
 def run(wish, steps=20, integrator="euler", roams=False, twice=False, **more):
     """A finished run of one that wishes: nothing is sampled, but everything is decided."""
-    method = wish.resolve(Circumstances(integrator, steps, roams, twice))
+    method = wish.resolve(SamplerInfo(integrator, steps, roams, twice))
     at = grid(steps)
     run = Run(method, at, integrator, **more)
     for sigma in at.sigmas[:-1]:
@@ -42,7 +42,7 @@ def run(wish, steps=20, integrator="euler", roams=False, twice=False, **more):
 
 
 def test_a_method_is_what_it_is_in_every_run():
-    assert PLANNED.resolve(Circumstances("sde", 4, True)) is PLANNED
+    assert PLANNED.resolve(SamplerInfo("sde", 4, True)) is PLANNED
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
@@ -100,8 +100,8 @@ def test_nothing_is_learned_for_runs_that_skip_nothing():
     learns = replace(
         WISH, planned=Method("Planned", "", (Schedule(Budget(((4, 1.0), (8, 0.8)))),), Auto(), calibration="auto")
     )
-    assert learns.resolve(Circumstances("euler", 8)).calibration == "auto"
-    assert learns.resolve(Circumstances("euler", 4)).calibration == "known"
+    assert learns.resolve(SamplerInfo("euler", 8)).calibration == "auto"
+    assert learns.resolve(SamplerInfo("euler", 4)).calibration == "known"
 
 
 def test_a_wish_that_skips_nothing_says_what_to_wish_for():
@@ -115,7 +115,7 @@ def test_a_wish_that_skips_nothing_says_what_to_wish_for():
 
 def faster(times):
     planned = Method("Planned", "", (Warmup(2), Schedule(Budget.of(1 / times))), Auto())
-    return Wish(f"{times:g}x", planned, FREE, speedup=times)
+    return AutoMethod(f"{times:g}x", planned, FREE, speedup=times)
 
 
 @pytest.mark.parametrize("steps", [20, 28, 50])
@@ -155,7 +155,7 @@ def test_a_run_in_which_nothing_was_looked_at_missed_nothing():
 
 
 def near(decibels):
-    return Wish(f"{decibels:g} dB", PLANNED, decibels=decibels)
+    return AutoMethod(f"{decibels:g} dB", PLANNED, decibels=decibels)
 
 
 @pytest.mark.parametrize("integrator", ["euler", "multistep", "ode"])

@@ -8,26 +8,26 @@ import numpy as np
 import pytest
 import torch
 
+from skipstone.core.step.calibration.gram import Gram
+from skipstone.core.step.calibration.gram_recorder import Recorder
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.costs import edge_costs
-from skipstone.core.step.gram import Gram
-from skipstone.core.step.indicators import SAMPLE
+from skipstone.core.step.indicators.output import SAMPLE
 from skipstone.core.step.method import Method
+from skipstone.core.step.planning.edge_costs import edge_costs
+from skipstone.core.step.planning.pssp import Paths
 from skipstone.core.step.policies import (
     Budget,
     Cap,
     Events,
     LastStep,
     Mask,
+    RunContext,
     Schedule,
-    Setting,
     StepMask,
     Warmup,
     Window,
 )
 from skipstone.core.step.predictors import JVP, Corrected, Linear, RecursiveJVP, Reuse, Spectrum, Taylor
-from skipstone.core.step.pssp import Paths
-from skipstone.core.step.recorder import Recorder
 from skipstone.core.step.run import Run
 
 STEPS = 14
@@ -52,7 +52,7 @@ def recorded(grid, kept="velocity", seed=0, elements=60):
 
 
 def planned(schedule, grid, guards=(), costs=None, predictor=None):
-    setting = Setting(grid, predictor or Linear(), costs)
+    setting = RunContext(grid, predictor or Linear(), costs)
     for guard in (LastStep(), *guards):
         guard.start(setting)
     return schedule.start(setting)

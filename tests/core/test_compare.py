@@ -8,8 +8,8 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from skipstone.core.compare import IDENTICAL, compared, psnr_of, ssim
-from skipstone.core.side_by_side import ROWS, amplification, drawn, shown
+from skipstone.core.images.compare import IDENTICAL, compared, psnr_of, ssim
+from skipstone.core.images.comparison_image import ROWS, amplification, drawn, shown
 
 
 def picture(seed=0, height=48, width=64, channels=3, batch=1):

@@ -7,20 +7,13 @@ import numpy as np
 import pytest
 import torch
 
+from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.gram import Gram
-from skipstone.core.step.indicators import subsample
-from skipstone.core.step.policies import (
-    Budget,
-    Cap,
-    Interval,
-    Schedule,
-    StepMask,
-    Warmup,
-)
+from skipstone.core.step.indicators.output import subsample
+from skipstone.core.step.policies import Budget, Cap, Interval, Schedule, StepMask, Warmup
 from skipstone.core.step.policies.mask import NAMES
 from skipstone.core.step.predictors import Corrected, Linear, Spectrum, Taylor
-from skipstone.core.step.report import Report
+from skipstone.core.step.report.report import Report
 from skipstone.core.step.run import Run
 from skipstone.tests.core import test_calibration as cal
 from skipstone.tests.core import test_indicators as ind

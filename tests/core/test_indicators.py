@@ -10,7 +10,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators import Moved, subsample
+from skipstone.core.step.indicators.output import InputChange, subsample
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Reuse
@@ -145,12 +145,12 @@ def agree(told, wanted):
 
 def easy(threshold, warmup=3, reference="previous", guards=()):
     policies = (Warmup(warmup), *guards, Accumulator(threshold))
-    return Method("EasyCache", "", policies, Reuse(), keeps="residual", indicator=Moved(reference))
+    return Method("EasyCache", "", policies, Reuse(), keeps="residual", indicator=InputChange(reference))
 
 
 def u_cache(threshold, decay, relative, reset, late=1.5):
     accumulator = Accumulator(threshold, decay, reset, penalty=0.5, early=0.5, late=late)
-    moved = Moved("anchor", relative)
+    moved = InputChange("anchor", relative)
     return Method("UCache", "", (accumulator,), Reuse(), keeps="residual", indicator=moved)
 
 

@@ -13,8 +13,8 @@ from skipstone.core.step.policies import (
     Interval,
     LastStep,
     Mask,
+    RunContext,
     Schedule,
-    Setting,
     StepMask,
     Warmup,
     Window,
@@ -126,7 +126,7 @@ def test_an_event_counts_once_and_off_the_grid_it_is_the_next_look():
 
 
 def test_an_events_steps_outside_the_run_are_nothing():
-    setting = Setting(grid(5), Reuse())
+    setting = RunContext(grid(5), Reuse())
     Events(frozenset((-1, 5, 99, 2))).start(setting)
     assert setting.forced == [False, False, True, False, False]
 
@@ -156,7 +156,7 @@ def test_an_even_schedule_has_what_guards_compute_on_top():
 
 
 def test_guards_say_what_they_force():
-    setting = Setting(grid(10), Reuse())
+    setting = RunContext(grid(10), Reuse())
     for policy in (LastStep(), Warmup(2), Window(0.0, 0.7, of_steps=True), Cap(0), Cap(4), Cap(2), Cap(6)):
         policy.start(setting)
     assert [i for i, f in enumerate(setting.forced) if f] == [0, 1, 7, 8, 9]

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from skipstone.core.step.method import Method
-from skipstone.core.step.policies import Budget, Cap, LastStep, Mask, Schedule, Setting, StepMask, Warmup
+from skipstone.core.step.policies import Budget, Cap, LastStep, Mask, RunContext, Schedule, StepMask, Warmup
 from skipstone.core.step.policies.mask import NAMED_BINS, NAMES, from_bins, from_text
 from skipstone.core.step.predictors import Linear, Reuse
 from skipstone.core.step.run import Run
@@ -167,7 +167,7 @@ def test_a_dynamic_mask_leaves_its_noughts_to_the_method():
 
 
 def test_a_solver_behind_a_dynamic_mask_spends_its_budget_knowing_it():
-    setting = Setting(flow(20), Linear())
+    setting = RunContext(flow(20), Linear())
     mask = StepMask(tuple(i in (0, 1, 9, 10) for i in range(20)), policy="dynamic")
     for policy in (LastStep(), Warmup(2), Mask(mask)):
         policy.start(setting)

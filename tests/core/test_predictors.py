@@ -8,13 +8,13 @@ from skipstone.core.step.clock import Clock, Grid
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.predictors import JVP, Auto, Corrected, Linear, RecursiveJVP, Reuse
 from skipstone.core.step.predictors.linear import SPREAD
-from skipstone.core.step.track import Track, lagrange
+from skipstone.core.step.trajectory import Trajectory, lagrange
 
 
 def play(predictor, grid, anchors, velocity, spans=None):
     """Run a scalar ODE whose velocity depends on sigma alone; the outputs of every step, in order."""
     plan = Plan(grid, tuple(anchors), spans or {})
-    track, clock, prediction = Track(predictor.depth), Clock(grid), predictor.start(plan)
+    track, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(plan)
     said = []
     for i in range(grid.steps):
         clock.tick(grid.sigmas[i])
@@ -130,7 +130,7 @@ def test_the_span_may_differ_from_edge_to_edge():
 
 
 def test_a_repeated_sigma_keeps_the_newest_computed_value_and_draws_no_slope():
-    track = Track(3)
+    track = Trajectory(3)
     track.computed(0, 1.0)
     track.computed(1, 0.5)
     track.computed(2, 0.5)
@@ -146,7 +146,7 @@ def _at(sigma):
 
 
 def test_the_track_forgets_all_but_the_anchors_asked_for():
-    track = Track(2)
+    track = Trajectory(2)
     for i, sigma in enumerate((1.0, 0.9, 0.8, 0.7)):
         track.computed(i, sigma)
     assert list(track.nodes) == [2, 3]

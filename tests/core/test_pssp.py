@@ -5,13 +5,13 @@ from itertools import combinations
 import numpy as np
 import pytest
 
+from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Clock, Grid
-from skipstone.core.step.costs import edge_costs
-from skipstone.core.step.gram import Gram
 from skipstone.core.step.plan import Plan
+from skipstone.core.step.planning.edge_costs import edge_costs
+from skipstone.core.step.planning.pssp import Paths, solve
 from skipstone.core.step.predictors import JVP, Corrected, Linear, RecursiveJVP, Reuse
-from skipstone.core.step.pssp import Paths, solve
-from skipstone.core.step.track import Track
+from skipstone.core.step.trajectory import Trajectory
 
 
 def price(cost, path, gamma):
@@ -73,7 +73,7 @@ def test_one_or_two_steps_are_computed(n):
 
 def displacement_error(predictor, grid, gram, head, b, c):
     """By running the predictor: what the steps from b to c add up to, less the truth, measured with the Gram matrix."""
-    track, clock, prediction = Track(predictor.depth), Clock(grid), predictor.start(Plan(grid))
+    track, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
     miss = np.zeros(len(gram))
     for i in range(c):
         clock.tick(grid.sigmas[i])

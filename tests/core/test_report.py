@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from skipstone.core.step.choice import tolerance
+from skipstone.core.step.auto.selection import tolerance
+from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.gram import Gram
-from skipstone.core.step.indicators import Moved
+from skipstone.core.step.indicators.output import InputChange
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Schedule, Threshold, Warmup
 from skipstone.core.step.predictors import Linear, Reuse
-from skipstone.core.step.report import VISIBLE, Evaluation, Report
+from skipstone.core.step.report.report import VISIBLE, Evaluation, Report
 from skipstone.core.step.run import Run
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)
@@ -137,7 +137,7 @@ def played(method, steps=20, nan_at=-1):
 
 
 def test_a_run_with_a_nan_in_it_has_a_report_that_is_json():
-    method = Method("EasyCache", "Speed", (Warmup(2), Accumulator(0.2)), Reuse(), indicator=Moved())
+    method = Method("EasyCache", "Speed", (Warmup(2), Accumulator(0.2)), Reuse(), indicator=InputChange())
     data = strict(played(method, nan_at=6))
     assert data["timeline"][6] | {"sigma": 0} == {
         "step": 6,
@@ -171,7 +171,7 @@ def test_nothing_is_advised_where_all_is_well():
 
 
 def test_a_run_that_skipped_nothing_is_told_what_to_turn():
-    method = Method("EasyCache", "Quality", (Warmup(2), Accumulator(1e-9)), Reuse(), indicator=Moved())
+    method = Method("EasyCache", "Quality", (Warmup(2), Accumulator(1e-9)), Reuse(), indicator=InputChange())
     data = strict(played(method))
     assert "raise the threshold" in data["advice"] and data["advice"] in data["notes"][-1]
     assert data["risk"] == ""
@@ -220,7 +220,7 @@ def test_decibels_are_expected_only_of_costs_learned_of_the_users_own_model():
 
 @pytest.mark.parametrize("policy", [Accumulator(0.1), Threshold(0.03), Threshold(0.02)])
 def test_what_is_held_against_the_threshold_explains_every_decision_by_it(policy):
-    data = strict(played(Method("EasyCache", "Speed", (Warmup(2), policy), Reuse(), indicator=Moved())))
+    data = strict(played(Method("EasyCache", "Speed", (Warmup(2), policy), Reuse(), indicator=InputChange())))
     asked = [e for e in data["timeline"] if e["reason"] == "threshold"]
     assert len(asked) > 10
     for e in asked:

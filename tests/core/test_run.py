@@ -10,7 +10,7 @@ from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Auto, Linear, Reuse
-from skipstone.core.step.report import Report
+from skipstone.core.step.report.report import Report
 from skipstone.core.step.run import Run
 
 GRID = Grid.of([1 - i / 20 for i in range(21)])

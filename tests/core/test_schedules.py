@@ -5,17 +5,17 @@ import math
 import numpy as np
 import pytest
 
+from skipstone.core.step.calibration.gram import Gram, default
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.gram import Gram, default
-from skipstone.core.step.named import NAMED
-from skipstone.core.step.policies import Budget, Cap, Schedule, Setting, Warmup, Window
+from skipstone.core.step.planning.published_schedules import PUBLISHED_SCHEDULES
+from skipstone.core.step.policies import Budget, Cap, RunContext, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Linear, Reuse
 from skipstone.core.step.predictors.linear import SLOPES
 from skipstone.tests.core.grids import flow, karras
 
 
 def anchors(schedule, grid, predictor=None, guards=None):
-    setting = Setting(grid, predictor or Linear())
+    setting = RunContext(grid, predictor or Linear())
     for guard in guards or (Warmup(2),):
         guard.start(setting)
     plan = schedule.start(setting).plan
@@ -46,26 +46,36 @@ def test_the_solver_knows_what_the_guards_will_compute():
 
 
 def test_the_published_schedules_compute_as_many_steps_as_their_names_say():
-    assert len(NAMED) == 11
-    for name, released in NAMED.items():
+    assert len(PUBLISHED_SCHEDULES) == 11
+    for name, released in PUBLISHED_SCHEDULES.items():
         plan = released.plan(flow(50, 3.0))
         assert len(plan.anchors) == int(name.split()[-1])
         assert plan.anchors[0] == 0 and plan.anchors[-1] == 49
-    assert NAMED["Z-Image 13"].plan(flow(50)).anchors == (0, 1, 2, 3, 5, 9, 15, 22, 29, 36, 43, 47, 49)
-    assert NAMED["Z-Image 13"].plan(flow(50)).spans == {3: 2, 5: 1, 9: 1, 15: 1, 22: 1, 29: 1, 36: 1, 43: 5, 47: 2}
+    assert PUBLISHED_SCHEDULES["Z-Image 13"].plan(flow(50)).anchors == (0, 1, 2, 3, 5, 9, 15, 22, 29, 36, 43, 47, 49)
+    assert PUBLISHED_SCHEDULES["Z-Image 13"].plan(flow(50)).spans == {
+        3: 2,
+        5: 1,
+        9: 1,
+        15: 1,
+        22: 1,
+        29: 1,
+        36: 1,
+        43: 5,
+        47: 2,
+    }
 
 
 @pytest.mark.parametrize("grid", [flow(20, 3.0), flow(100, 3.0), karras(28), flow(4)])
-@pytest.mark.parametrize("name", NAMED)
+@pytest.mark.parametrize("name", PUBLISHED_SCHEDULES)
 def test_the_published_schedules_fit_other_runs_by_sigma(grid, name):
-    plan = NAMED[name].plan(grid)
+    plan = PUBLISHED_SCHEDULES[name].plan(grid)
     assert plan.anchors[0] == 0 and plan.anchors[-1] == grid.steps - 1
     assert set(plan.spans) <= set(plan.anchors)
 
 
 def test_at_the_same_shift_a_published_schedule_keeps_its_places():
-    plan = NAMED["Z-Image 20"].plan(flow(100, 3.0))
-    assert set(plan.anchors) == {2 * a for a in NAMED["Z-Image 20"].anchors} | {99}
+    plan = PUBLISHED_SCHEDULES["Z-Image 20"].plan(flow(100, 3.0))
+    assert set(plan.anchors) == {2 * a for a in PUBLISHED_SCHEDULES["Z-Image 20"].anchors} | {99}
 
 
 @pytest.mark.parametrize("share", [0.0, -0.1, 1.01, math.nan, math.inf])
@@ -125,7 +135,7 @@ def test_the_plan_says_with_which_slope_it_was_solved_best():
         (np.stack([np.cos(40 * times), np.sin(40 * times)], 1), SLOPES[0]),
         (times[:, None], SLOPES[-1]),
     ):
-        setting = Setting(grid, Corrected(), Gram.of(times, velocity))
+        setting = RunContext(grid, Corrected(), Gram.of(times, velocity))
         plan = Schedule(Budget.of(0.4)).start(setting).plan
         assert plan is not None
         assert plan.slope == slope

@@ -9,7 +9,7 @@ from numpy.polynomial import chebyshev
 from skipstone.core.step.clock import Clock, Grid
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.predictors import Corrected, Linear, Spectrum, Taylor
-from skipstone.core.step.track import Track
+from skipstone.core.step.trajectory import Trajectory
 
 UNIFORM = Grid.of([1 - i / 10 for i in range(11)])
 BENT = Grid.of([1.0, 0.97, 0.9, 0.82, 0.7, 0.61, 0.5, 0.33, 0.2, 0.08, 0.0])
@@ -23,7 +23,7 @@ SDCPP = Spectrum(0.4, 3, 1.0, keep=6, half=True)
 
 def weights(predictor, grid, anchors, step):
     """What `predictor` says at `step` after full evaluations at the steps `anchors`: anchor -> weight."""
-    track, clock, prediction = Track(predictor.depth), Clock(grid), predictor.start(Plan(grid))
+    track, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
     for i in anchors:
         clock.tick(grid.sigmas[i])
         track.computed(i, clock.sigma)
@@ -146,7 +146,7 @@ def test_of_anchors_at_one_place_the_newest_is_believed(predictor, anchors, step
 
 @pytest.mark.parametrize("predictor", [Taylor(2), Taylor(2, published=True), PAPER, SDCPP, Linear(), Corrected()])
 def test_a_sigma_that_is_looked_at_twice_divides_by_nothing(predictor):
-    track, clock, prediction = Track(predictor.depth), Clock(BENT), predictor.start(Plan(BENT))
+    track, clock, prediction = Trajectory(predictor.depth), Clock(BENT), predictor.start(Plan(BENT))
     for k, i in enumerate((0, 0, 2, 2, 2, 5, 5)):
         clock.tick(BENT.sigmas[i] * (1 + 1e-6 * (k % 2)))
         track.computed(k, clock.sigma)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 
 from skipstone.core.memo.keys import Key
-from skipstone.core.memo.tiers.base import Beat, Claim, Usage
+from skipstone.core.memo.tiers.base import Beat, Lease, Usage
 
 
 class Fake:
@@ -67,10 +67,10 @@ class Meeting(Fake):
         self.claims = {} if claims is None else claims
         self.lock = threading.Lock()
 
-    def claim(self, key: Key, estimate: float | None) -> Claim:
+    def claim(self, key: Key, estimate: float | None) -> Lease:
         self._called("claim")
         with self.lock:
-            return Claim(self.claims.setdefault(key, self) is self, estimate)
+            return Lease(self.claims.setdefault(key, self) is self, estimate)
 
     def renew(self, key: Key) -> None:
         self._called("renew")

@@ -8,8 +8,8 @@ import threading
 import pytest
 import torch
 
-from skipstone.core.memo import lane
-from skipstone.core.memo.errors import Broken, Refused
+from skipstone.core.memo import tier_worker
+from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.base import Unavailable
@@ -31,10 +31,10 @@ class Flaky(Meeting):
         fate = self.dice.random()
         if fate < 0.1:
             raise self.dice.choice(
-                [Unavailable("away"), OSError(5, "I/O"), MemoryError(), KeyError("x"), Broken("torn")]
+                [Unavailable("away"), OSError(5, "I/O"), MemoryError(), KeyError("x"), CorruptEntry("torn")]
             )
         if what == "put" and fate < 0.2:
-            raise Refused("fake: not today")
+            raise NotCacheable("fake: not today")
 
     def get(self, key, beat):
         data = super().get(key, beat)
@@ -61,8 +61,8 @@ def right(name):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_every_answer_is_right(monkeypatch, seed):
-    monkeypatch.setattr(lane, "RESTS", (0.0, 0.01))
-    monkeypatch.setattr(lane, "WINDOW", 0.01)
+    monkeypatch.setattr(tier_worker, "RESTS", (0.0, 0.01))
+    monkeypatch.setattr(tier_worker, "WINDOW", 0.01)
     far, near = Flaky(seed, "far"), Flaky(seed + 10, "near")
     stores = [Store([MemoryTier(1000, reserve=0), near, far]), Store([far])]
     wrong = []

@@ -11,7 +11,7 @@ from blake3 import blake3
 from safetensors.torch import load, save
 
 from skipstone.core.memo.codec import DTYPES, MAGIC, PREFIX, Entry, decode, encode, plausible
-from skipstone.core.memo.errors import Broken, Refused
+from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 
 KEY = key("test", "a value")
@@ -161,7 +161,7 @@ def deep():
     ids=lambda value: type(value).__name__,
 )
 def test_what_is_not_pure_data_is_refused_with_a_reason(value):
-    with pytest.raises(Refused, match=r"\w"):
+    with pytest.raises(NotCacheable, match=r"\w"):
         encode(KEY, Entry({"a": [1, value]}, 0.0, 0.0))
 
 
@@ -258,7 +258,7 @@ HOSTILE = {
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE.keys())
 @pytest.mark.parametrize("verify", [True, False])
 def test_what_is_not_an_entry_is_broken_and_nothing_worse(data, verify):
-    with pytest.raises(Broken):
+    with pytest.raises(CorruptEntry):
         decode(KEY, data, verify=verify)
 
 
@@ -270,7 +270,7 @@ def test_forgeries_differ_from_entries_in_what_they_forge_alone():
 def test_every_truncation_is_broken():
     data = good()
     for length in range(len(data)):
-        with pytest.raises(Broken):
+        with pytest.raises(CorruptEntry):
             decode(KEY, data[:length])
 
 
@@ -279,7 +279,7 @@ def test_every_damaged_byte_is_noticed():
     for place in range(len(data)):
         damaged = bytearray(data)
         damaged[place] ^= 0x10
-        with pytest.raises(Broken):
+        with pytest.raises(CorruptEntry):
             decode(KEY, damaged)
 
 

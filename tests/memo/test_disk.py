@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from skipstone.core.memo.codec import Entry, decode, encode
-from skipstone.core.memo.errors import Refused
+from skipstone.core.memo.errors import NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.base import Unavailable, Usage
@@ -163,7 +163,7 @@ def test_what_nobody_used_for_long_goes(tmp_path):
 
 def test_what_would_take_most_of_the_room_is_refused(tmp_path):
     t = tier(tmp_path, limit=1000)
-    with pytest.raises(Refused, match="larger"):
+    with pytest.raises(NotCacheable, match="larger"):
         t.put(A, data(500))
 
 

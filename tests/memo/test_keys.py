@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from skipstone.core.memo.errors import Refused
+from skipstone.core.memo.errors import NotCacheable
 from skipstone.core.memo.keys import Key, digest, key
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.uint8, torch.int64, torch.bool)
@@ -139,7 +139,7 @@ def deep():
     ids=lambda part: type(part).__name__,
 )
 def test_what_is_not_pure_data_has_no_name(part):
-    with pytest.raises(Refused):
+    with pytest.raises(NotCacheable):
         digest({"a": [part]})
 
 

@@ -6,7 +6,7 @@ import time
 import psutil
 import pytest
 
-from skipstone.core.memo.errors import Refused
+from skipstone.core.memo.errors import NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.tiers import memory
 from skipstone.core.memo.tiers.base import Usage
@@ -53,7 +53,7 @@ def test_the_budget_holds():
 def test_what_is_larger_than_the_budget_is_refused_and_nothing_is_lost():
     t = tier(10)
     t.put(A, bytes(4))
-    with pytest.raises(Refused, match="budget"):
+    with pytest.raises(NotCacheable, match="budget"):
         t.put(B, bytes(11))
     assert t.get(A) is not None
 

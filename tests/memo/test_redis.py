@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from skipstone.core.memo.codec import Entry, decode, encode
-from skipstone.core.memo.errors import Broken, Refused
+from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers import redis as module
@@ -270,7 +270,7 @@ def test_usage_and_clear_touch_what_is_ours_alone(server):
 
 def test_what_is_too_large_is_not_sent_and_not_fetched(server):
     small, large = connected(server.url, largest=1000), connected(server.url)
-    with pytest.raises(Refused, match="larger"):
+    with pytest.raises(NotCacheable, match="larger"):
         small.put(A, data(latent()))
     large.put(A, data(latent()))
     assert get(small, A) is None
@@ -420,7 +420,7 @@ def test_bombs_do_not_go_off(server):
     for what in ("a bomb", "a bomb that says it is small"):
         server.client().set(place(A), POISON[what])
         tracemalloc.start()
-        with pytest.raises(Broken):
+        with pytest.raises(CorruptEntry):
             get(one, A)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()

@@ -7,11 +7,11 @@ import time
 import pytest
 import torch
 
-from skipstone.core.memo import lane
+from skipstone.core.memo import tier_worker
 from skipstone.core.memo.codec import Entry, encode
 from skipstone.core.memo.keys import key
-from skipstone.core.memo.lane import BROKEN
 from skipstone.core.memo.store import Store
+from skipstone.core.memo.tier_worker import BROKEN
 from skipstone.core.memo.tiers.base import Unavailable, Usage
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.tests.memo.fakes import Fake, Meeting, boom
@@ -209,15 +209,15 @@ def test_a_tier_that_hangs_costs_its_patience_once(opened):
 
 def test_a_tier_that_hung_often_is_used_again_when_it_has_come_back(opened, monkeypatch):
     for name, value in (("RESTS", (0.01, 0.02)), ("WINDOW", 0.05)):
-        monkeypatch.setattr(lane, name, value)
+        monkeypatch.setattr(tier_worker, name, value)
     hung, go = Fake(held={KEY: kept()}, patience=0.02), threading.Event()
     hung.on["get"] = lambda: go.wait(20)
     store = opened(hung)
-    for _ in range(lane.LEFT):
+    for _ in range(tier_worker.LEFT):
         assert store.ready(10)
         assert store.get(KEY) is None
     assert not store.ready(0.3), "so many threads hang that no more are sent after them"
-    assert hung.calls.count("get") == lane.LEFT
+    assert hung.calls.count("get") == tier_worker.LEFT
     hung.on.clear()
     go.set()
     assert store.ready(10)

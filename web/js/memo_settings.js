@@ -1,4 +1,4 @@
-// The memo's part of the settings. The ids are those that patch/memo.py reads on the server, at its start.
+// The memo's part of the settings. The ids are those that patch/memo/instance.py reads on the server, at its start.
 
 import { app } from "../../../scripts/app.js"
 import { asked, changed } from "./memo.js"

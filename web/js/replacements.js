@@ -1,5 +1,5 @@
 // Nodes of earlier packs: ComfyUI's front end puts ours in their place when a person asks for it, and copies the values that it can. Here
-// the others are converted, and those of older releases found: by the rules that the server tells (core/earlier.py), the same as it uses
+// the others are converted, and those of older releases found: by the rules that the server tells (core/legacy_nodes.py), the same as it uses
 // for prompts that come without a front end. The file is as it was until someone replaces a node.
 
 import { api } from "../../../scripts/api.js"
@@ -41,7 +41,7 @@ const named = ({ layouts }, values) => {
   return Object.fromEntries(layout.slice(0, values.length).map((name, i) => [name, values[i]]))
 }
 
-/** Our node's values from the old one's. As `Earlier.inputs` in core/earlier.py; links are not in `old`. */
+/** Our node's values from the old one's. As `Earlier.inputs` in core/legacy_nodes.py; links are not in `old`. */
 const converted = ({ rules }, old) => {
   const found = {}
   for (const rule of rules) {

@@ -1,4 +1,4 @@
-// A run's report (core/step/report.py, Report.as_dict) in words, and as a strip of cells. Knows nothing of ComfyUI.
+// A run's report (core/step/report/report.py, Report.as_dict) in words, and as a strip of cells. Knows nothing of ComfyUI.
 
 import { el } from "./shared.js"
 

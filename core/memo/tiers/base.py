@@ -46,7 +46,7 @@ class Tier(Protocol):
         ...
 
     def put(self, key: Key, data: bytes) -> None:
-        """Keep them, in place of what was there. Raises Refused for what this tier does not take."""
+        """Keep them, in place of what was there. Raises NotCacheable for what this tier does not take."""
         ...
 
     def delete(self, key: Key) -> None: ...
@@ -78,7 +78,7 @@ class LowerTier(Tier, Protocol):
 
 
 @dataclass(frozen=True)
-class Claim:
+class Lease:
     """Who computes a value: we, or another, who expects to need so many seconds (None: does not know)."""
 
     ours: bool
@@ -86,10 +86,10 @@ class Claim:
 
 
 @runtime_checkable
-class Shared(Protocol):
+class LeasingTier(Protocol):
     """A tier through which processes tell each other what they are computing."""
 
-    def claim(self, key: Key, estimate: float | None) -> Claim:
+    def claim(self, key: Key, estimate: float | None) -> Lease:
         """Ours if nobody else's. A claim lapses a few seconds after its last renewal."""
         ...
 

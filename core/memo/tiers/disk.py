@@ -28,7 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..codec import LARGEST, PREFIX, plausible
-from ..errors import Broken, Refused
+from ..errors import CorruptEntry, NotCacheable
 from ..keys import Key
 from .base import Beat, Unavailable, Usage
 
@@ -104,12 +104,12 @@ class DiskTier:
             return None
         except OSError as error:
             if error.errno == errno.ELOOP:
-                raise Broken("a link in place of an entry") from error
+                raise CorruptEntry("a link in place of an entry") from error
             raise
         with os.fdopen(file, "rb", buffering=0) as opened:
             about = os.fstat(file)
             if not stat.S_ISREG(about.st_mode) or about.st_size > 2 * LARGEST:
-                raise Broken("no file that we wrote")
+                raise CorruptEntry("no file that we wrote")
             data = bytearray()
             while len(data) < about.st_size:
                 chunk = opened.read(min(CHUNK, about.st_size - len(data)))
@@ -126,7 +126,7 @@ class DiskTier:
 
     def put(self, key: Key, data: bytes) -> None:
         if len(data) > self.limit // 4:
-            raise Refused(f"{self.name}: larger than a quarter of its limit")
+            raise NotCacheable(f"{self.name}: larger than a quarter of its limit")
         path = self._path(key)
         temporary = path.with_name(f"{key.digest}.{secrets.token_hex(8)}.tmp")
         try:

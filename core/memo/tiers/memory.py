@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import psutil
 
-from ..errors import Refused
+from ..errors import NotCacheable
 from ..keys import Key
 from .base import Beat, Usage
 
@@ -52,7 +52,7 @@ class MemoryTier:
 
     def put(self, key: Key, data: bytes) -> None:
         if len(data) > self.budget:
-            raise Refused(f"{self.name}: larger than its budget")
+            raise NotCacheable(f"{self.name}: larger than its budget")
         with self._lock:
             self.delete(key)
             self._held[key] = data, time.monotonic()

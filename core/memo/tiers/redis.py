@@ -22,9 +22,9 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from ..codec import LARGEST, PREFIX, plausible
-from ..errors import Broken, Refused
+from ..errors import CorruptEntry, NotCacheable
 from ..keys import FORMAT, Key
-from .base import Beat, Claim, Unavailable, Usage
+from .base import Beat, Lease, Unavailable, Usage
 
 CHUNK = 256 << 10  # bytes that have to arrive within one patience: 6 MB/s are enough
 SOCKET = 2.0  # seconds after which a thread of the background gives up on the server
@@ -86,7 +86,7 @@ class RedisTier:
     def put(self, key: Key, data: bytes) -> None:
         packed = self._packed(data)
         if len(packed) > self.largest:
-            raise Refused(f"{self.name}: larger than {self.largest >> 20} MB")
+            raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
         with self._server() as client:
             client.set(self._name(key), packed, px=self._ms(self.ttl))
 
@@ -126,7 +126,7 @@ class RedisTier:
 
     # who computes what
 
-    def claim(self, key: Key, estimate: float | None) -> Claim:
+    def claim(self, key: Key, estimate: float | None) -> Lease:
         import redis
 
         name, says = (
@@ -136,15 +136,15 @@ class RedisTier:
         with self._server() as client:
             try:
                 if client.set(name, says, nx=True, px=self._ms(CLAIM)):
-                    return Claim(ours=True)
+                    return Lease(ours=True)
                 asked = client.pipeline(transaction=False).getrange(name, 0, 99).pttl(name)
                 said, left = asked.execute()
             except redis.exceptions.ResponseError:  # full, or a replica: then nobody can be told
-                return Claim(ours=True)
+                return Lease(ours=True)
         theirs = _CLAIM.fullmatch(said)
         if theirs is None or not 0 <= left <= self._ms(CLAIM):
-            return Claim(ours=True)  # nobody's who would renew it: not to be waited for
-        return Claim(theirs[1].decode() == self._token, float(theirs[2]) if theirs[2] else None)
+            return Lease(ours=True)  # nobody's who would renew it: not to be waited for
+        return Lease(theirs[1].decode() == self._token, float(theirs[2]) if theirs[2] else None)
 
     def renew(self, key: Key) -> None:
         with self._own_claim(key) as (client, name):
@@ -249,7 +249,7 @@ class RedisTier:
         size, _ = asked.execute(raise_on_error=False)  # a replica that may not be written to need not note the use
         if isinstance(size, Exception):
             if "WRONGTYPE" in str(size) or "wrong kind" in str(size):
-                raise Broken("of another type")
+                raise CorruptEntry("of another type")
             raise size
         beat()
         if size == 0 or size > self.largest:
@@ -261,7 +261,7 @@ class RedisTier:
             if not chunk:
                 return None  # gone meanwhile
             if not data and not self._may_be_ours(chunk, size):
-                raise Broken("not an entry")
+                raise CorruptEntry("not an entry")
             data += chunk
         return data
 
@@ -338,9 +338,9 @@ class RedisTier:
                 if len(out) > size:
                     break
         except zlib.error as error:
-            raise Broken("not inflatable") from error
+            raise CorruptEntry("not inflatable") from error
         if len(out) != size:
-            raise Broken("not of the size it says")
+            raise CorruptEntry("not of the size it says")
         return out
 
     def _may_be_ours(self, head: bytes, size: int) -> bool:

@@ -1,24 +1,23 @@
 """When to run the model: each policy is one file, plain data, and decides evaluation by evaluation."""
 
-from .accumulate import Accumulating, Accumulator
-from .base import COMPUTE, SKIP, Deciding, Decision, Indicator, Policy, Setting
-from .bymodel import ByModel
+from .accumulator import Accumulator, AccumulatorState
+from .base import COMPUTE, SKIP, Decision, Indicator, Policy, RunContext, RunPolicy
 from .guards import Cap, Events, Full, LastStep, Total, Warmup, Window
 from .interval import Interval
+from .magcache import Ratios
 from .mask import Mask, StepMask
-from .ratios import Ratios
+from .per_model import ByModel
 from .schedule import Budget, Schedule
-from .threshold import Threshold, Thresholding
+from .threshold import Threshold, ThresholdState
 
 __all__ = [
     "COMPUTE",
     "SKIP",
-    "Accumulating",
     "Accumulator",
+    "AccumulatorState",
     "Budget",
     "ByModel",
     "Cap",
-    "Deciding",
     "Decision",
     "Events",
     "Full",
@@ -28,11 +27,12 @@ __all__ = [
     "Mask",
     "Policy",
     "Ratios",
+    "RunContext",
+    "RunPolicy",
     "Schedule",
-    "Setting",
     "StepMask",
     "Threshold",
-    "Thresholding",
+    "ThresholdState",
     "Total",
     "Warmup",
     "Window",

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from ..calibration.block_profile import BlockProfile
+from ..calibration.gram import Gram
 from ..clock import Clock, Grid
-from ..fitted import Lessons
-from ..gram import Gram
 from ..predictors import Predictor
-from ..tables import Network
+from ..published.coefficients import Network
 
 Indicator = Callable[[], float | None]
 """Reads the method's indicator for the evaluation at hand, at the price of one host sync; None while too little is known."""
@@ -34,7 +34,7 @@ def SKIP(reason: str) -> Decision:
 
 
 @dataclass
-class Setting:
+class RunContext:
     """What a run's policies are started with. Those asked first say what they will force, so that a solver among the later
     ones spends its budget knowing it.
 
@@ -49,7 +49,7 @@ class Setting:
     forced: list[bool] = field(init=False)
     longest: float = math.inf
     network: Network = field(default_factory=dict)
-    lessons: Lessons | None = None
+    lessons: BlockProfile | None = None
 
     def __post_init__(self) -> None:
         self.forced = [False] * self.grid.steps
@@ -63,12 +63,12 @@ class Setting:
 class Policy(Protocol):
     """Frozen configuration, as a method holds it."""
 
-    def start(self, setting: Setting) -> Deciding:
+    def start(self, setting: RunContext) -> RunPolicy:
         """The policy for one run: a new object if it keeps state, itself if not."""
         ...
 
 
-class Deciding(Protocol):
+class RunPolicy(Protocol):
     """A policy at work in one run."""
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from ..clock import Clock
-from .base import COMPUTE, Decision, Indicator, Setting
+from .base import COMPUTE, Decision, Indicator, RunContext
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Warmup:
     steps: int
     most: float = 1.0
 
-    def start(self, setting: Setting) -> Warmup:
+    def start(self, setting: RunContext) -> Warmup:
         steps = min(self.steps, math.ceil(self.most * setting.grid.steps))
         setting.force(range(steps))
         return replace(self, steps=steps)
@@ -32,7 +32,7 @@ class Full:
 
     why: str
 
-    def start(self, setting: Setting) -> Full:
+    def start(self, setting: RunContext) -> Full:
         setting.force(range(setting.grid.steps))
         return self
 
@@ -44,7 +44,7 @@ class Full:
 class LastStep:
     """The last step is computed: no later one could mend it."""
 
-    def start(self, setting: Setting) -> LastStep:
+    def start(self, setting: RunContext) -> LastStep:
         setting.force((setting.grid.steps - 1,))
         return self
 
@@ -58,7 +58,7 @@ class Events:
 
     steps: frozenset[int]
 
-    def start(self, setting: Setting) -> Events:
+    def start(self, setting: RunContext) -> Events:
         setting.force(self.steps)
         return self
 
@@ -77,7 +77,7 @@ class Window:
     high: float = 0.0
     low: float = 0.0
 
-    def start(self, setting: Setting) -> Window:
+    def start(self, setting: RunContext) -> Window:
         grid = setting.grid
         if self.of_steps:
             first, end = (int(p * grid.steps) for p in (self.start_percent, self.end_percent))
@@ -99,7 +99,7 @@ class Total:
 
     skips: int
 
-    def start(self, setting: Setting) -> Total:
+    def start(self, setting: RunContext) -> Total:
         return self
 
     def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
@@ -112,7 +112,7 @@ class Cap:
 
     skips: int
 
-    def start(self, setting: Setting) -> Cap:
+    def start(self, setting: RunContext) -> Cap:
         if self.skips:
             setting.longest = min(setting.longest, self.skips)
         return self

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..clock import Clock
 from ..plan import Plan
-from .base import COMPUTE, SKIP, Decision, Indicator, Setting
+from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Interval:
                 f"the window is a number of steps, at least 1, and grows by flex, at least 0; not {self.window:g} and {self.flex:g}"
             )
 
-    def start(self, setting: Setting) -> Interval:
+    def start(self, setting: RunContext) -> Interval:
         grid = setting.grid
         window, skipped, anchors = self.window, 0, []
         stop = int(self.stop * grid.steps)

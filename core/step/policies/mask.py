@@ -10,7 +10,7 @@ import numpy as np
 
 from ..clock import Clock, Grid
 from ..plan import Plan
-from .base import COMPUTE, SKIP, Decision, Indicator, Setting
+from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
 
 Bins = tuple[tuple[int, ...], tuple[int, ...]]
 # cache-dit's predefined policies by number of steps: bins of computed steps and of skipped ones between them
@@ -105,7 +105,7 @@ class Mask:
     compute: frozenset[int] = frozenset()
     plan: Plan | None = None
 
-    def start(self, setting: Setting) -> Mask:
+    def start(self, setting: RunContext) -> Mask:
         steps = self.mask.on(setting.grid) if setting.grid.steps else ()
         compute = frozenset(i for i, c in enumerate(steps) if c)
         setting.force(compute)

@@ -9,14 +9,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from ..calibration.gram import Gram, default
 from ..clock import Clock, Grid
-from ..costs import edge_costs, size, weights
-from ..gram import Gram, default
-from ..named import NAMED
 from ..plan import Plan
+from ..planning.edge_costs import edge_costs, size, weights
+from ..planning.pssp import Paths
+from ..planning.published_schedules import PUBLISHED_SCHEDULES
 from ..predictors import Corrected, Predictor
-from ..pssp import Paths
-from .base import COMPUTE, SKIP, Decision, Indicator, Setting
+from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Schedule:
     """Compute the steps of a plan, skip the others.
 
     gamma: PSSP's exponent, at least 1. name: "" to solve PSSP for the predictor that will run, EVEN for steps evenly spaced (no
-    costs are looked at), or a key of NAMED. max_error: above 0, PSSP's budget is the least that keeps the predicted error below
+    costs are looked at), or a key of PUBLISHED_SCHEDULES. max_error: above 0, PSSP's budget is the least keeping the predicted error below
     this share of the whole run's displacement, and `budget` is not looked at. Raises ValueError for an unknown name, a gamma
     that is no exponent, a max_error below 0.
     """
@@ -68,21 +68,21 @@ class Schedule:
     costs: str = ""  # the recipe of the costs that the plan was solved with
 
     def __post_init__(self) -> None:
-        if self.name and self.name != EVEN and self.name not in NAMED:
-            raise ValueError(f"there is no schedule {self.name!r}; there are {EVEN}, {', '.join(NAMED)}")
+        if self.name and self.name != EVEN and self.name not in PUBLISHED_SCHEDULES:
+            raise ValueError(f"there is no schedule {self.name!r}; there are {EVEN}, {', '.join(PUBLISHED_SCHEDULES)}")
         if not 1 <= self.gamma <= 16:
             raise ValueError(f"gamma is an exponent from 1 to 16 (1 sums errors, more avoids peaks), not {self.gamma}")
         if not self.max_error >= 0:
             raise ValueError(f"max_error is a share of the whole displacement, 0 for none, not {self.max_error}")
 
-    def start(self, setting: Setting) -> Schedule:
+    def start(self, setting: RunContext) -> Schedule:
         grid = setting.grid
         if grid.steps < 1 or not grid.falling:
             return replace(self, plan=Plan(grid, tuple(range(grid.steps))))
         if self.name == EVEN:
             return replace(self, plan=Plan(grid, _even(grid.steps, self.budget.count(grid.steps), setting.forced)))
         if self.name:
-            return replace(self, plan=NAMED[self.name].plan(grid))
+            return replace(self, plan=PUBLISHED_SCHEDULES[self.name].plan(grid))
         costs = setting.costs or _default()
         count = grid.steps if self.max_error else self.budget.count(grid.steps)
         forced, longest = tuple(setting.forced), setting.longest

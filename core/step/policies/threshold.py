@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from ..clock import Clock
-from .base import COMPUTE, SKIP, Decision, Indicator, Setting
+from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
 
 
 @dataclass(frozen=True)
@@ -26,12 +26,12 @@ class Threshold:
             if not value >= 0:
                 raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
 
-    def start(self, setting: Setting) -> Thresholding:
-        return Thresholding(self.threshold, self.typical)
+    def start(self, setting: RunContext) -> ThresholdState:
+        return ThresholdState(self.threshold, self.typical)
 
 
 @dataclass
-class Thresholding:
+class ThresholdState:
     """A Threshold at work. threshold: what the indicator was last held against."""
 
     threshold: float

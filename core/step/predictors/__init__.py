@@ -1,10 +1,10 @@
 """What a skipped evaluation returns: each predictor is one file, plain data, and speaks in weights over anchors."""
 
-from .aligned import ProbeAligned
-from .auto import Auto, Integrator
 from .base import Prediction, Predictor
+from .by_sampler import Auto, Integrator
 from .jvp import JVP, RecursiveJVP
 from .linear import Corrected, Linear, Reuse
+from .probe_aligned import ProbeAligned
 from .spectrum import Spectrum
 from .taylor import Taylor
 

@@ -6,17 +6,17 @@ from typing import Protocol
 
 from ..clock import Clock
 from ..plan import Plan
-from ..track import Track, Weights
+from ..trajectory import Trajectory, Weights
 
 
 class Prediction(Protocol):
     """A predictor at work in one run, for all its slots."""
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         """The model has spoken: its output is the track's newest entry."""
         ...
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         """The output of the current, skipped evaluation as a combination of the track's anchors."""
         ...
 

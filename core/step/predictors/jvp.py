@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 from ..clock import Clock
 from ..plan import Plan
-from ..track import Track, Weights, added, scaled
+from ..trajectory import Trajectory, Weights, added, scaled
 
 
-def jvp(track: Track, start: int, end_sigma: float) -> Weights:
+def jvp(track: Trajectory, start: int, end_sigma: float) -> Weights:
     """JVP over [sigma of entries[start], end_sigma], as weights; nothing (0) on an interval of no length."""
     entry = track.entries[start]
     length = end_sigma - entry.sigma
@@ -45,10 +45,10 @@ class _OneShot:
     def __init__(self, plan: Plan, span: int) -> None:
         self.plan, self.default = plan, span
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         pass
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         at = max(i for i, e in enumerate(track.entries) if e.computed)
         anchor = track.entries[at]
         start = max(at - self.plan.span(clock.step, self.default), 0)
@@ -80,10 +80,10 @@ class _Recursive:
     def __init__(self, plan: Plan, span: int) -> None:
         self.plan, self.default = plan, span
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         pass
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         span = self.plan.span(clock.step, self.default)
         start = max(len(track.entries) - span, 0)
         slope = jvp(track, start, clock.sigma)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..clock import Clock, Coordinate
 from ..plan import Plan
-from ..track import Track, Weights, added, lagrange, scaled
+from ..trajectory import Trajectory, Weights, added, lagrange, scaled
 
 SLOPES = (0.5, 0.65, 0.8)  # of Corrected
 SPREAD = 0.1
@@ -17,7 +17,7 @@ def newest(nodes: dict[int, float], n: int) -> dict[int, float]:
     return dict(list(nodes.items())[-n:])
 
 
-def placed(clock: Clock, track: Track, at: Coordinate) -> tuple[dict[int, float], float]:
+def placed(clock: Clock, track: Trajectory, at: Coordinate) -> tuple[dict[int, float], float]:
     """The anchors' places in the coordinate `at`, oldest first, and the place of the clock's sigma. Of anchors at one place, such
     as a log-SNR's clamped ends, the newest stays."""
     place = clock.grid.along(at)
@@ -25,13 +25,13 @@ def placed(clock: Clock, track: Track, at: Coordinate) -> tuple[dict[int, float]
     return {k: u for u, k in anchors.items()}, place(clock.sigma)
 
 
-def read(clock: Clock, track: Track, anchors: int, at: Coordinate) -> Weights:
+def read(clock: Clock, track: Trajectory, anchors: int, at: Coordinate) -> Weights:
     """The polynomial through the last `anchors` anchors, in the coordinate `at`, at the clock's sigma."""
     nodes, here = placed(clock, track, at)
     return lagrange(here, newest(nodes, anchors))
 
 
-def line(clock: Clock, track: Track, slope: float, at: Coordinate) -> Weights:
+def line(clock: Clock, track: Trajectory, slope: float, at: Coordinate) -> Weights:
     """The last anchor's value plus `slope` times what the line through the last two adds to it at the clock's sigma."""
     return added(scaled(read(clock, track, 1, at), 1 - slope), read(clock, track, 2, at), slope)
 
@@ -47,10 +47,10 @@ class Reuse:
     def start(self, plan: Plan) -> Reuse:
         return self
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         pass
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         return read(clock, track, 1, "sigma")
 
 
@@ -67,10 +67,10 @@ class Linear:
     def start(self, plan: Plan) -> Linear:
         return self
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         pass
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         return line(clock, track, self.slope, self.at)
 
 
@@ -120,7 +120,7 @@ class _Correcting:
         signal = 1 - sigma if self.plan.grid.flow else 1.0
         return math.hypot(SPREAD * signal, sigma)
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         self.fresh = True
         anchors = [i for i, e in enumerate(track.entries) if e.computed]
         if len(anchors) < 2:
@@ -134,7 +134,7 @@ class _Correcting:
             error = added(lagrange(self.place(entry.sigma), nodes), said, -1.0)
             self.owed = added(self.owed, error, after.sigma - entry.sigma)
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         if self.fresh:
             self.fresh = False
             # an anchor too old to be kept takes its debt with it

@@ -10,7 +10,7 @@ from numpy.polynomial import chebyshev
 
 from ..clock import Clock, Coordinate
 from ..plan import Plan
-from ..track import Track, Weights, added, lagrange, scaled
+from ..trajectory import Trajectory, Weights, added, lagrange, scaled
 from .linear import newest, placed
 
 
@@ -48,10 +48,10 @@ class Spectrum:
     def start(self, plan: Plan) -> Spectrum:
         return self
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         pass
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         nodes, here = placed(clock, track, self.at)
         last = newest(nodes, 2)
         if self.half and len(last) == 2:

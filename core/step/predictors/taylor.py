@@ -7,7 +7,7 @@ from math import factorial
 
 from ..clock import Clock, Coordinate
 from ..plan import Plan
-from ..track import Track, Weights, added, scaled
+from ..trajectory import Trajectory, Weights, added, scaled
 from .linear import newest, placed, read
 
 
@@ -37,10 +37,10 @@ class Taylor:
     def start(self, plan: Plan) -> Taylor:
         return self
 
-    def computed(self, track: Track) -> None:
+    def computed(self, track: Trajectory) -> None:
         pass
 
-    def weights(self, clock: Clock, track: Track) -> Weights:
+    def weights(self, clock: Clock, track: Trajectory) -> Weights:
         if not self.published:
             return read(clock, track, self.order + 1, self.at)
         every, here = placed(clock, track, self.at)

@@ -20,7 +20,7 @@ import nodes
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch import memo as process
+from skipstone.patch.memo import instance as process
 
 MODELS = Path(__file__).resolve().parents[3] / "demo" / "models"
 

@@ -7,12 +7,12 @@ import os
 import comfy.hooks
 import pytest
 
-from skipstone.core.memo import lane
+from skipstone.core.memo import tier_worker
 from skipstone.core.memo.settings import Settings
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
-from skipstone.patch import memo as process
-from skipstone.patch.encoders import memo_clip
+from skipstone.patch.memo import instance as process
+from skipstone.patch.memo.encoders import memo_clip
 from skipstone.tests.comfy.memo.test_nodes import latent, prompt, stock
 from skipstone.tests.memo.test_chaos import Flaky
 
@@ -48,8 +48,8 @@ def runs_right(shop, same, times=3):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_tiers_that_lie_fail_and_tear(use, shop, same, monkeypatch, seed):
-    monkeypatch.setattr(lane, "RESTS", (0.0, 0.01))
-    monkeypatch.setattr(lane, "WINDOW", 0.01)
+    monkeypatch.setattr(tier_worker, "RESTS", (0.0, 0.01))
+    monkeypatch.setattr(tier_worker, "WINDOW", 0.01)
     store = use(Store([Flaky(seed, "near"), Flaky(seed + 10, "far")]))
     store.ready(10)
     runs_right(shop, same, times=8)

@@ -12,11 +12,11 @@ from comfy_extras import nodes_clip_sdxl, nodes_flux, nodes_wan
 import nodes
 from skipstone.core.memo.store import Store
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch import encoders
-from skipstone.patch import memo as process
-from skipstone.patch.encoders import memo_clip, memo_vae
-from skipstone.patch.lazy import PendingLatent, PendingPrompt
-from skipstone.patch.places import packed
+from skipstone.patch.memo import encoders
+from skipstone.patch.memo import instance as process
+from skipstone.patch.memo.device_tags import packed
+from skipstone.patch.memo.encoders import memo_clip, memo_vae
+from skipstone.patch.memo.lazy_encode import PendingLatent, PendingPrompt
 
 TEXT, VAE = "text", "vae"
 

@@ -15,9 +15,9 @@ from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch import identity, lazy, upstream
-from skipstone.patch import memo as process
-from skipstone.patch.lazy import PendingLatent
+from skipstone.patch.memo import fingerprint, graph_signature, lazy_encode
+from skipstone.patch.memo import instance as process
+from skipstone.patch.memo.lazy_encode import PendingLatent
 
 
 def latent(seed=1, vae=("VAELoader", {"vae_name": "demo.safetensors"}), **between):
@@ -55,7 +55,7 @@ def stock(graph):
 @pytest.fixture
 def later(monkeypatch):
     """Files of this test count as older than the process."""
-    monkeypatch.setattr(identity, "began", lambda: math.inf)
+    monkeypatch.setattr(fingerprint, "began", lambda: math.inf)
 
 
 def test_a_known_latent_needs_no_loader(memo, shop, loads, same):
@@ -178,7 +178,7 @@ def test_a_file_replaced_while_comfyui_holds_the_old_one(memo, shop, same, monke
     path.unlink()
     save_file({k: (v * 1.5).contiguous() for k, v in weights.items()}, path)
     shop.run(**graph)  # with the VAE that was loaded before
-    monkeypatch.setattr(identity, "began", lambda: math.inf)
+    monkeypatch.setattr(fingerprint, "began", lambda: math.inf)
     shop.restart()
     new = shop.run(**graph)["it"]
     assert shop.ran == ["VAELoader"]
@@ -206,7 +206,9 @@ def test_what_is_not_understood_runs(memo, shop, monkeypatch, what):
         monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "VAELoader", VAELoader)
     else:
         graph["encode"][1]["vae"] = ["loader", 0]
-        monkeypatch.setitem(upstream.PLAIN, "VAELoader", upstream.Plain({"vae_name": "vae"}, outputs=frozenset({2})))
+        monkeypatch.setitem(
+            graph_signature.PLAIN, "VAELoader", graph_signature.Plain({"vae_name": "vae"}, outputs=frozenset({2}))
+        )
     for _ in range(2):
         shop.restart()
         shop.run(**graph)
@@ -223,11 +225,11 @@ def test_other_settings_make_other_encoders(memo, shop, monkeypatch):
 
 
 def test_changed_code_makes_another_encoder(memo, shop, monkeypatch):
-    from skipstone.patch import identity
+    from skipstone.patch.memo import fingerprint
 
     shop.run(**latent())
-    read = identity.source_of
-    monkeypatch.setattr(identity, "source_of", lambda m: "newer" if m == "comfy.taesd.taesd" else read(m))
+    read = fingerprint.source_of
+    monkeypatch.setattr(fingerprint, "source_of", lambda m: "newer" if m == "comfy.taesd.taesd" else read(m))
     shop.restart()
     shop.run(**latent())
     assert shop.ran == ["VAELoader"]
@@ -274,15 +276,15 @@ def test_what_is_held_for_a_node_is_bounded(memo, shop, monkeypatch):
     size = pending(pictures[0]).encode(vae).nbytes
     for picture in pictures:
         pending(picture).encode(vae)
-    monkeypatch.setattr(lazy, "LARGEST", 3 * size)
-    hand = lazy._Hand()
-    monkeypatch.setattr(lazy, "_hand", hand)
+    monkeypatch.setattr(lazy_encode, "LARGEST", 3 * size)
+    hand = lazy_encode._Hand()
+    monkeypatch.setattr(lazy_encode, "_hand", hand)
     assert all(pending(p).known() for p in pictures)
     assert hand.bytes() == 3 * size
     assert all(pending(p).get() is not None for p in pictures), "found once more where it was let go"
     assert hand.bytes() == 0
     assert pending(pictures[0]).known()
-    monkeypatch.setattr(lazy, "WAITING", 0.0)
+    monkeypatch.setattr(lazy_encode, "WAITING", 0.0)
     assert pending(pictures[1]).known()
     assert hand.bytes() == size
 
@@ -345,7 +347,7 @@ def test_what_was_not_foreseen_runs_the_loader(memo, shop, same, monkeypatch):
     shop.run(**latent())
     for name in ("signature", "unpacked", "_places"):
         with monkeypatch.context() as changed:
-            changed.setattr(lazy, name, fails)
+            changed.setattr(lazy_encode, name, fails)
             shop.restart()
             shop.run(**latent())
             assert shop.error is None and shop.ran == ["VAELoader"]

@@ -19,7 +19,7 @@ from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.core.memo.tiers.redis import RedisTier
 from skipstone.nodes import memo as memo_nodes
 from skipstone.nodes import routes
-from skipstone.patch import memo as process
+from skipstone.patch.memo import instance as process
 
 MEMO, CLEAR, TEST = "/skipstone/memo", "/skipstone/memo/clear", "/skipstone/memo/test"
 ALL = {"tier": "all", "kind": "all"}

@@ -109,7 +109,7 @@ def redis_hits(server: Server) -> int:
 def test_two_servers_on_one_redis(tmp_path, open_servers):
     """As on two machines: no folder is shared."""
     pytest.importorskip("redis", reason='Redis\' package is missing: pip install "redis>=5"')
-    from skipstone.core.memo.lane import RESTS, WINDOW
+    from skipstone.core.memo.tier_worker import RESTS, WINDOW
     from skipstone.tests.memo.test_redis import PROGRAM
     from skipstone.tests.memo.test_redis import Server as Redis
 

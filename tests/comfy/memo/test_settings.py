@@ -18,7 +18,7 @@ from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch import memo as process
+from skipstone.patch.memo import instance as process
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ import comfy.cli_args
 comfy.cli_args.args.cpu = True
 import torch
 from skipstone.core.memo.keys import key
-from skipstone.patch.memo import opened
+from skipstone.patch.memo.instance import opened
 for i in range(50):
     opened().put(key("vae", i), torch.rand(1 << 16), 1.0)
 """

@@ -1,0 +1,121 @@
+"""Compiled code: a module's forward by way of a compiler."""
+
+from __future__ import annotations
+
+import itertools
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch._dynamo
+import torch._inductor
+from torch.nn import Module
+
+from ...core.compile_options import Settings
+
+# Guards that stay though they are on transformer_options: code of other nodes may look at these
+GUARDED = ("cond_or_uncond", "patches", "patches_replace", "wrappers", "optimized_attention_override")
+
+_NUMBERS = itertools.count()
+
+
+class Compiled:
+    """Compiled code. proven: it has run. failed: why it cannot."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.proven = False
+        self.failed: BaseException | None = None
+
+    def run(self, module: Module, place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As module.forward(*args, **kwargs). place: where transformer_options stand among `args`, if they do. Compiles where need be."""
+        raise NotImplementedError
+
+
+class ByTorch(Compiled):
+    """By torch.compile: for all modules that are alike. Weights are arguments of the code, never part of it."""
+
+    def __init__(self, settings: Settings) -> None:
+        super().__init__(settings)
+        self.compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
+
+    def run(self, module: Module, place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        # guards are told apart by the name that transformer_options have here, see _guarded
+        if "transformer_options" in kwargs:
+            rest = {k: v for k, v in kwargs.items() if k != "transformer_options"}
+            return self._of(_by_name)(module, kwargs["transformer_options"], args, rest)
+        if place is not None and len(args) > place:
+            return self._of(_by_place)(module, args[:place], args[place], args[place + 1 :], kwargs)
+        return self._of(_without)(module, args, kwargs)
+
+    def _of(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        if function not in self.compiled:
+            self.compiled[function] = self._compile(function)
+        return self.compiled[function]
+
+    def _compile(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        chosen = self.settings
+        options: dict[str, Any] = dict(chosen.options)
+        if chosen.backend == "inductor":  # torch takes either a mode or options
+            options = torch._inductor.list_mode_options(chosen.mode, chosen.dynamic) | options
+        # torch keeps what it compiled with a function's code object, and tries one after the other: each has a code object of its own,
+        # so that what is compiled of different modules is neither taken for each other nor counts against one limit
+        code = function.__code__
+        own = types.FunctionType(code.replace(co_name=f"{code.co_name}_{next(_NUMBERS)}"), function.__globals__)
+        return torch.compile(
+            own,
+            backend=chosen.backend,
+            fullgraph=chosen.fullgraph,
+            dynamic=chosen.dynamic,
+            options={**options, "guard_filter_fn": _guarded},
+        )
+
+
+def _by_name(module: Any, transformer_options: Any, args: Any, kwargs: Any) -> Any:
+    return module.forward(*args, transformer_options=transformer_options, **kwargs)
+
+
+def _by_place(module: Any, before: Any, transformer_options: Any, after: Any, kwargs: Any) -> Any:
+    return module.forward(*before, transformer_options, *after, **kwargs)
+
+
+def _without(module: Any, args: Any, kwargs: Any) -> Any:
+    return module.forward(*args, **kwargs)
+
+
+def _guarded(entries: Any) -> list[bool]:
+    """Which guards compiled code keeps: those on transformer_options would have it compiled anew at every step."""
+    return [
+        "transformer_options" not in e.name or any(f"transformer_options['{key}']" in e.name for key in GUARDED)
+        for e in entries
+    ]
+
+
+class ByOther(Compiled):
+    """By a compiler of another package, which `load` gives: for one module."""
+
+    def __init__(self, settings: Settings, load: Callable[[], Callable[..., Callable[..., Any]]]) -> None:
+        super().__init__(settings)
+        self.load = load
+        self.compiled: Callable[..., Any] | None = None
+
+    def run(self, module: Module, place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self.compiled is None:
+            chosen = self.settings
+            self.compiled = self.load()(
+                module,
+                mode=chosen.mode,
+                backend=chosen.backend,
+                fullgraph=chosen.fullgraph,
+                dynamic=chosen.dynamic,
+                options=dict(chosen.options),
+            )
+        return self.compiled(*args, **kwargs)
+
+
+def of_the_compiler(error: BaseException) -> bool:
+    """Is this an error of torch's compiler, whatever it was given?"""
+    return isinstance(error, torch._dynamo.exc.TorchDynamoException) or type(error).__module__.startswith(
+        "torch._inductor"
+    )

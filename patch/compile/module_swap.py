@@ -1,0 +1,286 @@
+"""Where compiled modules stand during a call of a model, and what stands there."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import types
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from functools import partial
+from operator import attrgetter
+from typing import Any, Protocol
+
+import torch
+from comfy.model_management import is_oom
+from torch.nn import Module, ModuleDict, ModuleList
+from torch.utils._pytree import tree_map_only
+
+from ...core.compile_options import EACH_BLOCK, TORCH, Settings
+from ..families import Family, family_of
+from .backends import ByOther, ByTorch, Compiled, of_the_compiler
+from .registry import offered
+
+KINDS = 64  # pieces of compiled code that are kept; a model has few
+OWN = 4096  # likewise of those that hold on to a model or to other nodes' code, which go when the model goes
+SETTINGS = 4  # that are kept of a model
+
+State = tuple[tuple[str, Hashable], ...]
+log = logging.getLogger(__name__)
+
+# By settings, what the module is made of, and state: blocks that are alike share it, and so does a model that is loaded again.
+_KINDS: OrderedDict[Hashable, Compiled] = OrderedDict()
+
+
+class Node(Protocol):
+    """Whose settings are at work. It tells people."""
+
+    def tell(self, what: str) -> None: ...
+
+    def starts(self) -> None:
+        """Something is about to be compiled."""
+
+    def failed(self, error: BaseException) -> None:
+        """Something cannot be compiled."""
+
+
+class Same:
+    """An object that equals itself alone."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Same) or type(self.value) is not type(other.value):
+            return False
+        if isinstance(self.value, types.MethodType):  # made anew whenever it is asked for
+            return self.value.__self__ is other.value.__self__ and self.value.__func__ is other.value.__func__
+        return self.value is other.value
+
+    def __hash__(self) -> int:
+        return hash(type(self.value))
+
+
+def token(value: Any, code: bool = False) -> Hashable:
+    """What stands for a value of transformer_options: itself if it is plain, its kind otherwise. code: what can be called is known by
+    its identity."""
+    if value is None or isinstance(value, bool | int | float | str | bytes):
+        return (type(value), value)
+    if torch.is_tensor(value):
+        return (tuple(value.shape), value.dtype, value.device)
+    if isinstance(value, Mapping):
+        return tuple((token(k), token(v, code)) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return (type(value), *(token(v, code) for v in value))
+    kind: type = type(value)
+    return Same(value) if code and callable(value) else kind
+
+
+def _holds(token: Hashable) -> bool:
+    """Does it hold on to an object?"""
+    return isinstance(token, Same) or (isinstance(token, tuple) and any(map(_holds, token)))
+
+
+class ModuleSwapper:
+    """The places in one model where stand-ins are put for the duration of a call."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.node: Node | None = None
+        self.state: State | None = None
+        self.stand_ins: dict[tuple[int, str], StandIn] = {}
+        self.found: tuple[weakref.ref[Module], list[Module]] | None = None
+        self.own: OrderedDict[Hashable, Compiled] = OrderedDict()
+
+    @contextmanager
+    def set(self, node: Node, base: Module, what: str, state: State | None) -> Iterator[None]:
+        """For the duration of one call of `base`, ComfyUI's BaseModel. state: what compiled code may have taken for constant besides the
+        model; None: nothing is to be compiled."""
+        before, self.node, self.state = (self.node, self.state), node, state
+        undo: list[tuple[Module, str, Module]] = []
+        try:
+            for parent, name in self._places(base, what):
+                module = parent._modules.get(name)
+                if module is not None and not isinstance(module, StandIn):
+                    undo.append((parent, name, module))
+                    parent._modules[name] = self._stand_in(parent, name, module, parent is base)
+            yield
+        finally:
+            for parent, name, module in undo:
+                parent._modules[name] = module
+            self.node, self.state = before
+
+    def _places(self, base: Module, what: str) -> list[tuple[Module, str]]:
+        if what != EACH_BLOCK:
+            return [(base, "diffusion_model")]
+        return [(blocks, name) for blocks in self.lists(base.diffusion_model) for name in blocks._modules]
+
+    def lists(self, network: Any) -> list[Module]:
+        """Where the blocks are: a family's record says it, elsewhere they are looked for."""
+        family = family_of(network)
+        if isinstance(family, Family) and family.stacks:
+            with suppress(AttributeError):  # another pack has rebuilt the model
+                return [attrgetter(stack.at)(network) for stack in family.stacks]
+        if self.found is None or self.found[0]() is not network:
+            if isinstance(family, Family) and family.unet:
+                levels = [*network.input_blocks, network.middle_block, *network.output_blocks]
+                found = [blocks for level in levels if level is not None for blocks in _lists_in(level, 1)]
+            else:
+                found = list(_lists_in(network, 3))
+            self.found = weakref.ref(network), found
+        return self.found[1]
+
+    def _stand_in(self, parent: Module, name: str, module: Module, whole: bool) -> StandIn:
+        place = (id(parent), name)
+        known = self.stand_ins.get(place)
+        if known is None or known.original is not module:
+            known = self.stand_ins[place] = StandIn(module, self, whole)
+        return known
+
+    def compiled(self, stand_in: StandIn, state: State) -> Compiled:
+        """What there is, or will be, for a stand-in in calls of that `state`."""
+        make: Callable[[], Compiled] = partial(ByTorch, self.settings)
+        key: Hashable = (self.settings, stand_in.looks, state)
+        kept, most = (self.own, OWN) if _holds(state) else (_KINDS, KINDS)
+        if self.settings.compiler != TORCH:
+            make = partial(ByOther, self.settings, offered()[self.settings.compiler].load)
+            key, kept, most = (Same(stand_in), state), self.own, OWN
+        if key not in kept:
+            kept[key] = make()
+        kept.move_to_end(key)
+        while len(kept) > most:
+            kept.popitem(last=False)
+        return kept[key]
+
+
+_STAGES: weakref.WeakKeyDictionary[Module, dict[Settings, ModuleSwapper]] = weakref.WeakKeyDictionary()
+
+
+def stage_of(base: Module, settings: Settings) -> ModuleSwapper:
+    """The same for every node with these settings, for as long as the model lives."""
+    stages = _STAGES.setdefault(base, {})
+    if settings not in stages:
+        while len(stages) >= SETTINGS:  # somebody is trying which are best
+            del stages[next(iter(stages))]
+        stages[settings] = ModuleSwapper(settings)
+    return stages[settings]
+
+
+def _lists_in(module: Module, least: int) -> Iterator[Module]:
+    """The outermost lists of `least` or more modules of one class that have parts of their own."""
+    for child in module.children():
+        if isinstance(child, ModuleList | ModuleDict):
+            blocks = list(child.children())
+            alike = len(blocks) >= least and len({*map(type, blocks)}) == 1
+            if alike and not isinstance(blocks[0], ModuleList | ModuleDict) and list(blocks[0].children()):
+                yield child
+                continue
+        yield from _lists_in(child, least)
+
+
+class StandIn(Module):
+    """Stands for a module for the duration of a call, and runs it compiled.
+
+    Whoever looks at it or changes it sees and changes the module; its parameters, parts and hooks are the module's. `forward` alone
+    is its own: it may be set on it and deleted again, as on a module.
+    """
+
+    original: Module
+    stage: ModuleSwapper
+    looks: Hashable  # modules for which this is equal share compiled code
+    parts: tuple[Module, ...]
+    place: int | None
+    last: tuple[State | None, Any]  # the state that was asked for last, and what is compiled for it
+
+    def __init__(self, original: Module, stage: ModuleSwapper, whole: bool) -> None:
+        super().__init__()
+        mine = vars(self)
+        mine.update({name: vars(original)[name] for name in mine if name in vars(original)})
+        mine.pop("training", None)
+        mine["original"], mine["stage"], mine["whole"] = original, stage, whole
+        mine["parts"] = tuple(original.modules())[1:]
+        shapes = tuple((n, tuple(p.shape)) for n, p in original.named_parameters())
+        mine["looks"] = (type(original), tuple(map(type, self.parts)), shapes)
+        mine["place"] = _place_of_options(original)
+        mine["last"] = (None, None)
+
+    @property  # type: ignore[misc]
+    def __class__(self) -> type:  # some networks ask of their blocks which of several kinds they are
+        return type(self.original)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(vars(self)["original"], name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "forward":
+            vars(self)[name] = value
+        else:
+            setattr(self.original, name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if name == "forward" and name in vars(self):
+            del vars(self)[name]
+        else:
+            delattr(self.original, name)
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        node, state = self.stage.node, self.stage.state
+        if node is None or state is None or self._looked_into(node):
+            return self.original.forward(*args, **kwargs)
+        if self.last[0] is not state:
+            vars(self)["last"] = (state, self.stage.compiled(self, state))
+        compiled: Compiled = self.last[1]
+        if compiled.failed is not None:
+            node.failed(compiled.failed)
+            return self.original.forward(*args, **kwargs)
+        kept = (args, kwargs)
+        if not compiled.proven:
+            node.starts()
+            kept = _copied(args, kwargs)
+        try:
+            result = compiled.run(self.original, self.place, args, kwargs)
+        except Exception as error:
+            if is_oom(error) or (compiled.proven and not of_the_compiler(error)):
+                raise
+            result = self.original.forward(*kept[0], **kept[1])  # raises anew what is not the compiler's fault
+            compiled.failed = error
+            node.failed(error)
+            log.debug("[Skipstone] what the compiler said", exc_info=error)
+        else:
+            compiled.proven = True
+        return result
+
+    def _looked_into(self, node: Node) -> bool:
+        """Is something on its parts that compiled code would not see, or that would have every block compiled by itself?"""
+        for part in self.parts:
+            mine = vars(part)
+            if mine["_forward_pre_hooks"] or mine["_forward_hooks"]:
+                if self.whole:
+                    node.tell("hooks of other nodes are on parts of the model: it runs uncompiled")
+                return True
+            if not self.whole and (mine.get("weight_function") or mine.get("bias_function")):
+                node.tell(
+                    "blocks of which weights are patched as they are used, as those of a LoRA are where memory is short, run "
+                    "uncompiled"
+                )
+                return True
+        return False
+
+
+def _place_of_options(module: Module) -> int | None:
+    """Where transformer_options stand among the arguments of a module's forward, if they do."""
+    try:
+        names = [*inspect.signature(module.forward).parameters]
+    except (TypeError, ValueError):
+        return None
+    return names.index("transformer_options") if "transformer_options" in names else None
+
+
+def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments to try again with: blocks may write to what they are given, and code that fails halfway may have done so."""
+    options = {k: v for k, v in kwargs.items() if k == "transformer_options"}
+    rest = {k: v for k, v in kwargs.items() if k not in options}
+    args, rest = tree_map_only(torch.Tensor, torch.clone, (args, rest))
+    return args, rest | options

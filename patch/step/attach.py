@@ -1,0 +1,117 @@
+"""Putting a step cache on a MODEL: one wrapper that holds configuration; a run's state is born in it and dies with it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import comfy.model_patcher
+import comfy.patcher_extension
+from comfy.patcher_extension import WrappersMP
+
+from ...core.step.auto.method import AutoMethod
+from ...core.step.method import Method
+from ...core.step.report.report import Report
+from ..blocks.resolver import reach_of
+from ..errors import StepCacheError
+from .run_setup import born
+
+KEY = "skipstone"
+# step caches of ComfyUI itself, by the key of their wrapper
+RIVALS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+
+Listener = Callable[[Report], None]
+log = logging.getLogger(__name__)
+
+
+def attach(
+    model: Any, method: Method | AutoMethod, listeners: tuple[Listener, ...] = (), watchers: tuple[Listener, ...] = ()
+) -> Any:
+    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`, or with what a wish comes to in each run; `listeners` get
+    the report of every run, `watchers` are shown it after every decision as well.
+
+    Raises StepCacheError when the MODEL cannot be sampled, has a step cache already, or has blocks that the method cannot work on.
+    """
+    if not hasattr(model, "add_wrapper_with_key") or getattr(model.model, "model_sampling", None) is None:
+        raise StepCacheError(
+            f"{method.name} needs a diffusion MODEL that a sampler can run, and got {type(model).__name__}. "
+            "Connect the MODEL output of a checkpoint or diffusion model loader."
+        )
+    _refuse_second(method, model.model_options, model.wrappers)
+    if isinstance(method, Method) and method.blocks is not None:
+        reach_of(method, model.model.diffusion_model)
+    patched = model.clone()
+    patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners, watchers))
+    return patched
+
+
+def _refuse_second(
+    method: Method | AutoMethod, model_options: dict[str, Any], wrappers: dict[str, Any], own: StepCache | None = None
+) -> None:
+    merged = [wrappers, model_options.get("transformer_options", {}).get("wrappers", {})]
+    outer = {key: ws for source in merged for key, ws in source.get(WrappersMP.OUTER_SAMPLE, {}).items() if ws}
+    others = [w.method.title for w in outer.get(KEY, ()) if w is not own]
+    others += [name for key, name in RIVALS.items() if key in outer]
+    if others:
+        raise StepCacheError(
+            f"two step caches on one model: {method.title} and {others[0]}. Each would skip on what the other made up. "
+            "Remove or bypass one of the two nodes."
+        )
+
+
+class StepCache:
+    """The OUTER_SAMPLE wrapper: configuration only. ComfyUI shares it between clones of a model."""
+
+    def __init__(
+        self, method: Method | AutoMethod, listeners: tuple[Listener, ...], watchers: tuple[Listener, ...] = ()
+    ) -> None:
+        self.method = method
+        self.listeners = listeners
+        self.watchers = watchers
+
+    def __call__(
+        self, executor: Any, noise: Any, latent: Any, sampler: Any, sigmas: Any, *args: Any, **kwargs: Any
+    ) -> Any:
+        guider = executor.class_obj
+        _refuse_second(self.method, guider.model_options, {}, own=self)
+        course = born(self.method, guider, sampler, sigmas, latent)
+        run = course.run
+        run.watch = partial(self._tell, self.watchers) if self.watchers else None
+        # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
+        given = guider.model_options
+        guider.model_options = comfy.model_patcher.create_model_options_clone(given)
+        for kind, wrapper in course.hook.wrappers.items():
+            comfy.patcher_extension.add_wrapper_with_key(
+                kind, KEY, wrapper, guider.model_options, is_model_options=True
+            )
+        finished = False
+        try:
+            result = executor(noise, latent, sampler, sigmas, *args, **kwargs)
+            finished = True
+            return result
+        finally:
+            guider.model_options = given
+            if finished:
+                course.learn()
+            report = run.close(finished)
+            if report.chosen:
+                log.info("[Skipstone] %s", report.chosen)
+            log.info("[Skipstone] %s", report.line())
+            for note in report.notes:
+                log.warning("[Skipstone] %s: %s", report.method, note)
+            self._tell(self.listeners, report)
+
+    def _tell(self, listeners: tuple[Listener, ...], report: Report) -> None:
+        for listener in listeners:
+            try:
+                listener(report)
+            except Exception:  # nobody who only listens ends the run, or hides the error that did
+                log.exception("[Skipstone] the report of %s was not taken", self.method.name)
+
+
+def listeners_of(model: Any) -> tuple[Listener, ...]:
+    """Who gets the reports of a MODEL's step cache; nobody where it has none."""
+    wrappers = getattr(model, "wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, ())
+    return tuple(listener for w in wrappers if isinstance(w, StepCache) for listener in w.listeners)

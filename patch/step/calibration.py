@@ -1,0 +1,187 @@
+"""What the user's own model taught: recorded while it samples in full, kept as JSON under ComfyUI's user directory.
+
+Costs of output-level methods (Gram), lessons of block-level ones (BlockProfile): one file a recipe: model and LoRAs, sampler, sigmas,
+CFG, size. Its name is a hash; nothing that a workflow says becomes a path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...core.step.calibration.block_profile import BlockProfile
+from ...core.step.calibration.gram import Gram
+from ...core.step.clock import Grid
+from ..memo.fingerprint import originals, tensors_of
+from .samplers import function_of
+
+FOLDER = ("skipstone", "calibration")
+LARGEST = 40_000_000  # bytes of a file that is read
+ELEMENTS = 32  # of each weight of a model that are looked at to know it again
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What a calibration is for. Every part must be the same for it to be used."""
+
+    model: str
+    prediction: str
+    sampler: str
+    cfg: str
+    size: str
+    steps: int
+    sigmas: tuple[float, ...]
+    blocks: str = ""  # which of them always run, where something is learned of the others
+
+    @property
+    def key(self) -> str:
+        parts = {name: value for name, value in asdict(self).items() if value != ""}
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+    @property
+    def text(self) -> str:
+        return (
+            f"{self.model.split(':')[0]}, {self.sampler}, {self.steps} steps, CFG {self.cfg}, latent size {self.size}"
+        )
+
+
+def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor, blocks: str = "") -> Recipe:
+    """What this run is of. latent: the latents to be sampled, (B, C, ...). blocks: see Recipe."""
+    patcher = guider.model_patcher
+    cfg = getattr(guider, "cfg", None)
+    return Recipe(
+        model=f"{type(patcher.model.diffusion_model).__name__}:{fingerprint(patcher)}",
+        prediction="+".join(c.__name__ for c in type(patcher.get_model_object("model_sampling")).__bases__),
+        sampler=function_of(sampler) or type(sampler).__name__,
+        cfg=f"{cfg:g} ({type(guider).__name__})" if isinstance(cfg, int | float) else type(guider).__name__,
+        size="x".join(str(2 ** round(math.log2(n))) for n in latent.shape[2:]),
+        steps=grid.steps,
+        sigmas=tuple(float(f"{s:.5g}") for s in grid.sigmas),
+        blocks=blocks,
+    )
+
+
+def fingerprint(patcher: Any) -> str:
+    """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches."""
+    digest, samples = hashlib.sha256(), []
+    before = originals(patcher)
+    weights: dict[str, Tensor] = dict(patcher.model.diffusion_model.named_parameters())
+    for name in sorted(weights):
+        weight = before.get(f"diffusion_model.{name}", weights[name])
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        samples.append(_sample(weight))
+    for key in sorted(patcher.patches):
+        for patch in patcher.patches[key]:
+            digest.update(f"{key} {patch[0]} {patch[2]}".encode())
+            samples += [_sample(part) for part in tensors_of(patch[1])]
+    # one transfer a device, not one a tensor
+    for device in sorted({s.device for s in samples}, key=str):
+        there = torch.cat([s for s in samples if s.device == device])
+        digest.update(there.cpu().numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+def _sample(value: Tensor) -> Tensor:
+    flat = value.detach().flatten()
+    return flat[:: max(flat.numel() // ELEMENTS, 1)][:ELEMENTS].to(torch.float32)
+
+
+def folder() -> Path:
+    import folder_paths
+
+    return Path(folder_paths.get_user_directory(), *FOLDER)
+
+
+def stored(recipe: Recipe, grid: Grid, kind: type[Gram] | type[BlockProfile]) -> tuple[Any, str]:
+    """What is kept for this recipe, or None and a sentence that says why it cannot be used; "" where there is nothing yet."""
+    path = folder() / f"{recipe.key}.json"
+    try:
+        if not path.is_file():
+            return None, ""
+        stat = path.stat()
+        if stat.st_size > LARGEST:
+            raise ValueError("it is too large")
+        taught = _read(path, stat.st_mtime_ns, stat.st_size, kind.from_json)
+        if taught.times.shape != (grid.steps,) or not np.allclose(taught.times, grid.times[:-1], atol=1e-4):
+            raise ValueError("it is for other steps")
+        return taught, ""
+    except (OSError, ValueError) as error:
+        return None, f"the calibration {path.name} cannot be used ({error}); delete it to record a new one"
+
+
+@lru_cache(maxsize=16)
+def _read(path: Path, changed: int, size: int, from_json: Callable[[str], Any]) -> Any:
+    """The same object for the same file, so that schedules solved with it are found again."""
+    return from_json(path.read_text("utf-8"))
+
+
+def can_keep() -> str:
+    """Why nothing can be kept in the user directory; "" if it can."""
+    try:
+        folder().mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder()):
+            return ""
+    except OSError as error:
+        return f"what your model teaches cannot be recorded in ComfyUI's user directory ({error})"
+
+
+def nearest(recipe: Recipe) -> str:
+    """How the calibration of the same model that is most like it differs from what this run needs; "" where there is none."""
+    found: list[list[str]] = []
+    wanted = asdict(recipe)
+    for path in sorted(folder().glob("*.recipe.json")):
+        try:
+            if path.stat().st_size > LARGEST:
+                continue
+            other = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError, RecursionError):
+            continue
+        if not isinstance(other, dict) or other.get("model") != recipe.model:
+            continue
+        differ = [k for k in wanted if json.dumps(other.get(k)) != json.dumps(wanted[k])]
+        phrases = [f"{k} {_short(other.get(k))} instead of {_short(wanted[k])}" for k in differ if k != "sigmas"]
+        if differ == ["sigmas"]:
+            phrases = ["another schedule of sigmas"]
+        if phrases:
+            found.append(phrases)
+    found.sort(key=len)
+    return ", ".join(found[0]) if found else ""
+
+
+def _short(value: Any) -> str:
+    """A stranger's file may have said it."""
+    return "".join(c for c in str(value)[:40] if c.isprintable())
+
+
+def keep(recipe: Recipe, grid: Grid, taught: Gram | BlockProfile) -> Gram | BlockProfile:
+    """Average with what is kept for this recipe, and keep it. Written aside and renamed: a reader never sees half a file."""
+    earlier, _ = stored(recipe, grid, type(taught))
+    if earlier is not None:
+        try:
+            taught = earlier.averaged(taught)
+        except ValueError:
+            log.warning("[Skipstone] the calibration %s was of another kind and is replaced", recipe.key)
+    place = folder()
+    place.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        (f"{recipe.key}.json", taught.to_json()),
+        (f"{recipe.key}.recipe.json", json.dumps(asdict(recipe))),
+    ):
+        part = place / f"{name}.{os.getpid()}.part"
+        part.write_text(text + "\n", "utf-8")
+        part.replace(place / name)
+    return taught

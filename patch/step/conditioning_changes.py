@@ -1,0 +1,66 @@
+"""Where on a run's grid its conditionings begin, end or change: known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+from ...core.step.clock import Grid
+from .slots import within
+
+Bounds = tuple[float, float]  # in force from the first percent to the second
+
+
+def changes(conds: Mapping[str, list[Any]], grid: Grid) -> frozenset[int]:
+    """The steps before which something in `conds` (a guider's, by name) begins, ends or changes: time ranges of prompts, ranges of
+    ControlNets, keyframes of hooks."""
+    if grid.percent_to_sigma is None:
+        return frozenset()
+    every = [cond for conditioning in conds.values() for cond in conditioning or ()]
+    steps = set()
+    for start, end in {b for cond in every for b in _bounds(cond)}:
+        high, low = grid.sigma_at(start), grid.sigma_at(end)
+        active = [within(s, high, low) for s in grid.sigmas[:-1]]
+        steps |= {i for i in range(1, len(active)) if active[i] != active[i - 1]}
+    for cond in every:
+        for hook in getattr(cond.get("hooks"), "hooks", ()):
+            frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
+            placed = [(grid.sigma_at(_percent(f.start_percent, 0.0)), int(f.guarantee_steps)) for f in frames]
+            steps |= set(_turns(placed, grid.sigmas[:-1]))
+    return frozenset(steps)
+
+
+def _turns(frames: Sequence[tuple[float, int]], sigmas: Sequence[float]) -> Iterator[int]:
+    """The steps at which a hook comes to another of its keyframes (sigma, steps it is kept at least), by ComfyUI's rule: one that
+    is to be kept holds back those that begin in the same step."""
+    at, used = 0, 0
+    for step, sigma in enumerate(sigmas):
+        came = at
+        if frames and used >= _kept(frames[at], sigmas[0]):
+            for i in range(at + 1, len(frames)):
+                if not within(sigma, frames[i][0], 0.0):
+                    break
+                at, used = i, 0
+                if _kept(frames[i], sigmas[0]) > 0:
+                    break
+        used += 1
+        if step and at != came:
+            yield step
+
+
+def _kept(frame: tuple[float, int], highest: float) -> int:
+    return 0 if frame[0] > highest else frame[1]
+
+
+def _bounds(cond: Mapping[str, Any]) -> Iterable[Bounds]:
+    for prefix in ("", "clip_"):
+        yield _percent(cond.get(f"{prefix}start_percent"), 0.0), _percent(cond.get(f"{prefix}end_percent"), 1.0)
+    control = cond.get("control")
+    while control is not None:
+        start, end = getattr(control, "timestep_percent_range", (0.0, 1.0))
+        yield _percent(start, 0.0), _percent(end, 1.0)
+        control = getattr(control, "previous_controlnet", None)
+
+
+def _percent(value: Any, default: float) -> float:
+    return default if value is None else float(value)

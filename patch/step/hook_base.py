@@ -1,0 +1,75 @@
+"""What both levels have in common: the sampler's evaluations, told from whatever else calls the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor
+
+from ...core.step.calibration.block_profile import BlockProfiler
+from ...core.step.calibration.gram_recorder import Recorder
+from ...core.step.run import Run, Slot
+from ..families import STATES
+from .sigmas import SigmaReader
+from .slots import slots_of
+
+STATEFUL = "this sampler has the model keep state from step to step, so every step is computed"
+
+
+class EvaluationHook:
+    """One run's wrappers. What is called otherwise than by the sampler's own evaluation has no slots."""
+
+    def __init__(self, run: Run, sigmas: SigmaReader, learner: Recorder | BlockProfiler | None = None) -> None:
+        self.run = run
+        self.sigmas = sigmas
+        self.learner = learner
+        self.at: Tensor | None = None  # sigma of the evaluation under way, as the sampler gave it
+        self.calls = 0
+
+    @property
+    def wrappers(self) -> dict[str, Callable[..., Any]]:
+        """By kind, what is put around ComfyUI's functions for the run."""
+        return {WrappersMP.PREDICT_NOISE: self.predict_noise, WrappersMP.CALC_COND_BATCH: self.calc_cond_batch}
+
+    def calc_cond_batch(
+        self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
+    ) -> list[Tensor]:
+        """CALC_COND_BATCH: once per evaluation, and again for every window and every guidance that runs the model once more.
+
+        x: the latent at sigma `timestep`, any shape. Returns one denoised tensor of x's shape per entry of `conds`.
+        """
+        raise NotImplementedError
+
+    def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """PREDICT_NOISE: exactly one per evaluation. The clock ticks."""
+        self.run.tick(self.sigmas.read(timestep))
+        if self.sigmas.wrong:
+            self.sigmas.wrong = False
+            self.run.forget()
+            if self.learner is not None:
+                self.learner.spoil()
+        self.at, self.calls = timestep, 0
+        try:
+            return executor(x, timestep, *args, **kwargs)
+        finally:
+            self.at = None
+
+    def slots(self, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Slot | None]:
+        """The slots of a call of CALC_COND_BATCH, one for each of `conds`; none at all where it is not the sampler's, or where the
+        model must run because it keeps state of its own."""
+        options = model_options.get("transformer_options", {})
+        if not self._under_way(timestep):
+            return []
+        if STATES & options.keys():
+            self.run.report.note(STATEFUL)
+            return []
+        self.calls += 1
+        return slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
+
+    def _under_way(self, timestep: Tensor) -> bool:
+        """Is this the sigma of the evaluation under way? Windows over a batch of frames hand on a part of its tensor."""
+        if self.at is None or timestep is self.at:
+            return self.at is not None
+        return bool(timestep.flatten()[0] == self.at.flatten()[0])
