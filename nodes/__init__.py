@@ -7,7 +7,18 @@ from importlib import import_module
 
 from comfy_api.latest import ComfyExtension, io
 
-GROUPS = ("auto", "meancache", "easycache", "forecast", "firstblock", "teacache", "stepmask", "compile", "report_nodes", "memo")
+GROUPS = (
+    "auto",
+    "meancache",
+    "easycache",
+    "forecast",
+    "firstblock",
+    "teacache",
+    "stepmask",
+    "compile",
+    "report_nodes",
+    "memo",
+)
 # what registers itself beside the nodes: what is lost where it cannot
 SERVICES = {
     "provider": "what ComfyUI's own nodes return is not kept over a restart",
