@@ -28,7 +28,7 @@ from typing import Any
 import torch
 from calibrated import calibrate, own_user_folder
 from compared import Entry, entries
-from judge import Bench, Cell, Pair, Score, Shot, psnr, ssim
+from judge import Bench, Cell, Pair, Score, Shot, score
 from models import NAMES, OUTPUT, Studio, loaded
 from table import Key, Row, Table, key_of, over_plain, write
 
@@ -201,13 +201,13 @@ class Test:
         if known is None:
             known = self._measured(entry)
             self.known.append((same, known))
-        score, shares, speedup = known
+        found, shares, speedup = known
         cell, bench = CORE, self.bench
         row: Row = {"model": self.studio.name, "sampler": cell.sampler, "cfg": cell.cfg, "steps": cell.steps}
         row |= {"method": entry.method, "variant": entry.variant, "level": entry.level}
-        row |= {name: value if value is None else round(value, 4) for name, value in asdict(score).items()}
-        row |= {"pairs": len(bench.pairs), "seconds_full": round(score.seconds * speedup, 4)}
-        order = ("computed", "psnr_db", "psnr_truth_db", "ssim", "pairs", "seconds", "seconds_full")
+        row |= {name: value if value is None else round(value, 4) for name, value in asdict(found).items()}
+        row |= {"pairs": len(bench.pairs), "seconds_full": round(found.seconds * speedup, 4)}
+        order = ("computed", "psnr_db", "psnr_truth_db", "ssim", "lpips", "flip", "pairs", "seconds", "seconds_full")
         row = {k: row[k] for k in (*list(row)[:7], *order)}
         always = self.profile.outside if entry.same is not None and entry.same.blocks else 0.0
         predicted = 1 / (always + (1 - always) * shares)
@@ -233,14 +233,9 @@ class Test:
         judged = shots[: len(bench.pairs)]
         n, steps = len(judged), entry.steps or CORE.steps
         computed = sum(r.computed for r in reports[:n]) / n if reports else float(steps)
-        score = Score(
-            computed=computed,
-            psnr_db=sum(psnr(s.picture, full.picture) for _, full, s in judged) / n,
-            psnr_truth_db=sum(psnr(s.picture, t) for (_, _, s), t in zip(judged, bench.truth, strict=True)) / n,
-            ssim=sum(ssim(s.picture, full.picture) for _, full, s in judged) / n,
-            seconds=median(s.seconds for _, _, s in shots),
-        )
-        return score, (computed + share * (steps - computed)) / CORE.steps, median(ratios)
+        pictures, full_ones = [s.picture for *_, s in judged], [full.picture for _, full, _ in judged]
+        scored = score(computed, median(s.seconds for *_, s in shots), pictures, full_ones, bench.truth)
+        return scored, (computed + share * (steps - computed)) / CORE.steps, median(ratios)
 
 
 def uncertain(values: list[float]) -> float:

@@ -1,10 +1,10 @@
-"""How good a cached run's picture is: PSNR and SSIM against the full run of as many steps, and against one of 400 steps."""
+"""How good a cached run's picture is: PSNR, SSIM, LPIPS and FLIP against the full run of as many steps, PSNR against one of 400 steps."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from models import OUTPUT, Studio
+from models import OUTPUT, Studio, perceptual
 from pictures import random_scenes
 from torch import Tensor
 
@@ -118,7 +118,30 @@ class Score:
     psnr_db: float
     psnr_truth_db: float | None
     ssim: float
+    lpips: float | None
+    flip: float | None
     seconds: float
+
+
+def score(
+    computed: float, seconds: float, pictures: list[Tensor], full: list[Tensor], truth: list[Tensor] | None
+) -> Score:
+    """Of pictures (1, H, W, 3) in 0..1 against those of the full runs, and of the runs of 400 steps where there are any. lpips and
+    flip are None where set-up could not fetch their packages."""
+
+    def mean(measure: Callable[[Any, Any], float], others: list[Tensor]) -> float:
+        return sum(measure(a, b) for a, b in zip(pictures, others, strict=True)) / len(pictures)
+
+    looks = perceptual.available()
+    return Score(
+        computed=computed,
+        psnr_db=mean(psnr, full),
+        psnr_truth_db=mean(psnr, truth) if truth else None,
+        ssim=mean(ssim, full),
+        lpips=mean(lambda a, b: perceptual.lpips(b[0].numpy(), a[0].numpy()), full) if looks else None,
+        flip=mean(lambda a, b: perceptual.flip(b[0].numpy(), a[0].numpy()), full) if looks else None,
+        seconds=seconds,
+    )
 
 
 class Bench:
@@ -191,16 +214,9 @@ class Bench:
         """All that is known about a MODEL whose runs `tally` counts."""
         tally.computed = 0
         shots = [self.shot(model, pair, steps) for pair in self.pairs]
-        n = len(shots)
-        full = [s.picture for s in self.full]
         truth = None if self.cell.noisy else self.truth
-        return Score(
-            computed=tally.computed / n,
-            psnr_db=sum(psnr(a.picture, b) for a, b in zip(shots, full, strict=True)) / n,
-            psnr_truth_db=sum(psnr(a.picture, b) for a, b in zip(shots, truth, strict=True)) / n if truth else None,
-            ssim=sum(ssim(a.picture, b) for a, b in zip(shots, full, strict=True)) / n,
-            seconds=median(s.seconds for s in shots),
-        )
+        pictures, full = [s.picture for s in shots], [s.picture for s in self.full]
+        return score(tally.computed / len(shots), median(s.seconds for s in shots), pictures, full, truth)
 
 
 def together(words: list[Any]) -> Any:

@@ -12,9 +12,10 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench-output"
 FOLDER = ROOT / "demo" / "models"
-sys.path[:0] = [str(ROOT / "demo" / "training")]
+sys.path[:0] = [str(ROOT / "demo" / "training"), str(ROOT / "demo")]
+import perceptual as perceptual  # noqa: E402
 import small  # noqa: E402
-from check import Models, comfy_models  # noqa: E402
+from studio import Models, comfy_models  # noqa: E402
 
 NAMES = ("flux", *small.BUILDERS)
 

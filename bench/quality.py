@@ -68,7 +68,7 @@ def row_of(bench: Bench, entry: Entry, score: Score) -> Row:
     row |= {"method": entry.method, "variant": entry.variant, "level": entry.level}
     row |= {name: value if value is None else round(value, 4) for name, value in asdict(score).items()}
     row |= {"pairs": len(bench.pairs), "seconds_full": round(bench.seconds_full, 4)}
-    order = ("computed", "psnr_db", "psnr_truth_db", "ssim", "pairs", "seconds", "seconds_full")
+    order = ("computed", "psnr_db", "psnr_truth_db", "ssim", "lpips", "flip", "pairs", "seconds", "seconds_full")
     return {k: row[k] for k in (*list(row)[:7], *order)}
 
 
@@ -103,9 +103,10 @@ def judge(studio: Studio, tasks: list[Task], table: Table, args: argparse.Namesp
 
 def line(row: Row) -> str:
     truth = "" if row["psnr_truth_db"] is None else f" (truth {row['psnr_truth_db']:.2f})"
+    looks = "" if row["lpips"] is None else f", LPIPS {row['lpips']:.4f}, FLIP {row['flip']:.4f}"
     return (
         f"{row['model']} {row['sampler']} CFG {row['cfg']:g} {row['steps']} | {row['method']} {row['variant']} {row['level']} | "
-        f"{row['computed']:.1f} computed, {row['psnr_db']:.2f} dB{truth}, SSIM {row['ssim']:.4f}, "
+        f"{row['computed']:.1f} computed, {row['psnr_db']:.2f} dB{truth}, SSIM {row['ssim']:.4f}{looks}, "
         f"{row['seconds']:.2f} of {row['seconds_full']:.2f} s"
     )
 

@@ -88,7 +88,7 @@ def over_plain(row: Row, rows: Iterable[Row], what: str = "psnr_db") -> float | 
 
 HEAD = (
     "Model", "Sampler", "CFG", "Steps", "Method", "Variant", "Level", "Computed", "PSNR, dB", "over plain",
-    "Truth, dB", "truth over plain", "SSIM", "Speedup",
+    "Truth, dB", "truth over plain", "SSIM", "LPIPS", "FLIP", "Speedup",
 )  # fmt: skip
 
 
@@ -96,13 +96,14 @@ def markdown(rows: Iterable[Row]) -> str:
     """One table. PSNR: against the full run of as many steps. Truth: PSNR against the run of 400. Over plain: dB above plain
     sampling with as many evaluations. Speedup: of the sampling alone."""
     rows = list(rows)
-    lines = [f"| {' | '.join(HEAD)} |", "|---|---|--:|--:|---|---|---" + "|--:" * 7 + "|"]
+    lines = [f"| {' | '.join(HEAD)} |", "|---|---|--:|--:|---|---|---" + "|--:" * 9 + "|"]
     for row in rows:
         cells = [str(row[k]) for k in ("model", "sampler")]
         cells += [f"{row['cfg']:g}", str(row["steps"]), row["method"], row["variant"], row["level"]]
         cells += [f"{row['computed']:.1f}", f"{row['psnr_db']:.2f}", _signed(over_plain(row, rows))]
         cells += ["" if row["psnr_truth_db"] is None else f"{row['psnr_truth_db']:.2f}"]
         cells += [_signed(over_plain(row, rows, "psnr_truth_db")), f"{row['ssim']:.4f}"]
+        cells += ["" if row.get(k) is None else f"{row[k]:.4f}" for k in ("lpips", "flip")]  # older rows have none
         cells += [f"{row['seconds_full'] / row['seconds']:.2f}x"]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

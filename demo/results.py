@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import perceptual
 from numpy.typing import NDArray
 from PIL import Image
 from skimage.metrics import structural_similarity
@@ -40,7 +41,7 @@ class Shot:
 
 @dataclass(frozen=True)
 class Line:
-    """A preset's line of the report, over all pairs."""
+    """A preset's line of the report, over all pairs. lpips is None where the package for it is missing."""
 
     preset: str
     steps: int
@@ -51,6 +52,7 @@ class Line:
     speedup: float
     psnr_db: float
     ssim: float
+    lpips: float | None
 
     @property
     def kept(self) -> float:
@@ -81,16 +83,18 @@ def summarise(baseline: list[Shot], cached: dict[str, list[Shot]]) -> tuple[list
     """A line for each preset, and the single figures behind them. Lists are by pair, in the same order."""
     before = statistics.median(shot.seconds for shot in baseline)
     lines, details = [], []
+    looks = perceptual.available()
     for preset, shots in cached.items():
         scores = []
         for plain, shot in zip(baseline, shots, strict=True):
             a, b = pixels(plain.png), pixels(shot.png)
-            scores.append((psnr_db(a, b), ssim(a, b)))
+            scores.append((psnr_db(a, b), ssim(a, b), perceptual.lpips(a, b) if looks else None))
             details.append({
-                "preset": preset, "caption": shot.pair.caption, "seed": shot.pair.seed,
+                "preset": preset, "caption": shot.pair.caption, "seed": shot.pair.seed, "steps": shot.steps,
                 "computed": shot.computed, "skipped": shot.skipped,
                 "seconds_baseline": round(plain.seconds, 4), "seconds_cached": round(shot.seconds, 4),
                 "psnr_db": round(scores[-1][0], 3), "ssim": round(scores[-1][1], 6),
+                "lpips": None if scores[-1][2] is None else round(scores[-1][2], 6),
             })  # fmt: skip
         after = statistics.median(shot.seconds for shot in shots)
         lines.append(
@@ -102,8 +106,9 @@ def summarise(baseline: list[Shot], cached: dict[str, list[Shot]]) -> tuple[list
                 seconds_baseline=round(before, 4),
                 seconds_cached=round(after, 4),
                 speedup=round(before / after, 4),
-                psnr_db=round(statistics.fmean(p for p, _ in scores), 3),
-                ssim=round(statistics.fmean(s for _, s in scores), 6),
+                psnr_db=round(statistics.fmean(p for p, _, _ in scores), 3),
+                ssim=round(statistics.fmean(s for _, s, _ in scores), 6),
+                lpips=round(statistics.fmean(value for *_, value in scores if value is not None), 6) if looks else None,
             )
         )
     return lines, details
@@ -116,14 +121,15 @@ def _mean(counts: Any) -> float:
 
 
 def table(lines: list[Line]) -> str:
-    rows = [("", "computed", "sampler", "speed-up", "of promised", "PSNR", "SSIM")]
-    rows.append(("Without", f"{lines[0].steps}/{lines[0].steps}", f"{lines[0].seconds_baseline:.2f} s", "", "", "", ""))
-    rows += [
-        (
+    """As text; a row for the runs without a cache goes before the first line of each number of steps."""
+    rows = [("", "computed", "sampler", "speed-up", "of promised", "PSNR", "SSIM", "LPIPS")]
+    for i, line in enumerate(lines):
+        if i == 0 or line.steps != lines[i - 1].steps:
+            rows.append(("Without", f"{line.steps}/{line.steps}", f"{line.seconds_baseline:.2f} s", "", "", "", "", ""))
+        rows.append((
             line.preset, f"{line.computed:g}/{line.steps}", f"{line.seconds_cached:.2f} s", f"{line.speedup:.2f}x",
             f"{line.kept:.0%}", f"{line.psnr_db:.1f} dB", f"{line.ssim:.4f}",
-        )
-        for line in lines
-    ]  # fmt: skip
+            "" if line.lpips is None else f"{line.lpips:.4f}",
+        ))  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.rjust, row, widths)) for row in rows)

@@ -1,8 +1,8 @@
 """make demo: pictures from a real ComfyUI, without and with the MeanCache node, side by side.
 
 Starts ComfyUI on this machine's CPU with the demo's small trained model, queues workflows/api/meancache.json over HTTP
-for several prompts, without the node and with each preset in turn, and writes the pictures, compare.png and
-report.json. Set COMFYUI_PATH to the folder of a ComfyUI; `make demo` does.
+for several prompts, without the node and with each preset in turn, and writes the pictures, compare.png,
+flip.webp and report.json. Set COMFYUI_PATH to the folder of a ComfyUI; `make demo` does.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ MODELS = {
     "text_encoders": "skipstone_demo_clip.pt",
 }
 PRESETS = ("Quality", "Balanced", "Speed", "Turbo")
+FEW_STEPS, FEW_PRESETS = 20, ("Balanced", "Turbo")  # measured beside the steps that are asked for
 # No cost of a schedule was measured on these: calibration has the seeds below 1000.
 PAIRS = (
     Pair("a red circle on blue", 5001),
@@ -50,7 +51,7 @@ WARM_UP = Pair("a green square on red", 5000)
 QUOTABLE_PAIRS = 6
 SAMPLER_EVENT, REPORT_EVENT = "skipstone-demo.sampler", "skipstone.report"
 
-Shots = dict[str | None, list[Shot]]
+Shots = dict[str | None, list[Shot]]  # without and with each preset, by pair
 
 
 def options() -> argparse.Namespace:
@@ -91,7 +92,8 @@ def clear(output: Path) -> None:
     """Takes away what an earlier demo left, so that a run that fails leaves nothing that looks like its result."""
     pictures = output / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    for old in (output / "compare.png", output / "report.json", *pictures.glob("*.png")):
+    results_of_before = (output / name for name in ("compare.png", "flip.webp", "report.json"))
+    for old in (*results_of_before, *pictures.glob("*.png")):
         old.unlink(missing_ok=True)
 
 
@@ -113,9 +115,11 @@ async def shoot(client: Client, workflow: graphs.Graph, preset: str | None, pair
     return Shot(preset, pair, png, float(timed["seconds"]), int(timed["threads"]), ran, computed, skipped)
 
 
-async def shoot_all(client: Client, workflow: graphs.Graph, pairs: list[Pair], steps: int, pictures: Path) -> Shots:
+async def shoot_all(
+    client: Client, workflow: graphs.Graph, pairs: list[Pair], steps: int, presets: tuple[str, ...], pictures: Path
+) -> Shots:
     """Every pair without and with each preset, in turn, so that a slow minute of the machine slows all alike."""
-    kinds: tuple[str | None, ...] = (None, *PRESETS)
+    kinds: tuple[str | None, ...] = (None, *presets)
     for i, preset in enumerate(kinds, 1):
         shot = await shoot(client, workflow, preset, WARM_UP, steps)
         say(f"  warm-up {i}/{len(kinds)}  {_told(shot)}")
@@ -124,22 +128,25 @@ async def shoot_all(client: Client, workflow: graphs.Graph, pairs: list[Pair], s
         for preset in kinds:
             shot = await shoot(client, workflow, preset, pair, steps)
             shots[preset].append(shot)
-            (pictures / f"{i}-{_name(preset).lower()}.png").write_bytes(shot.png)
-            say(f"  {i}/{len(pairs)}  {pair.caption:<27}{_told(shot)}")
+            (pictures / f"{i}-{_name(preset).lower()}-{steps}.png").write_bytes(shot.png)
+            say(f"  {i}/{len(pairs)}  {pair.caption:<40}{_told(shot)}")
     return shots
 
 
 async def sample(
     server: Server, workflow: graphs.Graph, pairs: list[Pair], steps: int, pictures: Path
-) -> tuple[Shots, dict[str, Any]]:
-    """All runs on a server that is starting, and its description of itself."""
+) -> tuple[list[Shots], dict[str, Any]]:
+    """All runs on a server that is starting (of `steps` with every preset, then of FEW_STEPS), and its description of itself."""
     async with connected(server) as client:
         system = await client.wait_until_up()
         for node_type in (graphs.CACHE, graphs.TIMER):
             if not await client.has_node(node_type):
                 raise DemoError(f"ComfyUI did not load the node {node_type}: its log says why")
         say(f"ComfyUI {system.get('comfyui_version')} answers on {server.url}")
-        return await shoot_all(client, workflow, pairs, steps, pictures), system
+        shots = [await shoot_all(client, workflow, pairs, steps, PRESETS, pictures)]
+        if steps != FEW_STEPS:
+            shots.append(await shoot_all(client, workflow, pairs, FEW_STEPS, FEW_PRESETS, pictures))
+        return shots, system
 
 
 def measured_on(system: dict[str, Any], workflow: graphs.Graph, baseline: list[Shot], load: float) -> dict[str, Any]:
@@ -158,21 +165,29 @@ def measured_on(system: dict[str, Any], workflow: graphs.Graph, baseline: list[S
         "sampling": {key: sampler[key] for key in ("sampler_name", "scheduler", "cfg", "denoise")},
         "pairs": len(baseline),
         "seconds": "of the sampler alone, the median over the pairs",
-        "psnr_db and ssim": "against the picture of the same prompt and seed without the cache, both as saved "
-        "(8 bits a channel), peak 1.0, the mean over the pairs",
+        "psnr_db, ssim and lpips": "against the picture of the same prompt and seed without the cache, both as saved "
+        "(8 bits a channel), peak 1.0, the mean over the pairs; lpips is the shift-tolerant one, with AlexNet",
     }
 
 
-def write(output: Path, shots: Shots, facts: dict[str, Any]) -> list[Line]:
-    """compare.png and report.json."""
-    baseline, cached = shots[None], {preset: shots[preset] for preset in PRESETS}
-    lines, details = results.summarise(baseline, cached)
+def write(output: Path, shots: list[Shots], facts: dict[str, Any]) -> list[Line]:
+    """compare.png and flip.webp of the first number of steps, report.json of all."""
+    lines: list[Line] = []
+    details: list[dict[str, Any]] = []
+    for of_steps in shots:
+        baseline = of_steps[None]
+        more = results.summarise(baseline, {preset: of_steps[preset] for preset in of_steps if preset})
+        lines += more[0]
+        details += more[1]
+    baseline, cached = shots[0][None], {preset: shots[0][preset] for preset in PRESETS}
     threads = "one CPU thread" if facts["torch_threads"] == 1 else f"{facts['torch_threads']} CPU threads"
     footer = (
         f"The demo's own small model in ComfyUI {facts['comfyui']} on {threads}. "
-        f"Time of the sampler: median, PSNR against Without: mean, over {len(baseline)} prompts."
+        f"Time of the sampler: median; PSNR and LPIPS against Without: mean, over {len(baseline)} prompts."
     )
-    sheet.draw(baseline, cached, lines, footer).save(output / "compare.png", optimize=True)
+    drawn = lines[: len(PRESETS)]
+    sheet.draw(baseline, cached, drawn, footer).save(output / "compare.png", optimize=True)
+    sheet.flip(baseline, cached, drawn, output / "flip.webp")
     report = {"runs": [dataclasses.asdict(line) for line in lines], "measured_on": facts, "single_runs": details}
     (output / "report.json").write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     return lines
@@ -197,7 +212,7 @@ async def demo(chosen: argparse.Namespace) -> None:
         except Exception:
             print(f"\nThe end of {server.log}:\n{server.log_tail()}", file=sys.stderr)
             raise
-    lines = write(output, shots, measured_on(system, workflow, shots[None], load))
+    lines = write(output, shots, measured_on(system, workflow, shots[0][None], load))
     say(f"\n{results.table(lines)}\n")
     if len(pairs) < QUOTABLE_PAIRS:
         say(f"Fewer than {QUOTABLE_PAIRS} prompts: too few to quote.")
