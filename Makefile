@@ -37,16 +37,22 @@ format:
 setup:
 	$(RUN)
 
-MODELS = $(CURDIR)/demo/models
+# The demo's models: goes on from the state in .work/training/ or demo/training/checkpoints/, writes to .work/training/.
+#   make train ARGS="unet --minutes 30"    one of flux, flux_low, nextdit, unet
+#   make train ARGS="flux --minutes 0 --keep"    keep the state's averaged weights in checkpoints/, to be committed
+TRAIN = nice -n 19 env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) demo/training
 train:
-	mkdir -p '$(MODELS)'
-	$(RUN) demo/training/train_vae.py --out '$(MODELS)/skipstone_demo_vae.safetensors'
-	$(RUN) demo/training/train.py flux --out '$(MODELS)/skipstone_demo_flux.safetensors'
-	$(RUN) demo/training/train.py nextdit --minutes 60 --ema 0.999 --out '$(MODELS)/skipstone_demo_nextdit.safetensors'
-	$(RUN) demo/training/train.py unet --minutes 55 --ema 0.999 --out '$(MODELS)/skipstone_demo_unet.safetensors'
-	cd demo/training && $(RUN) -c 'from pathlib import Path; from text import save; save(Path("$(MODELS)/skipstone_demo_clip.pt"))'
+ifdef ARGS
+	$(TRAIN)/train.py $(ARGS)
+else
+	$(TRAIN)/train_vae.py --minutes 15
+	$(TRAIN)/train.py flux --minutes 90
+	$(TRAIN)/train.py flux_low --minutes 20
+	$(TRAIN)/train.py nextdit --minutes 60
+	$(TRAIN)/train.py unet --minutes 60
+endif
 
-# does the demo model draw what its prompts say; and MeanCache's default costs, measured on it
+# do the models in .work/training/ draw what their prompts say; and MeanCache's default costs, measured on the demo's model
 check:
 	$(RUN) demo/training/check.py $(ARGS)
 

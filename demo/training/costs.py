@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from check import CFG, Models, comfy_models
 from pictures import random_scenes
+from studio import Models, comfy_models
 from torch import Tensor
 
 from skipstone.core.step.calibration.gram import Gram
 
-RUNS, STEPS = 12, 50
+RUNS, STEPS, CFG = 12, 50, 3.0
 
 
 def recorded(studio: Models, seed: int, caption: str) -> tuple[list[float], Tensor]:

@@ -6,12 +6,16 @@ VAE then learns to invert it. Latents here are in the model's space (what ComfyU
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import torch
-from pictures import draw, random_scenes
+from objects import Painter, random_scenes
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 PATCH = 8
 CHANNELS = 16
+FILE = Path(__file__).resolve().parent / "checkpoints" / "latents.safetensors"
 WHITENING = 0.6  # 0 keeps the PCA's own scale, 1 makes all channels equally strong
 
 
@@ -23,17 +27,30 @@ def _patches(pictures: Tensor) -> Tensor:
 
 
 class LatentMap:
-    """pictures (B, 3, H, W) in 0..1 -> latents (B, 16, H/8, W/8), float32. Deterministic: fitted with seed 0."""
+    """pictures (B, 3, H, W) in 0..1 -> latents (B, 16, H/8, W/8), float32. Kept in a file: every model shares one map."""
 
-    def __init__(self) -> None:
-        generator = torch.Generator().manual_seed(0)
-        rows = _patches(draw(random_scenes(512, generator), generator)).reshape(-1, 3 * PATCH * PATCH)
-        self.mean = rows.mean(0)
-        _, strength, axes = torch.linalg.svd(rows - self.mean, full_matrices=False)
-        std = strength[:CHANNELS] / len(rows) ** 0.5
-        scaled = std ** (1 - WHITENING)
-        self.axes = axes[:CHANNELS].T / std**WHITENING / scaled.pow(2).mean().sqrt()
-        self.kept = float((strength[:CHANNELS] ** 2).sum() / (strength**2).sum())
+    def __init__(self, file: Path = FILE) -> None:
+        state = load_file(file)
+        self.mean, self.axes = state["mean"], state["axes"]
 
     def __call__(self, pictures: Tensor) -> Tensor:
         return ((_patches(pictures) - self.mean) @ self.axes).permute(0, 3, 1, 2).contiguous()
+
+
+def fit(file: Path = FILE) -> None:
+    """Fit the map to 768 pictures of the data set, and write it."""
+    generator = torch.Generator().manual_seed(0)
+    rows = _patches(Painter().draw(random_scenes(768, generator), generator)).reshape(-1, 3 * PATCH * PATCH)
+    mean = rows.mean(0)
+    _, strength, axes = torch.linalg.svd(rows - mean, full_matrices=False)
+    std = strength[:CHANNELS] / len(rows) ** 0.5
+    scaled = std ** (1 - WHITENING)
+    kept = float((strength[:CHANNELS] ** 2).sum() / (strength**2).sum())
+    print(f"{kept:.2%} of the variance kept")
+    save_file(
+        {"mean": mean, "axes": (axes[:CHANNELS].T / std**WHITENING / scaled.pow(2).mean().sqrt()).contiguous()}, file
+    )
+
+
+if __name__ == "__main__":
+    fit()

@@ -18,8 +18,19 @@ START, END = 49406, 49407  # END also pads
 POSITIONS = 8
 # CLIP's ids of the words in our captions; check.py compares what they give with what ComfyUI's encoder gives
 WORDS = {
-    "a": 320, "on": 525, "red": 736, "green": 1901, "blue": 1746, "yellow": 4481, "purple": 5496, "white": 1579,
-    "black": 1449, "circle": 7117, "square": 3999, "triangle": 14615, "star": 1565, "ring": 2540, "cross": 3417,
+    "a": 320, "an": 550, "on": 525, "background": 5994, "red": 736, "apple": 3055, "banana": 8922,
+    "strawberry": 10233, "watermelon": 19889, "lemon": 7184, "pineapple": 14831, "pear": 18820, "carrot": 15435,
+    "mushroom": 13011, "avocado": 14135, "broccoli": 19094, "hamburger": 33928, "pizza": 4474, "doughnut": 32555,
+    "cookie": 9367, "cupcake": 17025, "birthday": 1166, "cake": 2972, "eggplant": 34906, "lion": 5567, "panda": 12952,
+    "frog": 11438, "pig": 9619, "cat": 2368, "dog": 1929, "fox": 3240, "rabbit": 10274, "koala": 36654,
+    "monkey": 9465, "penguin": 14952, "chick": 11238, "owl": 9899, "octopus": 22327, "turtle": 10912,
+    "ladybug": 40038, "butterfly": 9738, "whale": 11650, "elephant": 10299, "crab": 11574, "unicorn": 15660,
+    "dinosaur": 15095, "cactus": 19794, "tree": 2677, "sunflower": 21559, "star": 1565, "rainbow": 6286,
+    "globe": 9368, "soccer": 4233, "ball": 1069, "basketball": 3835, "gift": 2733, "bell": 3718, "rocket": 8383,
+    "car": 1615, "house": 1212, "crown": 6902, "diamond": 6235, "trophy": 6502, "drum": 8698, "pumpkin": 8842,
+    "ghost": 7108, "skull": 12092, "robot": 8797, "heart": 1936, "teddy": 11798, "bear": 4298, "snowman": 22668,
+    "white": 1579, "gray": 7048, "black": 1449, "orange": 4287, "yellow": 4481, "green": 1901, "blue": 1746,
+    "purple": 5496, "pink": 3360,
 }  # fmt: skip
 
 

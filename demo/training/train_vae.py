@@ -1,6 +1,8 @@
 """Train the demo's TAESD-type VAE to invert the fixed latent map: a decoder, then an encoder, in one file.
 
-python train_vae.py --minutes 8 --out vae.safetensors
+python train_vae.py --minutes 8
+
+Goes on from the file that it writes, or from checkpoints/vae.safetensors; the learning rate follows the clock each time.
 """
 
 from __future__ import annotations
@@ -13,13 +15,14 @@ from pathlib import Path
 
 import torch
 from latents import CHANNELS, LatentMap
-from pictures import draw, random_scenes
+from objects import CACHE, Painter, random_scenes
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 SCALE, SHIFT = 0.3611, 0.1159  # ComfyUI's Flux latent format: with them the decoder sees model-space latents
 BATCH, CROP, RATE = 16, 8, 1e-3
 WIDTH = 64
+CHECKPOINT = Path(__file__).resolve().parent / "checkpoints" / "vae.safetensors"
 
 
 def conv(n_in: int, n_out: int, stride: int = 1, bias: bool = True) -> nn.Conv2d:
@@ -58,6 +61,7 @@ def encoder() -> nn.Sequential:
 
 def fit(net: nn.Module, seconds: float, batch: Callable[[], tuple[Tensor, Tensor]]) -> None:
     """Adam on |error| + error^2, the learning rate following the clock."""
+    bf16 = torch.cpu._is_avx512_bf16_supported()  # elsewhere it is ten times slower
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.Adam(net.parameters(), lr=RATE)
     start, step = time.monotonic(), 0
@@ -65,7 +69,7 @@ def fit(net: nn.Module, seconds: float, batch: Callable[[], tuple[Tensor, Tensor
         for group in optimizer.param_groups:
             group["lr"] = RATE * min(1, (step + 1) / 50) * (0.51 + 0.49 * math.cos(math.pi * progress))
         given, wanted = batch()
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             error = net(given.to(memory_format=torch.channels_last)).float() - wanted
         loss = error.abs().mean() + 4 * error.pow(2).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -78,14 +82,14 @@ def fit(net: nn.Module, seconds: float, batch: Callable[[], tuple[Tensor, Tensor
             print(f"{progress:5.0%}  step {step:5d}  {psnr:.2f} dB", flush=True)
 
 
-def train(minutes: float, out: Path, seed: int = 0, init: Path | None = None, decode_share: float = 0.7) -> None:
-    torch.manual_seed(seed)
-    generator = torch.Generator().manual_seed(seed + 1)
-    to_latent = LatentMap()
+def train(minutes: float, out: Path, init: Path | None, decode_share: float) -> None:
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(int(time.time()))  # other pictures than the last call's
+    to_latent, painter = LatentMap(), Painter()
 
     def crops() -> tuple[Tensor, Tensor]:
         """Pictures and latents of the same quarter: four times as many for the same work."""
-        whole = draw(random_scenes(BATCH, generator), generator)
+        whole = painter.draw(random_scenes(BATCH, generator), generator)
         latent = to_latent(whole)
         y, x = (int(torch.randint(0, latent.shape[-1] - CROP + 1, (1,), generator=generator)) for _ in "yx")
         return whole[..., 8 * y : 8 * (y + CROP), 8 * x : 8 * (x + CROP)], latent[..., y : y + CROP, x : x + CROP]
@@ -96,22 +100,25 @@ def train(minutes: float, out: Path, seed: int = 0, init: Path | None = None, de
         return latent + 0.05 * torch.randn(latent.shape, generator=generator), picture
 
     parts = {"taesd_decoder": decoder(), "taesd_encoder": encoder()}
-    if init:
-        known = load_file(init)
+    if first := next((f for f in (out, init, CHECKPOINT) if f and f.exists()), None):
+        print(f"goes on from {first}", flush=True)
+        known = load_file(first)
         for name, part in parts.items():
             part.load_state_dict({k: known[f"{name}.{k}"].float() for k in part.state_dict()})
     fit(parts["taesd_decoder"], minutes * 60 * decode_share, to_decode)
     fit(parts["taesd_encoder"], minutes * 60 * (1 - decode_share), crops)
     state = {f"{name}.{k}": v.half().contiguous() for name, part in parts.items() for k, v in part.state_dict().items()}
     state |= {"vae_scale": torch.tensor(SCALE), "vae_shift": torch.tensor(SHIFT)}
-    save_file(state, out)
+    aside = out.with_suffix(".part")
+    save_file(state, aside)
+    aside.rename(out)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--minutes", type=float, default=8)
-    parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--init", type=Path, help="weights to go on from")
+    parser.add_argument("--out", type=Path, default=CACHE / "skipstone_demo_vae.safetensors")
+    parser.add_argument("--init", type=Path, help="weights to begin with, where there is no --out")
     parser.add_argument("--decode-share", type=float, default=0.7, help="of the time for the decoder")
     args = parser.parse_args()
-    train(args.minutes, args.out, init=args.init, decode_share=args.decode_share)
+    train(args.minutes, args.out, args.init, args.decode_share)

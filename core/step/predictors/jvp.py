@@ -32,7 +32,6 @@ class JVP:
     span: int = 3
     name: str = "jvp"
     need: int = 1
-    reads_predictions: bool = True
 
     @property
     def depth(self) -> int:
@@ -68,7 +67,6 @@ class RecursiveJVP:
     span: int = 3
     name: str = "jvp recursive"
     need: int = 1
-    reads_predictions: bool = True
 
     @property
     def depth(self) -> int:
