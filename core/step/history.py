@@ -37,6 +37,10 @@ class History:
         }
         self.anchors = {**older, evaluation: self._moved(value)}
 
+    def trim(self, keep: Container[int]) -> None:
+        """Drop the anchors that are not in `keep`."""
+        self.anchors = {k: v for k, v in self.anchors.items() if k in keep}
+
     def _moved(self, value: Tensor) -> Tensor:
         if self.device is None or self.device == value.device:
             return value

@@ -81,7 +81,7 @@ class Run:
         plans = (getattr(p, "plan", None) for p in self.policies)
         plan = next((p for p in plans if p is not None), Plan(grid))
         self.prediction = predictor.start(plan)
-        self.track = Trajectory(max(predictor.depth, 1))
+        self.track = Trajectory(max(predictor.depth, 1), predictor.reads_predictions)
         self.histories: dict[Slot, History] = {}
         self.indicator = method.indicator.start(setting) if method.indicator else None
         self.watched: Slot | None = None  # the slot that the indicator looks at
@@ -161,6 +161,7 @@ class Run:
             elif chosen.compute:
                 self.track.computed(clock.evaluation, clock.sigma)
                 self.prediction.computed(self.track)
+                self._trim()
             else:
                 self.weights = self.prediction.weights(clock, self.track)
                 self.track.predicted(clock.evaluation, clock.sigma, self.weights)
@@ -219,6 +220,12 @@ class Run:
     def input_of(self, x: Tensor) -> Tensor:
         """What the network is given for the latent x: x itself in flow models, at unit variance in others."""
         return x if self.clock.grid.flow else x / (1 + self.clock.sigma**2) ** 0.5
+
+    def _trim(self) -> None:
+        """What no later evaluation is predicted from goes before the model runs, as that of windows that have moved on."""
+        for history in self.histories.values():
+            history.trim(self.track.needed)
+        self.histories = {slot: history for slot, history in self.histories.items() if history.anchors}
 
     def observe(self, slot: Slot, x: Tensor, denoised: Tensor) -> None:
         """The model's own answer for a slot. x and denoised: the latent and D at the clock's sigma, of any one shape;

@@ -50,9 +50,11 @@ class Entry:
 
 @dataclass
 class Trajectory:
-    """The last entries of a run, oldest first: at most `anchors` computed ones, and what was predicted between them."""
+    """The last entries of a run, oldest first: at most `anchors` computed ones, and what was predicted between them, where
+    `predictions` are of use: every anchor that they were made of has to be kept for them."""
 
     anchors: int
+    predictions: bool = True
     entries: list[Entry] = field(default_factory=list)
 
     def computed(self, evaluation: int, sigma: float) -> None:
@@ -62,7 +64,8 @@ class Trajectory:
             del self.entries[: kept[-self.anchors]]
 
     def predicted(self, evaluation: int, sigma: float, weights: Weights) -> None:
-        self._append(Entry(evaluation, sigma, weights, False))
+        if self.predictions:
+            self._append(Entry(evaluation, sigma, weights, False))
 
     def _append(self, entry: Entry) -> None:
         # at a repeated sigma (Heun's second look at the same time) one value stays, the model's own and the newest:

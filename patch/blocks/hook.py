@@ -7,6 +7,7 @@ of them; what it adds before or after them happens as ever.
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -37,6 +38,8 @@ OOM = "memory ran out: what was kept of the blocks was dropped, and that step co
 NO_MORE = "memory ran out with residuals in main memory: from there on nothing is skipped"
 ELSEWHERE = "residuals are kept in main memory: the device has no room for them"
 SHAPES = "what flows through the model's blocks changed its size from one step to the next, and from there on nothing is skipped"
+
+log = logging.getLogger(__name__)
 
 Streams = dict[str, Tensor]
 """What flows through the blocks, by name, the picture's own first; conditionings that are run together share a tensor."""
@@ -73,7 +76,8 @@ class Call:
         self.hook = hook
         self.keys: list[Hashable] = keys if batch is not None else [tuple(keys)]
         self.batch = batch or 0
-        self.base: Streams | None = None
+        self.base: dict[str, list[Tensor]] | None = None  # by stream and conditioning
+        self.own = False  # `base` is a copy of ours
         self.taught = False  # the first of an evaluation that is recorded
         self.modulated: Tensor | None = None
         # the indicator looks at the same one whatever it is batched with, and in whatever order
@@ -104,13 +108,19 @@ class Call:
                 self.taught = True
                 self.modulated = look("modulated")
         if run.decide([*slots, *hook.missing], seen).compute:
-            hook.let_go()
-            self.base = {n: v.clone() if copy else v for n, v in base.items()}
+            self.own = copy
+            # by conditioning: a part of a batch's copy would hold on to all of it
+            self.base = {n: [p.clone() if copy else p for p in self._parts(v)] for n, v in base.items()}
             return None
         given = {n: self._whole([run.recall((key, n), v.device) for key in self.keys]) for n, v in base.items()}
         if any(v.ndim and v.shape != given[n].shape for n, v in base.items()):
             raise UnexpectedForward(SHAPES)
-        return {n: v + given[n].to(v.dtype) for n, v in base.items()}
+        # what was predicted is a new tensor, and may be written to
+        return {n: given[n].to(v.dtype).add_(v) for n, v in base.items()}
+
+    def _into(self, before: Tensor, after: Tensor) -> bool:
+        """Can their difference be written over `before`?"""
+        return self.own and before.shape == after.shape and before.dtype == after.dtype
 
     def watched(self, value: Tensor) -> Tensor:
         """Of a stream, the share of the conditioning that the indicator looks at."""
@@ -122,19 +132,20 @@ class Call:
         base, self.base = self.base, None
         if base is None:
             return
-        hook, run = self.hook, self.hook.run
+        hook, run, first = self.hook, self.hook.run, next(iter(base))
         # one by one: a part of the batch's residual would hold on to all of it
         residuals: dict[Slot, Tensor] = {
-            (key, name): after - before
-            for name, value in base.items()
-            for key, after, before in zip(self.keys, self._parts(streams[name]), self._parts(value), strict=True)
+            (key, name): torch.sub(after, before, out=before) if self._into(before, after) else after - before
+            for name, parts in base.items()
+            for key, after, before in zip(self.keys, self._parts(streams[name]), parts, strict=True)
         }
+        del base
         if hook.offload is not None:
             hook.settle(hook.offload, residuals.values(), self.keys)
         for slot, residual in residuals.items():
             run.keep(slot, residual)
         hook.met(self.keys)
-        own = self.keys[self.first], next(iter(base))
+        own = self.keys[self.first], first
         if run.indicator is not None and run.watched == own:
             run.indicator.computed(residuals[own])
         if hook.pupil is not None and self.taught:
@@ -160,6 +171,9 @@ class BlockHook(EvaluationHook):
         self.offload = offload  # where residuals go that have no room where the model computes; None: they stay
         # bytes of residuals that may stay where the model computes, where `offload` is not None
         self.room: float | None = None
+        self.told = 0  # bytes that ComfyUI was told of
+        self.unused = ""  # the name of conditionings that ComfyUI will not run
+        self.patcher: Any = None  # the MODEL, from PREPARE_SAMPLING on
         self.named: list[Slot | None] = []  # the slots of the call of CALC_COND_BATCH under way
         self.counted: Counter[Hashable] = Counter()
         self.known: set[Slot] = set()  # slots that residuals have been kept of
@@ -174,16 +188,20 @@ class BlockHook(EvaluationHook):
         self, executor: Any, model: Any, noise_shape: Sequence[int], conds: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
         """PREPARE_SAMPLING: ComfyUI is told of the residuals' size before it loads the model, as of a larger batch."""
-        if self.run.device is None or self.run.device.type != "cpu":
-            every = [c for several in conds.values() for c in several or ()]
+        self.patcher = model
+        if (self.run.device is None or self.run.device.type != "cpu") and not _spread(model):
+            every = [c for name, several in conds.items() if name != self.unused for c in several or ()]
             texts = [c["cross_attn"].shape[1] for c in every if getattr(c.get("cross_attn"), "ndim", 0) == 3]
             shape, channels = noise_shape, model.model.latent_format.latent_channels
             if len(shape) == 3 and shape[1] == 1:  # several latents, packed into one
                 shape = (shape[0], channels, shape[2] // channels)
-            count = self.run.track.anchors * max(len(every), 1)
-            size = self.reach.residual(shape, max(texts, default=0)) * count * model.model_dtype().itemsize
+            # the streams' dtype, which is not that of quantized weights
+            size = self.reach.residual(shape, max(texts, default=0)) * model.model.get_dtype_inference().itemsize
+            # beside the anchors: on a skip what is predicted; else, in place of the oldest anchor, what entered the blocks and the
+            # new residual
+            self.told = size * (self.run.track.anchors + 1) * max(len(every), 1)
             row = model.memory_required([1, *noise_shape[1:]])
-            noise_shape = [noise_shape[0] + round(size / max(row, 1)), *noise_shape[1:]]
+            noise_shape = [noise_shape[0] + round(self.told / max(row, 1)), *noise_shape[1:]]
         return executor(model, noise_shape, conds, *args, **kwargs)
 
     def calc_cond_batch(
@@ -289,23 +307,35 @@ class BlockHook(EvaluationHook):
             parts: Any = key if isinstance(key[0], tuple) else (key,)  # type: ignore[index]
             self.known.update(part[1] for part in parts)
 
-    def let_go(self) -> None:
-        """An evaluation is computed: what no later one can be told from goes, as that of windows that have moved on."""
-        needed, histories = self.run.track.needed, self.run.histories
-        for key in [k for k, h in histories.items() if not needed & h.anchors.keys()]:
-            del histories[key]
-
     def settle(self, offload: torch.device, residuals: Collection[Tensor], keys: Collection[Hashable]) -> None:
         """Where the residuals about to be kept of `keys` go: where the model computes while there is room, to `offload` otherwise."""
         run, device = self.run, next(iter(residuals)).device
         if self.room is None:
-            self.room = ROOM * comfy.model_management.get_free_memory(device)
+            free = _free_memory(self.patcher, device)
+            # what ComfyUI has made room for, and a share of the rest
+            self.room = min(self.told, free) + ROOM * max(free - self.told, 0)
         others = [h for slot, h in run.histories.items() if h.device is None and slot[0] not in keys]  # type: ignore[index]
         held = [v for h in others for v in list(h.anchors.values())[-1:]]
         size = sum(v.numel() * v.element_size() for v in (*held, *residuals)) * max(run.track.anchors, 1)
         run.device = None if size <= self.room else offload
         if size > self.room:
             run.report.note(ELSEWHERE)
+
+
+def _free_memory(patcher: Any, device: torch.device) -> float:
+    """Bytes that could be had on a device, weights that ComfyUI would move out included; 0 where it cannot be told."""
+    try:
+        ask = getattr(patcher, "get_free_memory", None) or comfy.model_management.get_free_memory
+        return float(ask(device))
+    except Exception:
+        log.debug("[Skipstone] how much memory is free cannot be told", exc_info=True)
+        return 0.0
+
+
+def _spread(patcher: Any) -> bool:
+    """Does the MODEL run on several GPUs?"""
+    models = getattr(patcher, "get_additional_models_with_key", None)
+    return bool(models and models("multigpu"))
 
 
 def _let_fetched_go() -> None:

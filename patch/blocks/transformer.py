@@ -129,8 +129,13 @@ class StackSeam:
             yield
             return
         passage = BlockTraversal(self, network, call, [k for k, _ in stacks], given)
-        with watched(list(zip((block for _, block in stacks), passage.visits, strict=True))):
-            yield
+        try:
+            with watched(list(zip((block for _, block in stacks), passage.visits, strict=True))):
+                yield
+        finally:
+            # a visit refers to the traversal: in a cycle what was predicted would live on until the garbage collector runs,
+            # which knows nothing of device memory
+            passage.visits.clear()
         if passage.given is not None and passage.next <= passage.last:
             raise UnexpectedForward(ORDER)
         if not passage.entered or call.base is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -98,9 +99,19 @@ def born(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: Any, la
         return RunSession(run, hook, lesson.recipe, recorder.gram if recorder else None, following, always)
     run.report.share = reach.share
     pupil = BlockProfiler(grid) if learning else None
-    elsewhere = HOST if method.history_device == "auto" and patcher.load_device != HOST else None
+    # with MPS the device and the host share one memory
+    shared = patcher.load_device == HOST or patcher.load_device.type == "mps"
+    elsewhere = HOST if method.history_device == "auto" and not shared else None
     hook = BlockHook(run, reader, reach, elsewhere, pupil)
+    hook.unused = _unused(guider)
     return RunSession(run, hook, lesson.recipe, pupil.lessons if pupil else None, None, always)
+
+
+def _unused(guider: Any) -> str:
+    """The name of the conditionings that are not run, as ComfyUI leaves them out at a CFG of 1; "" where all are."""
+    cfg = getattr(guider, "cfg", None)
+    always = (getattr(guider, "model_options", None) or {}).get("disable_cfg1_optimization", False)
+    return "negative" if isinstance(cfg, int | float) and math.isclose(cfg, 1.0) and not always else ""
 
 
 @dataclass

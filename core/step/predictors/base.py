@@ -37,4 +37,9 @@ class Predictor(Protocol):
         """With fewer anchors it cannot predict, and the evaluation is computed."""
         ...
 
+    @property
+    def reads_predictions(self) -> bool:
+        """Does it look at what was predicted since the anchors? Then what that was made of is kept as well."""
+        ...
+
     def start(self, plan: Plan) -> Prediction: ...

@@ -32,6 +32,7 @@ class JVP:
     span: int = 3
     name: str = "jvp"
     need: int = 1
+    reads_predictions: bool = True
 
     @property
     def depth(self) -> int:
@@ -67,6 +68,7 @@ class RecursiveJVP:
     span: int = 3
     name: str = "jvp recursive"
     need: int = 1
+    reads_predictions: bool = True
 
     @property
     def depth(self) -> int:

@@ -43,6 +43,7 @@ class Reuse:
     name: str = "reuse"
     depth: int = 1
     need: int = 1
+    reads_predictions: bool = False
 
     def start(self, plan: Plan) -> Reuse:
         return self
@@ -63,6 +64,7 @@ class Linear:
     name: str = "linear"
     depth: int = 2
     need: int = 1
+    reads_predictions: bool = False
 
     def start(self, plan: Plan) -> Linear:
         return self
@@ -96,6 +98,7 @@ class Corrected:
     name: str = "corrected"
     depth: int = 4
     need: int = 1
+    reads_predictions: bool = True
 
     @property
     def candidates(self) -> tuple[Corrected, ...]:

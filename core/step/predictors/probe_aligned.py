@@ -18,6 +18,7 @@ class ProbeAligned:
     name: str = "probe-aligned"
     depth: int = 2
     need: int = 1
+    reads_predictions: bool = False
 
     def start(self, plan: Plan) -> ProbeAligned:
         return self

@@ -32,6 +32,7 @@ class Spectrum:
     at: Coordinate = "index"
     name: str = "spectrum"
     need: int = 1
+    reads_predictions: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.w <= 1:

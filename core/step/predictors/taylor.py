@@ -25,6 +25,7 @@ class Taylor:
     published: bool = False
     name: str = "taylor"
     need: int = 1
+    reads_predictions: bool = False
 
     def __post_init__(self) -> None:
         if not 0 <= self.order <= 3:
