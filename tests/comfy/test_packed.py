@@ -1,0 +1,38 @@
+"""Packed latents of two modalities with a trained model: both arrive, and both are predicted where a step is skipped."""
+
+from __future__ import annotations
+
+import comfy.sample
+import pytest
+import torch
+
+from .packed import SOUND, VIDEO, latent, packed
+
+
+@pytest.fixture(scope="module")
+def model(studio):
+    return packed(studio.model)
+
+
+def distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    return float((a - b).norm() / b.norm())
+
+
+def test_its_frames_are_the_pictures_of_the_model_inside(studio, model):
+    noise = comfy.sample.prepare_noise(latent(), 1)
+    video, sound = studio.sample(model, latent=latent(), noise=noise, steps=4).unbind()
+    assert video.shape == VIDEO
+    assert sound.shape == SOUND
+    for frame, its_noise in zip(video.unbind(2), noise.unbind()[0].unbind(2), strict=True):
+        alone = studio.sample(studio.model, noise=its_noise, steps=4)
+        assert torch.allclose(frame, alone, atol=1e-4)
+
+
+def test_both_modalities_are_predicted_well(studio, model, meancache):
+    cached, reports = meancache(preset="Balanced", model=model)
+    full = studio.sample(model, latent=latent(), steps=20).unbind()
+    outs = studio.sample(cached, latent=latent(), steps=20).unbind()
+    few = studio.sample(model, latent=latent(), steps=reports[0].computed).unbind()
+    assert reports[0].skipped > 0
+    for out, plain, wanted in zip(outs, few, full, strict=True):
+        assert 0 < distance(out, wanted) < distance(plain, wanted)
