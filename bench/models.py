@@ -18,6 +18,7 @@ import small  # noqa: E402
 from studio import Models, comfy_models  # noqa: E402
 
 NAMES = ("flux", *small.BUILDERS)
+SECOND_EXPERT = "flux_low"  # the Flux model's fine-tune for the lower half of the noise; not judged by itself
 
 
 def file_of(name: str) -> Path:
@@ -35,7 +36,9 @@ class Studio(Models):
     def words(self, text: str) -> Any:
         """Conditioning; the small models were trained on its first tokens alone, the rest is padding."""
         given = super().words(text)
-        return given if self.name == "flux" else [[tokens[:, : small.WORDS], more] for tokens, more in given]
+        return (
+            given if self.name not in small.BUILDERS else [[tokens[:, : small.WORDS], more] for tokens, more in given]
+        )
 
 
 def digest_of(name: str) -> str:
@@ -46,11 +49,11 @@ def digest_of(name: str) -> str:
 
 
 def loaded(name: str = "flux") -> Studio:
-    if name not in NAMES:
+    if name not in (*NAMES, SECOND_EXPERT):
         raise SystemExit(f"there is no model {name}; there are {', '.join(NAMES)}")
     if not file_of(name).is_file():
         raise SystemExit(f"{file_of(name)} is not there: make train makes it")
     small.comfyui(os.environ["COMFYUI_PATH"])
-    demo = comfy_models(FOLDER)
-    model = demo.model if name == "flux" else small.load(name, file_of(name))
+    demo = comfy_models(FOLDER, name if name == SECOND_EXPERT else "flux")
+    model = small.load(name, file_of(name)) if name in small.BUILDERS else demo.model
     return Studio(model, demo.clip, demo.vae, name, digest_of(name))

@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ from comfy.patcher_extension import WrappersMP  # noqa: E402
 SIZE = (16, 16, 16)  # channels, height, width of the demo's latents
 FLUX = MODELS / "skipstone_demo_flux.safetensors"
 CLIP = MODELS / "skipstone_demo_clip.pt"
+SECOND_EXPERT = MODELS / "skipstone_demo_flux_low.safetensors"
+BOUNDARY = 0.5  # the sigma below which the second expert is used (demo/training/train.py)
 
 
 class Studio:
@@ -60,6 +63,22 @@ class Studio:
     def long_prompt(self) -> Any:
         """More tokens than CLIP takes at once: Flux cannot batch it with a short prompt."""
         return self.prompt("a green square on white, " * 20)
+
+    @cached_property
+    def second_expert(self) -> Any:
+        """A MODEL of the same class for the lower half of the noise, as Wan 2.2 has: the demo's fine-tune, and where that is not
+        there the demo's Flux with every weight moved by about 1% of its layer's."""
+        if SECOND_EXPERT.is_file():
+            return comfy.sd.load_diffusion_model(str(SECOND_EXPERT))
+        model, generator = comfy.sd.load_diffusion_model(str(FLUX)), torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for p in model.model.diffusion_model.parameters():
+                p += (
+                    (0.01 * p.float().std() * torch.randn(p.shape, generator=generator)).to(p.dtype)
+                    if p.ndim > 1
+                    else 0
+                )
+        return model
 
     def noise(self, seed: int = 1, batch: int = 1) -> torch.Tensor:
         return comfy.sample.prepare_noise(torch.zeros(batch, *SIZE), seed)
