@@ -11,7 +11,8 @@ Settings are environment variables, so `make test COMFYUI=0.27.0` needs to know 
     FRONTEND      the version of comfyui-frontend-package that servers of tests and demo show, instead of the one ComfyUI pins
 
 What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, and the
-pack as `skipstone` on its path, whatever the folder of this checkout is called. What was made once is found again at once; what was interrupted is made anew.
+pack as `skipstone` on its path, whatever the folder of this checkout is called. What was made once is found again at once;
+what was interrupted is made anew.
 """
 
 from __future__ import annotations
