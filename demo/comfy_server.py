@@ -57,6 +57,7 @@ def running(
 ) -> Iterator[Server]:
     """A starting server, with these custom nodes (name: folder) and models (kind: files) and no others. options: more of ComfyUI's.
 
+    The environment's FRONTEND_ROOT, if set, is the folder of the front end to show instead of ComfyUI's own.
     Everything it writes lands in a temporary folder that goes with it; only the log stays.
     """
     with tempfile.TemporaryDirectory(prefix="skipstone-demo-") as folder, log.open("wb") as output:
@@ -68,6 +69,7 @@ def running(
             "--cpu", "--listen", HOST, "--port", str(port),
             "--base-directory", str(base), "--database-url", "sqlite:///:memory:",
             "--disable-auto-launch", "--disable-api-nodes",
+            *_front_end(),
             # another pack that extra_model_paths.yaml may point to has no say in our figures
             *options, "--disable-all-custom-nodes", "--whitelist-custom-nodes", *custom_nodes,
         ]  # fmt: skip
@@ -85,6 +87,12 @@ def running(
             yield Server(process, port, log, base)
         finally:
             _stop(process)
+
+
+def _front_end() -> list[str]:
+    """The option for another front end than ComfyUI's own, where FRONTEND_ROOT names its files (tools/setup.py)."""
+    root = os.environ.get("FRONTEND_ROOT")
+    return ["--front-end-root", root] if root else []
 
 
 def _furnish(base: Path, custom_nodes: dict[str, Path], models: dict[str, list[Path]]) -> None:

@@ -10,9 +10,9 @@ Settings are environment variables, so `make test COMFYUI=0.27.0` needs to know 
     PYTHON        an interpreter that is there already, with ComfyUI's packages: nothing is installed into it
     FRONTEND      the version of comfyui-frontend-package that servers of tests and demo show, instead of the one ComfyUI pins
 
-What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, and the
-pack as `skipstone` on its path, whatever the folder of this checkout is called. What was made once is found again at once;
-what was interrupted is made anew.
+What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, and
+the pack as `skipstone` on its path, whatever the folder of this checkout is called.
+What was made once is found again at once; what was interrupted is made anew.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ import fcntl
 import hashlib
 import json
 import os
-import re
 import shutil
 import subprocess
 import sys
@@ -44,7 +43,6 @@ PROGRAMS = {
     "chromium fonts-liberation": (("chromium", "chromium-browser", "google-chrome"), {"pytest", "demo/screenshots.py"}),
 }
 JAVASCRIPT = "tools/javascript.py"  # checks and formats web/js, with programs of its own
-MEASURED = re.compile(r"(demo/run|bench/\w+)\.py$")  # the scripts that compare pictures by LPIPS and FLIP
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
 
@@ -66,8 +64,7 @@ def main(args: list[str]) -> None:
         for packages, (programs, users) in PROGRAMS.items():
             if not args or users & set(args[:2]):
                 find_program(packages, programs)
-        measures = find_measures(pins) if not args or MEASURED.match(args[0]) else None
-        environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, measures, os.environ.get("PYTHONPATH"))}
+        environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, os.environ.get("PYTHONPATH"))}
         if version := os.environ.get("FRONTEND"):
             environment["FRONTEND_ROOT"] = str(find_frontend(pins, version))
         if not args or args[0] == JAVASCRIPT:
@@ -186,17 +183,6 @@ def find_javascript_tools(pins: dict[str, Any]) -> Path:
     folder = WORK / "javascript"
     unpack_wheels(folder, pins["javascript"], pins)
     return folder / "bin"
-
-
-def find_measures(pins: dict[str, Any]) -> Path | None:
-    """The folder with LPIPS and FLIP. The demo and the benches do without them where they cannot be had."""
-    folder = WORK / "measures"
-    try:
-        unpack_wheels(folder, pins["measures"], pins)
-    except Problem as problem:
-        say(f"{problem}: pictures are compared without LPIPS and FLIP")
-        return None
-    return folder
 
 
 def unpack_wheels(folder: Path, packages: list[str], pins: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import uuid
 from pathlib import Path
@@ -255,10 +256,13 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
 
 
 def front_end_has(word):
-    """Does ComfyUI's front end know this word?"""
-    found = importlib.util.find_spec("comfyui_frontend_package")
-    assert found is not None and found.origin is not None
-    assets = Path(found.origin).parent / "static" / "assets"
+    """Does the front end under test know this word?"""
+    root = os.environ.get("FRONTEND_ROOT")
+    if root is None:
+        found = importlib.util.find_spec("comfyui_frontend_package")
+        assert found is not None and found.origin is not None
+        root = str(Path(found.origin).parent / "static")
+    assets = Path(root) / "assets"
     return any(word in file.read_text("utf-8", errors="ignore") for file in assets.glob("*.js"))
 
 
