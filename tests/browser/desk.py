@@ -206,7 +206,8 @@ class Desk:
             return [str(name) for name in self.node(node).locator(LABEL).all_inner_texts()]
         script = """(id) => {
             const node = app.graph.getNodeById(id)
-            return node.widgets.filter((w) => node.isWidgetVisible(w)).map((w) => w.name)
+            const seen = (w) => node.isWidgetRowVisible?.(w) ?? node.isWidgetVisible(w)  // linked ones are rows with a name alone
+            return node.widgets.filter(seen).map((w) => w.name)
         }"""
         return [name for name in self.page.evaluate(script, node) if not name.startswith("skipstone_")]
 

@@ -10,7 +10,9 @@ from served import ask
 
 from skipstone.tests.browser.desk import NO_DOUBLE_CLICK
 
-HEIGHT = "(id) => app.graph.getNodeById(id).size[1]"
+# as it is drawn: the size that the graph has of a Vue node may be an older one
+HEIGHT = """(id) => LiteGraph.vueNodesMode
+    ? document.querySelector(`[data-node-id='${id}']`).offsetHeight : app.graph.getNodeById(id).size[1]"""
 
 
 @pytest.fixture
@@ -41,10 +43,12 @@ def has(desk, node: str, values: dict[str, Any]) -> None:
 
 
 def unfold(desk, node: str) -> None:
-    """The classic canvas shows every widget; a Vue node has a button for those that count less."""
+    """Press the button for the values that are folded away."""
     if desk.vue:
         desk.node(node).get_by_text("Show advanced inputs").click()
-        desk.settle()
+    else:
+        desk.page.mouse.click(*desk.place(node, "skipstone_values"))
+    desk.settle()
 
 
 def restored(desk) -> None:
@@ -61,7 +65,7 @@ def test_what_a_person_sees_and_does(desk, told, request):
     mode = request.node.callspec.id
     mean = desk.add("SkipstoneMeanCache", 60, 60)
     has(desk, mean, told("SkipstoneMeanCache", "Balanced"))  # a new node shows what it does
-    assert ("budget" in desk.shown(mean)) != desk.vue
+    assert desk.shown(mean) == ["preset"]  # and no more than that
 
     desk.choose(mean, "preset", "Turbo")
     has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
@@ -115,6 +119,24 @@ def test_what_a_person_sees_and_does(desk, told, request):
     desk.page.wait_for_timeout(300)
     assert [desk.evaluate(HEIGHT, node) for node in (mean, mask, auto)] == before
 
+    if not desk.vue:  # and a file of when all values were in sight leaves no gap
+        desk.choose(mean, "schedule", "PSSP")
+        desk.choose(mean, "preset", "Turbo")
+        full = desk.evaluate("(id) => app.graph.getNodeById(id).computeSize()[1]", mean)
+        unfold(desk, mean)  # the same button folds
+        tight = desk.evaluate("(id) => app.graph.getNodeById(id).computeSize()[1]", mean)
+        row = desk.evaluate("() => LiteGraph.NODE_WIDGET_HEIGHT + 4")
+        assert full > tight + 5 * row
+        file = desk.saved()
+        (old,) = (node for node in file["nodes"] if str(node["id"]) == mean)
+        old["size"][1] = full - row  # there was no button
+        old.pop("showAdvanced", None)
+        desk.open(file)
+        assert desk.evaluate(HEIGHT, mean) == tight
+        old["size"][1] = full + 60  # someone wished for more
+        desk.open(file)
+        assert desk.evaluate(HEIGHT, mean) == full + 60
+
     desk.evaluate("() => [...app.graph._nodes].forEach((node) => app.graph.remove(node))")
     a_value_over_a_link(desk, told)
 
@@ -160,9 +182,7 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     kept = {node: desk.values(node) for node in (tea, copy, mean)}
     file, exported = desk.saved(), desk.prompt()
     (saved,) = [node["widgets_values"] for node in file["nodes"] if str(node["id"]) == mean]
-    names = [
-        *json.loads(ask(desk.server, "/object_info/SkipstoneMeanCache"))["SkipstoneMeanCache"]["input"]["required"]
-    ]
+    names = names_of(desk, "SkipstoneMeanCache")
     assert saved[: len(names) - 1] == [kept[mean][name] for name in names[1:]], "hidden widgets keep their place"
     for node, values in kept.items():
         assert {k: v for k, v in values.items() if k in exported[node]["inputs"]} == exported[node]["inputs"]
@@ -170,31 +190,44 @@ def test_values_are_kept_by_files_copies_undo_and_the_api(desk, told):
     desk.open(file)
     assert {node: desk.values(node) for node in kept} == kept
     assert "span" not in desk.shown(mean)
-    desk.evaluate("(api) => { app.loadApiJson(api, 'of the API') }", exported)
+    desk.evaluate("async (api) => { await app.loadApiJson(api, 'of the API') }", exported)
     assert {node: desk.values(node) for node in kept} == kept
 
     # what a program or a file says is not someone's edit: the preset is what counts, on the server too
     stale = {**exported[mean]["inputs"], "budget": 0.9, "gamma": 5.0}
-    desk.evaluate("(api) => { app.loadApiJson(api, 'stale') }", {mean: {**exported[mean], "inputs": stale}})
+    desk.evaluate("async (api) => { await app.loadApiJson(api, 'stale') }", {mean: {**exported[mean], "inputs": stale}})
     has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
-    file["nodes"] = [{**node, "widgets_values": _stale(node)} for node in file["nodes"]]
+    file["nodes"] = [_stale(node) for node in file["nodes"]]
     desk.open(file)
     has(desk, mean, told("SkipstoneMeanCache", "Turbo"))
 
     # what an older version had no widget for is what it was then
     (old,) = [node for node in file["nodes"] if str(node["id"]) == tea]
-    desk.open({**file, "nodes": [{**old, "widgets_values": ["Custom", 0.4, *old["widgets_values"][2:9]]}]})
+    before = {k: v for k, v in old.items() if k != "widgets_values_named"}
+    desk.open({**file, "nodes": [{**before, "widgets_values": ["Custom", 0.4, *old["widgets_values"][2:9]]}]})
     has(desk, tea, {"preset": "Custom", "threshold": 0.4, "unit": "relative change"})
+
+    # values that a file names too go to the widgets of these names, wherever those stand now
+    named = {k: v for k, v in kept[tea].items() if k != "unit"} | {"threshold": 0.7}
+    moved = ["Custom", *reversed(old["widgets_values"][1:])]
+    desk.open({**file, "nodes": [{**old, "widgets_values": moved, "widgets_values_named": named}]})
+    has(desk, tea, {**edited, "threshold": 0.7, "unit": "relative change"})
     inputs = {k: v for k, v in exported[tea]["inputs"].items() if k != "unit"}
-    desk.evaluate("(api) => { app.loadApiJson(api, 'old') }", {tea: {**exported[tea], "inputs": inputs}})
+    desk.evaluate("async (api) => { await app.loadApiJson(api, 'old') }", {tea: {**exported[tea], "inputs": inputs}})
     has(desk, tea, {"preset": "Custom", "threshold": 1.7, "unit": "relative change"})
 
 
-def _stale(node: dict[str, Any]) -> list[Any]:
-    values = list(node["widgets_values"])
-    if node["type"] == "SkipstoneMeanCache":
-        values[1] = 0.9
-    return values
+def names_of(desk, kind: str) -> list[str]:
+    """Of a node's required inputs, the model first."""
+    return [*json.loads(ask(desk.server, f"/object_info/{kind}"))[kind]["input"]["required"]]
+
+
+def _stale(node: dict[str, Any]) -> dict[str, Any]:
+    if node["type"] != "SkipstoneMeanCache":
+        return node
+    preset, _, *rest = node["widgets_values"]
+    named = {"widgets_values_named": {**node.get("widgets_values_named", {}), "preset": preset, "budget": 0.9}}
+    return {**node, "widgets_values": [preset, 0.9, *rest], **named}
 
 
 def a_value_over_a_link(desk, told):
@@ -206,7 +239,10 @@ def a_value_over_a_link(desk, told):
     has(desk, mean, {"preset": "Custom"})
     assert desk.prompt()[mean]["inputs"]["budget"] == [number, 0]
     desk.choose(mean, "schedule", "Z-Image 25")
-    assert "budget" in desk.shown(mean) and "gamma" not in desk.shown(mean), "what is linked stays to be seen"
+    assert "gamma" not in desk.shown(mean)
+    # newer front ends draw what is linked as a slot among the values
+    seen = desk.node(mean).get_by_text("budget", exact=True).is_visible() if desk.vue else "budget" in desk.shown(mean)
+    assert seen, "what is linked stays to be seen"
 
     # a preset can still be chosen, and a file or a run does not unchoose it
     desk.choose(mean, "preset", "Turbo")

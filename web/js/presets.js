@@ -1,18 +1,34 @@
 // Presets that move the widgets: choosing one shows its values, changing a value makes it Custom, and a widget without a meaning is hidden.
-// What a preset stands for and where a widget has a meaning comes with the node's definition (nodes/widgets.py), nothing of it is here.
-// Only what is seen changes: the server takes a preset by its name, and hidden widgets keep their place in files and prompts.
+// Widgets that matter less, and with a preset all of its values, are folded away: Vue nodes have a button for them, the classic canvas gets
+// one here. What a preset stands for and where a widget has a meaning comes with the node's definition (nodes/widgets.py), nothing of it is
+// here. Only what is seen changes: the server takes a preset by its name, and hidden widgets keep their place in files and prompts.
 
 import { app } from "../../../scripts/app.js"
 import { guarded, ours } from "./shared.js"
 
+const UNFOLD = "skipstone_values" // the name of the button
 const INPUT = 1 // LiteGraph.INPUT
 let opening = false // a file in the API's format: its values are set one by one, with callbacks as if someone had typed them
 
 const same = (a, b) => a === b || (typeof a === "number" && typeof b === "number" && Math.abs(a - b) < 1e-9)
 const widgetOf = (node, name) => node.widgets?.find((w) => w.name === name)
-const linked = (node, name) => Boolean(node.inputs?.some((i) => i.widget?.name === name && i.link != null))
+const linked = (node, name) => {
+  const slot = node.inputs?.findIndex((input) => input.widget?.name === name) ?? -1
+  return slot >= 0 && node.isInputConnected(slot)
+}
 const vue = () => Boolean(window.LiteGraph?.vueNodesMode)
 const dragged = () => Boolean(app.canvas?.linkConnector?.isConnecting)
+
+/** Has someone made it higher than it has to be? */
+const isLoose = (node) => node.size[1] - node.computeSize()[1] > 1
+
+/** As high as it has to be; shrink: and no higher. Vue nodes see to their height themselves. */
+const fit = (node, shrink) => {
+  if (vue()) return
+  const needed = node.computeSize()[1]
+  if (needed > node.size[1] || (shrink && isLoose(node))) node.setSize([node.size[0], needed])
+  node.setDirtyCanvas?.(true, true)
+}
 
 /** What the Python side says of a node's widgets: see `preset`, `shown` and `custom` in nodes/widgets.py. */
 class Rules {
@@ -22,7 +38,8 @@ class Rules {
       Object.entries(this.inputs).map(([name, [, options]]) => [name, options?.skipstone ?? {}]),
     )
     this.preset = Object.keys(this.told).find((name) => this.told[name].presets)
-    this.empty = Object.values(this.told).every((told) => !Object.keys(told).length)
+    this.minor = new Set(Object.keys(this.inputs).filter((name) => this.inputs[name][1]?.advanced))
+    this.empty = !this.minor.size && Object.values(this.told).every((told) => !Object.keys(told).length)
   }
 
   /** The values that the chosen preset stands for; none with Custom, and where the preset comes over a link. */
@@ -47,6 +64,13 @@ class Rules {
     }
   }
 
+  /** The values of a file that gives them by their names too: a place may be another's in another version. */
+  restore(node, named) {
+    for (const widget of node.widgets ?? []) {
+      if (widget.name in this.inputs && Object.hasOwn(named, widget.name)) widget.value = named[widget.name]
+    }
+  }
+
   /** What a file of an older version says nothing of is what it was then, and not what the preset of a new node has put there. */
   fill(node, missing) {
     for (const widget of node.widgets ?? []) {
@@ -65,24 +89,65 @@ class Rules {
     )
   }
 
-  /** Show and hide. shrink: also make the node smaller, where it is only as high as it had to be. Vue nodes see to their height. */
+  /** Is it folded away until someone asks for it? */
+  folded(node, name) {
+    const minor = this.told[name].custom ? Object.keys(this.values(node)).length > 0 : this.minor.has(name)
+    return minor && !linked(node, name)
+  }
+
+  /** How many values are to be folded away. */
+  away(node) {
+    return Object.keys(this.told).filter((name) => this.folded(node, name) && this.meant(node, name)).length
+  }
+
+  /** Show, hide and fold. shrink: also make the node smaller, where it is only as high as it had to be. */
   arrange(node, shrink) {
-    const height = node.computeSize()[1]
-    const loose = node.size[1] - height > 1
-    const folded = Object.keys(this.values(node)).length > 0
+    const loose = isLoose(node)
+    const folding = !vue() && !node.showAdvanced
     for (const widget of node.widgets ?? []) {
-      const told = this.told[widget.name]
-      if (!told) continue
-      // The classic canvas reads `hidden`, Vue nodes the options, and those of the state that they keep: it may be an earlier widget's
-      // of this name. The classic canvas shows the advanced ones too.
-      const options = [(widget.options ??= {}), widget._state?.options].filter(Boolean)
-      if (told.shown) for (const seen of [widget, ...options]) seen.hidden = !this.meant(node, widget.name)
-      if (told.custom) for (const seen of options) seen.advanced = folded
+      if (!(widget.name in this.told)) continue
+      const meant = this.meant(node, widget.name)
+      const folded = this.folded(node, widget.name)
+      // The classic canvas reads the widget, Vue nodes its options, and those of the state that they keep: it may be an earlier widget's of
+      // this name. Only Vue nodes know folded widgets.
+      for (const options of [(widget.options ??= {}), widget._state?.options].filter(Boolean)) {
+        options.hidden = !meant
+        options.advanced = folded
+      }
+      widget.hidden = !meant || (folding && folded)
     }
-    const needed = node.computeSize()[1]
-    if (needed === height || vue()) return
-    if (needed > node.size[1] || (shrink && !loose)) node.setSize([node.size[0], needed])
-    node.setDirtyCanvas?.(true, true)
+    const button = widgetOf(node, UNFOLD)
+    if (button) {
+      button.label = node.showAdvanced ? "Hide values" : "Show values"
+      button.hidden = !this.away(node)
+    }
+    fit(node, shrink && !loose)
+  }
+
+  /** A node of a file that has room for all of its values, and for no more, is as high as the rest needs. */
+  tighten(node) {
+    const button = widgetOf(node, UNFOLD)
+    if (vue() || !button || button.hidden || node.showAdvanced) return
+    const row = LiteGraph.NODE_WIDGET_HEIGHT + 4
+    const spare = node.size[1] - node.computeSize()[1]
+    // older files are from before the button
+    if (Math.abs(spare - (this.away(node) - 0.5) * row) <= row / 2 + 1)
+      node.setSize([node.size[0], node.computeSize()[1]])
+  }
+
+  /** The classic canvas' button for what is folded away. */
+  equip(node) {
+    const press = () => {
+      const loose = isLoose(node)
+      node.showAdvanced = !node.showAdvanced
+      this.arrange(node, false)
+      fit(node, !loose)
+    }
+    const button = node.addWidget("button", UNFOLD, "", () => guarded(press), { serialize: false, canvasOnly: true })
+    button.serialize = false // in the file; the option is for the prompt
+    // below the values, and above what shows the last run
+    node.widgets.splice(node.widgets.indexOf(button), 1)
+    node.widgets.splice(node.widgets.findLastIndex((widget) => widget.name in this.inputs) + 1, 0, button)
   }
 }
 
@@ -90,13 +155,12 @@ class Rules {
 function sized(prototype) {
   const compute = prototype.computeSize
   prototype.computeSize = function (...given) {
-    const folded =
-      vue() && !this.showAdvanced ? (this.widgets ?? []).filter((w) => w.options?.advanced && !w.hidden) : []
-    for (const widget of folded) widget.hidden = true
+    const away = vue() && !this.showAdvanced ? (this.widgets ?? []).filter((w) => w.options?.advanced && !w.hidden) : []
+    for (const widget of away) widget.hidden = true
     try {
       return compute.apply(this, given)
     } finally {
-      for (const widget of folded) widget.hidden = false
+      for (const widget of away) widget.hidden = false
     }
   }
 }
@@ -108,6 +172,23 @@ const after = (target, name, then) => {
     const result = before?.apply(this, given)
     guarded(() => then(this, ...given))
     return result
+  }
+}
+
+/** After the other way of drawing nodes was chosen. */
+function arrangeAll() {
+  for (const node of app.graph?.nodes ?? []) node.constructor.skipstone?.arrange(node, true)
+}
+
+/** After a file in the API's format: its presets are what counts. */
+function settle(prompt) {
+  for (const [id, saved] of Object.entries(prompt)) {
+    const node = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
+    const rules = node?.constructor.skipstone
+    if (!rules) continue
+    rules.fill(node, (widget) => !(widget.name in (saved.inputs ?? {})))
+    rules.write(node)
+    rules.arrange(node, true)
   }
 }
 
@@ -131,6 +212,7 @@ app.registerExtension({
           rules.arrange(node, true)
         })
       }
+      if (Object.keys(rules.told).some((name) => rules.told[name].custom || rules.minor.has(name))) rules.equip(node)
       rules.write(node)
       rules.arrange(node, true)
       if (vue()) node.setSize([node.size[0], node.computeSize()[1]])
@@ -140,13 +222,17 @@ app.registerExtension({
 
     // a file, a copy, an undo: the values are set without callbacks
     after(nodeType.prototype, "onConfigure", (node, saved) => {
-      const given = saved?.widgets_values
-      if (Array.isArray(given)) {
+      const { widgets_values: given, widgets_values_named: named } = saved ?? {}
+      if (named) {
+        rules.restore(node, named)
+        rules.fill(node, (widget) => !Object.hasOwn(named, widget.name))
+      } else if (Array.isArray(given)) {
         const kept = node.widgets?.filter((w) => w.serialize !== false) ?? []
         rules.fill(node, (widget) => kept.indexOf(widget) >= given.length)
       }
       rules.write(node)
       rules.arrange(node, false)
+      rules.tighten(node)
     })
 
     after(nodeType.prototype, "onConnectionsChange", (node, side, slot, connected) => {
@@ -158,25 +244,25 @@ app.registerExtension({
   },
 
   setup() {
+    app.ui?.settings?.addEventListener?.("Comfy.VueNodes.Enabled.change", () => setTimeout(() => guarded(arrangeAll)))
     const open = app.loadApiJson
     if (typeof open !== "function") return
     app.loadApiJson = function (prompt, ...rest) {
-      opening = true
-      try {
-        return open.call(this, prompt, ...rest)
-      } finally {
+      const done = () => {
         opening = false
-        guarded(() => {
-          for (const [id, saved] of Object.entries(prompt)) {
-            const node = app.graph.getNodeById(id) ?? app.graph.getNodeById(Number(id))
-            const rules = node?.constructor.skipstone
-            if (!rules) continue
-            rules.fill(node, (widget) => !(widget.name in (saved.inputs ?? {})))
-            rules.write(node)
-            rules.arrange(node, true)
-          }
-        })
+        guarded(() => settle(prompt))
       }
+      opening = true
+      let result
+      try {
+        result = open.call(this, prompt, ...rest)
+      } catch (error) {
+        done()
+        throw error
+      }
+      if (typeof result?.then === "function") return result.finally(done) // newer front ends go on by themselves
+      done()
+      return result
     }
   },
 })

@@ -34,8 +34,9 @@ const missing = () =>
       .map((node) => ({ graph, id: node.id, saved: node.last_serialization })),
   )
 
-/** What a file has of an old node's widgets, by their names. */
-const named = ({ layouts }, values) => {
+/** What a file has of an old node's widgets, by their names: newer files name them. */
+const named = ({ layouts }, { widgets_values: values, widgets_values_named: given }) => {
+  if (given) return { ...given }
   if (!Array.isArray(values)) return {}
   const layout = layouts.find((one) => one.length === values.length) ?? layouts[0]
   return Object.fromEntries(layout.slice(0, values.length).map((name, i) => [name, values[i]]))
@@ -60,7 +61,7 @@ const converted = ({ rules }, old) => {
 
 const adopt = (node, saved) => {
   const entry = known[saved.type]
-  const old = named(entry, saved.widgets_values)
+  const old = named(entry, saved)
   for (const input of saved.inputs ?? []) if (input.link != null) delete old[input.widget?.name ?? input.name]
   for (const [name, value] of Object.entries(converted(entry, old))) {
     const widget = node.widgets?.find((w) => w.name === name)
