@@ -25,8 +25,8 @@ class Streams(torch.nn.Module):
     def __init__(self, picture: torch.nn.Module) -> None:
         super().__init__()
         self.picture, self.dtype = picture, picture.dtype
-        tone = torch.randn(SOUND[1:], generator=torch.Generator().manual_seed(3))
-        self.register_buffer("tone", tone)
+        self.tone: Tensor
+        self.register_buffer("tone", torch.randn(SOUND[1:], generator=torch.Generator().manual_seed(3)))
 
     def forward(self, x: list[Tensor], timestep: Tensor, context: Tensor, **more: Any) -> list[Tensor]:
         video, sound = x
@@ -43,7 +43,7 @@ class Streams(torch.nn.Module):
 def packed(flux: Any) -> Any:
     """A MODEL (a comfy ModelPatcher) of packed latents around that of the demo's Flux, whose weights it shares."""
 
-    class Packed(type(flux.model)):
+    class Packed(type(flux.model)):  # type: ignore[misc]
         def extra_conds(self, **kwargs: Any) -> Any:
             out = super().extra_conds(**kwargs)
             if shapes := kwargs.get("latent_shapes"):
