@@ -1,6 +1,6 @@
 """Do a model's pictures show what their prompts say? 36 combinations that it was not trained on, named by nearest picture.
 
-COMFYUI_PATH=... python check.py [flux | flux_low | nextdit | unet] [--models FOLDER] [--out check.png]
+COMFYUI_PATH=... python check.py [flux | flux_low | nextdit | unet] [--models FOLDER] [--out FILE]
 
 Judged are the files that training writes, or with --models ../models those of the demo. The background is the palette's colour
 that is nearest to the picture's border. The object is that of the data set whose picture, before the background as it was drawn
@@ -134,7 +134,7 @@ def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("model", nargs="?", default="flux", choices=("flux", "flux_low", *small.BUILDERS))
     parser.add_argument("--models", type=Path, default=CACHE, help="default: where training writes them")
-    parser.add_argument("--out", type=Path, default=Path("check.png"))
+    parser.add_argument("--out", type=Path, default=CACHE.parents[1] / "demo-output" / "check.png")
     parser.add_argument("--pictures", type=int, default=PICTURES)
     args = parser.parse_args()
     scenes = held_out_scenes(args.pictures)
@@ -143,6 +143,7 @@ def main() -> int:
     shots = pictures(models, args.model, scenes)
     judge = Judge(Painter())
     verdicts = [Verdict(scene, judge.scene(shot)) for scene, shot in zip(scenes, shots, strict=True)]
+    args.out.parent.mkdir(exist_ok=True)
     sheet(verdicts, shots).save(args.out)
     for verdict in verdicts:
         right = verdict.object and verdict.background
