@@ -1,5 +1,6 @@
 # make demo     sample pictures in a real ComfyUI with and without the pack; writes demo-output/
-# make test     lint, then all tests
+# make test     lint, then the tests; of the models in tests/comfy/zoo a selection that shows every kind of family record
+# make test-all the same with all models of the zoo
 # Both set everything up first (.work/). To use what is there already, or another ComfyUI:
 #   make test COMFYUI=0.27.0        a version that tools/pins.toml lists
 #   make test COMFYUI_PATH=... PYTHON=...
@@ -12,7 +13,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families screenshots validate clean
+.PHONY: demo test test-all lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families screenshots validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -21,7 +22,10 @@ demo:
 test: TESTS = $(if $(FRONTEND),tests/browser)
 # two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test: lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal $(ZOO) $(TESTS) $(ARGS)
+
+test-all: ZOO = --whole-zoo
+test-all: test
 
 lint:
 	$(RUN) -m ruff check

@@ -15,3 +15,11 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 if importlib.util.find_spec("skipstone") is None:
     raise pytest.UsageError("the pack is not on the path: run the tests with `make test`, or `make setup` once")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--whole-zoo",
+        action="store_true",
+        help="sample every model of tests/comfy/zoo; without it, a selection that shows every kind of family record",
+    )

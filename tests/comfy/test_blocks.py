@@ -24,7 +24,7 @@ from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
 from skipstone.tests.comfy.block_observer import Onlooker, below, every
 from skipstone.tests.comfy.test_changes import lora_hook, ranged
-from skipstone.tests.comfy.test_families import Diary, Replay
+from skipstone.tests.comfy.test_families import Recording, Replay
 from skipstone.tests.comfy.test_slots import SITUATIONS, area, guider_of, windows
 from skipstone.tests.comfy.zoo.base import fill, normal
 
@@ -242,13 +242,13 @@ def with_control(studio, control_net, start=0.0, end=1.0):
 
 def held_against_the_network(model, prefix, suffix, sample):
     """Each call of a run that skips is what the network itself says with one block's output replaced."""
-    network, diary = model.model.diffusion_model, Diary()
+    network, recording = model.model.diffusion_model, Recording()
     reports: list[Report] = []
-    with diary.of(network):
+    with recording.of(network):
         sample(attach(model, every(2, prefix, suffix), (reports.append,)))
     computed = [e.computed for e in reports[0].evaluations]
-    at, calls = computed.index(False), len(diary.calls) // len(computed)
-    before, here = (diary.calls[i * calls : (i + 1) * calls] for i in (at - 1, at))
+    at, calls = computed.index(False), len(recording.calls) // len(computed)
+    before, here = (recording.calls[i * calls : (i + 1) * calls] for i in (at - 1, at))
     family = family_of(network)
     assert isinstance(family, Family)
     replay = Replay(network, family, prefix, suffix)

@@ -1,4 +1,4 @@
-"""The block hook on every family: it fires, a skip is prefix + residual, nothing is left behind, and never skipping changes nothing."""
+"""The block hook on every family: it skips, a skip is prefix + residual, nothing is left behind, and never skipping changes nothing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-import comfy.model_base
 import pytest
 import torch
 
@@ -28,97 +27,85 @@ from skipstone.patch.families import Family, family_of
 from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
 
-MODELS = [m for m in zoo.MODELS if hasattr(comfy.model_base, m.base)]
-each = pytest.mark.parametrize("tiny", MODELS, ids=str)
+MODELS = zoo.here(zoo.MODELS)
+
+
+def pytest_generate_tests(metafunc):
+    """All tests of one model after each other, so that no more than one model is kept."""
+    if "tiny" in metafunc.fixturenames:
+        models = MODELS if metafunc.config.getoption("whole_zoo") else zoo.representatives(MODELS)
+        metafunc.parametrize("tiny", models, ids=str, scope="module")
 
 
 def every(nth: int, prefix: int = 1, suffix: int = 0, probe: Any = "none") -> Method:
     return Method("Every", str(nth), (Interval(1, nth),), Reuse(), blocks=Blocks(prefix, suffix, probe, fit=True))
 
 
-@functools.cache
-def built(tiny: zoo.Tiny) -> tuple[Any, Any]:
-    model = tiny.build()
-    return model, tiny.conds(model)
+class Subject:
+    """A model of the zoo with its conditionings, sampled with and without methods on it.
+
+    record: the family record of its network. pattern: which steps are computed with `every(2)`.
+    """
+
+    def __init__(self, tiny: zoo.Tiny) -> None:
+        self.tiny, self.model = tiny, tiny.build()
+        self.conds = tiny.conds(self.model)
+        self.network: torch.nn.Module = self.model.model.diffusion_model
+        self.record = family_of(self.network)
+        # what a model may have kept from an earlier run is not relied on in the first skip
+        keeps = getattr(self.record, "state", "").startswith("arg:")
+        self.pattern = [True, True, True, False, True, True] if keeps else [True, False, True, True]
+
+    def sampled(self, model: Any = None) -> list[torch.Tensor]:
+        with torch.inference_mode():  # as ComfyUI runs nodes
+            out = zoo.sample(self.tiny, model or self.model, *self.conds, steps=len(self.pattern))
+        return list(out.unbind()) if out.is_nested else [out]
+
+    @functools.cached_property
+    def plain(self) -> list[torch.Tensor]:
+        """The unpatched model's output."""
+        return self.sampled()
+
+    def patched(self, method: Method) -> tuple[list[torch.Tensor], Report]:
+        reports: list[Report] = []
+        out = self.sampled(attach(self.model, method, (reports.append,)))
+        return out, reports[0]
+
+    @contextmanager
+    def nothing_left_behind(self) -> Iterator[None]:
+        """Every module calls the same forward afterwards as before, and has the same parts and hooks."""
+
+        def state() -> dict[str, Any]:
+            return {
+                name: (
+                    vars(m).get("forward"),
+                    list(m._modules.items()),
+                    list(m._forward_pre_hooks),
+                    list(m._forward_hooks),
+                )
+                for name, m in self.network.named_modules()
+            }
+
+        _ = self.plain  # the model's own first run may add things
+        before = state()
+        yield
+        assert state() == before
 
 
-@functools.cache
-def plain(tiny: zoo.Tiny) -> Any:
-    model, conds = built(tiny)
-    return sampled(tiny, model, conds)
+@pytest.fixture(scope="module")
+def subject(tiny) -> Subject:
+    return Subject(tiny)
 
 
-def pattern(tiny: zoo.Tiny) -> list[bool]:
-    """Which steps are computed with `every(2)`. A model that may keep something from run to run is not relied on in the first."""
-    state = getattr(family_of(built(tiny)[0].model.diffusion_model), "state", "")
-    return [True, True, True, False, True, True] if state.startswith("arg:") else [True, False, True, True]
-
-
-def sampled(tiny: zoo.Tiny, model: Any, conds: Any) -> list[torch.Tensor]:
-    with torch.inference_mode():  # as ComfyUI runs nodes
-        out = zoo.sample(tiny, model, *conds, steps=len(pattern(tiny)))
-    return list(out.unbind()) if out.is_nested else [out]
-
-
-def record_of(tiny: zoo.Tiny) -> Family:
-    family = family_of(built(tiny)[0].model.diffusion_model)
-    if not isinstance(family, Family):
+@pytest.fixture
+def family(subject) -> Family:
+    if not isinstance(subject.record, Family):
         pytest.skip("not done at block level")
-    return family
-
-
-def patched(tiny: zoo.Tiny, method: Method) -> tuple[list[torch.Tensor], Report]:
-    model, conds = built(tiny)
-    reports: list[Report] = []
-    out = sampled(tiny, attach(model, method, (reports.append,)), conds)
-    return out, reports[0]
+    return subject.record
 
 
 def same(a: list[torch.Tensor], b: list[torch.Tensor]) -> bool:
     return all(map(torch.equal, a, b))
-
-
-@each
-def test_never_skipping_changes_nothing(tiny):
-    record_of(tiny)
-    out, report = patched(tiny, every(1))
-    assert report.computed == len(report.evaluations) == len(pattern(tiny))
-    assert same(out, plain(tiny))
-
-
-@each
-def test_it_fires_and_leaves_nothing_behind(tiny):
-    family = record_of(tiny)
-    with nothing_left_behind(tiny):
-        out, report = patched(tiny, every(2))
-    assert [e.computed for e in report.evaluations] == pattern(tiny)
-    assert not report.notes
-    assert not same(out, plain(tiny))
-    assert all(torch.isfinite(o).all() for o in out)
-    assert same(sampled(tiny, *built(tiny)), plain(tiny))
-    assert 0 <= report.share < 1 or family.unet
-
-
-@contextmanager
-def nothing_left_behind(tiny: zoo.Tiny) -> Iterator[None]:
-    """No module calls another forward afterwards than before, nor has other parts, nor more hooks."""
-    network = built(tiny)[0].model.diffusion_model
-
-    def state() -> dict[str, Any]:
-        return {
-            name: (
-                vars(m).get("forward"),
-                list(m._modules.items()),
-                list(m._forward_pre_hooks),
-                list(m._forward_hooks),
-            )
-            for name, m in network.named_modules()
-        }
-
-    plain(tiny)  # what the first run leaves there is not ours
-    before = state()
-    yield
-    assert state() == before
 
 
 METHODS: dict[str, Callable[[float], Method]] = {
@@ -129,40 +116,51 @@ METHODS: dict[str, Callable[[float], Method]] = {
 }
 
 
-def method_for(tiny: zoo.Tiny, name: str, threshold: float) -> tuple[Method, Family]:
-    family, method = record_of(tiny), METHODS[name](threshold)
-    if why := objection(method, family):
-        pytest.skip(why)
-    return method, family
+def methods_for(family: Family, threshold: float) -> Iterator[tuple[str, Method]]:
+    """The methods that work with this family."""
+    for name, of in METHODS.items():
+        method = of(threshold)
+        if not objection(method, family):
+            yield name, method
 
 
-@pytest.mark.parametrize("name", METHODS)
-@each
-def test_a_method_with_a_threshold_of_0_changes_nothing(tiny, name):
-    method, _ = method_for(tiny, name, 0.0)
-    out, report = patched(tiny, method)
-    assert report.computed == len(report.evaluations) == len(pattern(tiny))
-    assert any(e.indicator is not None for e in report.evaluations)  # it did look
-    assert same(out, plain(tiny))
+def test_never_skipping_changes_nothing(subject, family, subtests):
+    methods = [("every step", every(1)), *methods_for(family, 0.0)]
+    assert {"First Block Cache", "DiCache"} <= {name for name, _ in methods}
+    for name, method in methods:
+        with subtests.test(name):
+            out, report = subject.patched(method)
+            assert report.computed == len(report.evaluations) == len(subject.pattern)
+            if method.indicator is not None:
+                assert any(e.indicator is not None for e in report.evaluations)
+            assert same(out, subject.plain)
 
 
-@pytest.mark.parametrize("name", METHODS)
-@each
-def test_a_method_with_a_huge_threshold_skips_all_that_it_may(tiny, name):
-    method, family = method_for(tiny, name, 1e9)
-    with nothing_left_behind(tiny):
-        out, report = patched(tiny, method)
-    first = 2 if family.state.startswith("arg:") else 1  # what it says in its first evaluation is not relied on
-    told = [e.computed for e in report.evaluations]
-    assert told == [True] * first + [False] * (len(told) - first - 1) + [True]
-    assert report.notes == ([UNSEEN] if name == "TeaCache" and not family.modulated else [])
-    assert all(torch.isfinite(o).all() for o in out)
-    assert not same(out, plain(tiny))
+def test_it_skips_and_leaves_nothing_behind(subject, family, subtests):
+    with subtests.test("every second step"):
+        with subject.nothing_left_behind():
+            out, report = subject.patched(every(2))
+        assert [e.computed for e in report.evaluations] == subject.pattern
+        assert not report.notes
+        assert not same(out, subject.plain)
+        assert all(torch.isfinite(o).all() for o in out)
+        assert same(subject.sampled(), subject.plain)
+        assert 0 <= report.share < 1 or family.unet
+    for name, method in methods_for(family, 1e9):
+        with subtests.test(f"{name} with a huge threshold"):
+            with subject.nothing_left_behind():
+                out, report = subject.patched(method)
+            first = 2 if family.state.startswith("arg:") else 1  # what it keeps from an earlier run is not relied on
+            told = [e.computed for e in report.evaluations]
+            assert told == [True] * first + [False] * (len(told) - first - 1) + [True]
+            assert report.notes == ([UNSEEN] if name == "TeaCache" and not family.modulated else [])
+            assert all(torch.isfinite(o).all() for o in out)
+            assert not same(out, subject.plain)
 
 
 @dataclass
 class Seen:
-    """One call of the network: what it was given, and what it said."""
+    """One call of the network: its arguments and its output."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
@@ -170,12 +168,12 @@ class Seen:
 
 
 @dataclass
-class Diary:
+class Recording:
     calls: list[Seen] = field(default_factory=list)
 
     @contextmanager
     def of(self, network: torch.nn.Module) -> Iterator[None]:
-        """Copies, because networks pop from their controls and write to their options."""
+        """Keeps copies, because networks pop from their controls and write to their options."""
 
         def before(_: Any, args: Any, kwargs: Any) -> None:
             options = {k: v for k, v in kwargs["transformer_options"].items() if k not in ("wrappers", "callbacks")}
@@ -258,41 +256,39 @@ def mapped_dict(function: Any, values: dict[str, Any]) -> dict[str, Any]:
     return {name: mapped(function, value) for name, value in values.items()}
 
 
-@pytest.mark.parametrize(("prefix", "suffix"), [(1, 0), (0, 0), (1, 1)], ids=["Fn 1", "all", "Fn 1, Bn 1"])
-@each
-def test_a_skip_is_prefix_and_residual(tiny, prefix, suffix):
-    """Held against the network itself, run in full with only one block's output replaced."""
-    family = record_of(tiny)
+def test_a_skip_is_prefix_and_residual(subject, family, subtests):
+    """Compared with the network itself, run in full with only one block's output replaced."""
     if family.unet:
-        pytest.skip("the deep feature of UNets has its own test")
-    network = built(tiny)[0].model.diffusion_model
-    diary = Diary()
-    with diary.of(network):
-        _, report = patched(tiny, every(2, prefix, suffix))
-    assert [e.computed for e in report.evaluations] == pattern(tiny)
-    at, calls = pattern(tiny).index(False), len(diary.calls) // len(pattern(tiny))
-    before, here = (diary.calls[i * calls : (i + 1) * calls] for i in (at - 1, at))
-    replay = Replay(network, family, max(prefix, family.least), suffix)
-    for computed, skipped in zip(before, here, strict=True):
-        batches = [c.kwargs["transformer_options"]["cond_or_uncond"] for c in (computed, skipped)]
-        assert batches[0] == batches[1]
-        said, residual = replay(computed)
-        mapped(functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5), flat(said), flat(computed.said))
-        expected, _ = replay(skipped, residual)
-        mapped(functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5), flat(skipped.said), flat(expected))
+        pytest.skip("tests/comfy/test_unet_hook.py compares the deep feature of UNets")
+    pattern, network = subject.pattern, subject.network
+    close = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+    for prefix, suffix in ((1, 0), (0, 0), (1, 1)):
+        with subtests.test("the first and last blocks that always run", prefix=prefix, suffix=suffix):
+            recording = Recording()
+            with recording.of(network):
+                _, report = subject.patched(every(2, prefix, suffix))
+            assert [e.computed for e in report.evaluations] == pattern
+            at, calls = pattern.index(False), len(recording.calls) // len(pattern)
+            before, here = (recording.calls[i * calls : (i + 1) * calls] for i in (at - 1, at))
+            replay = Replay(network, family, max(prefix, family.least), suffix)
+            for computed, skipped in zip(before, here, strict=True):
+                batches = [c.kwargs["transformer_options"]["cond_or_uncond"] for c in (computed, skipped)]
+                assert batches[0] == batches[1]
+                said, residual = replay(computed)
+                mapped(close, flat(said), flat(computed.said))
+                expected, _ = replay(skipped, residual)
+                mapped(close, flat(skipped.said), flat(expected))
 
 
 def flat(said: Any) -> Any:
     return tuple(said) if isinstance(said, list) else said
 
 
-@each
-def test_what_cannot_be_done_is_refused_with_what_can(tiny):
-    model, _ = built(tiny)
-    if isinstance(family_of(model.model.diffusion_model), Family):
+def test_an_unsupported_model_is_refused_with_what_does_work(subject):
+    if isinstance(subject.record, Family):
         pytest.skip("is done at block level")
     with pytest.raises(StepCacheError, match=r"MeanCache.* work with every model"):
-        attach(model, every(2))
+        attach(subject.model, every(2))
 
 
 def test_a_model_that_keeps_something_from_run_to_run_is_skipped_as_in_a_fresh_process():
@@ -300,12 +296,12 @@ def test_a_model_that_keeps_something_from_run_to_run_is_skipped_as_in_a_fresh_p
     tiny = next((m for m in MODELS if m.base == "HiDreamO1"), None)
     if tiny is None:
         pytest.skip("this ComfyUI has no HiDream O1")
-    model, conds = built(tiny)
+    subject = Subject(tiny)
     outs, decisions = [], []
-    model.model.diffusion_model.clear_kv_cache()
+    subject.model.model.diffusion_model.clear_kv_cache()
     for _ in range(2):
-        reports: list[Report] = []
-        outs.append(sampled(tiny, attach(model, every(2), (reports.append,)), conds))
-        decisions.append([e.computed for e in reports[0].evaluations])
+        out, report = subject.patched(every(2))
+        outs.append(out)
+        decisions.append([e.computed for e in report.evaluations])
     assert decisions[0] == decisions[1]
     mapped(functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4), *map(tuple, outs))

@@ -1,10 +1,12 @@
-"""The zoo samples as ComfyUI has it, and the records say of it what plain PyTorch hooks see. None of our own hooks is at work here."""
+"""Every model of the zoo samples in plain ComfyUI, and its family record agrees with what PyTorch hooks observe. The pack's own
+hooks are not in use here."""
 
 from __future__ import annotations
 
 import functools
 import inspect
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any
@@ -22,12 +24,19 @@ BASES = {
     for name, cls in vars(comfy.model_base).items()
     if inspect.isclass(cls) and issubclass(cls, comfy.model_base.BaseModel)
 }
-MODELS = [m for m in zoo.MODELS if m.base in BASES]
+MODELS = zoo.here(zoo.MODELS)
+
+
+def pytest_generate_tests(metafunc):
+    """All tests of one model after each other, so that no more than one model is kept."""
+    if "tiny" in metafunc.fixturenames:
+        models = MODELS if metafunc.config.getoption("whole_zoo") else zoo.representatives(MODELS)
+        metafunc.parametrize("tiny", models, ids=str, scope="module")
 
 
 @dataclass
 class BlockCall:
-    """One block's call: the streams as they came and went, and copies of how they were at that moment."""
+    """One block's call: the streams that it took and gave, and copies of them as they were at that moment."""
 
     place: tuple[int, int]  # stack, block
     args: tuple[Any, ...]
@@ -45,11 +54,11 @@ class ModelCall:
     blocks: list[BlockCall] = field(default_factory=list)
     modulated: list[torch.Tensor] = field(default_factory=list)
     ended: bool = False
-    written: list[str] = field(default_factory=list)  # streams that were not at the end what they had been
+    written: list[str] = field(default_factory=list)  # streams whose values had changed when the call ended
 
 
 def tensors(value: Any) -> list[torch.Tensor]:
-    """A stream as a list: it is a tensor or a tuple of some."""
+    """A stream (a tensor or a tuple of tensors) as a list."""
     if torch.is_tensor(value):
         return [value]
     assert isinstance(value, tuple), type(value)
@@ -67,7 +76,7 @@ def argument(call: BlockCall, where: str | int) -> Any:
 
 
 def given(stack: Stack, out: Any) -> dict[str, Any]:
-    """What a block returned, by the record's names."""
+    """A block's outputs by the record's names of streams."""
     if isinstance(stack.gives, str):
         return {stack.gives: out}
     assert isinstance(out, tuple), type(out)
@@ -79,7 +88,7 @@ def changed(streams: dict[str, list[torch.Tensor]], copies: dict[str, list[torch
     return [name for name in streams if not all(map(torch.equal, streams[name], copies[name]))]
 
 
-class Onlooker:
+class BlockRecorder:
     """PyTorch hooks on a network and its record's blocks."""
 
     def __init__(self, network: Any, family: Family) -> None:
@@ -119,20 +128,20 @@ class Onlooker:
         for block in call.blocks:
             for name in changed(block.took, block.took_copy):
                 call.written.append(f"{name} given to {block.place}")
-        for block in call.blocks[:-1]:  # what the last one returns is for us to make
+        for block in call.blocks[:-1]:  # on a skip, the pack makes what the last one returns
             for name in changed(block.gave, block.gave_copy):
                 call.written.append(f"{name} returned by {block.place}")
 
 
 @dataclass
 class Visit:
-    """A model, sampled once under an onlooker."""
+    """A model, sampled once while its blocks were recorded. recorder: None where the record has no stacks of blocks."""
 
     tiny: zoo.Tiny
     model: Any
     conds: tuple[Any, Any]
     family: Family | LeftOut | None
-    onlooker: Onlooker | None
+    recorder: BlockRecorder | None
     out: Any
 
     @property
@@ -140,75 +149,62 @@ class Visit:
         return self.model.model.diffusion_model
 
 
-@functools.cache
-def visit(tiny: zoo.Tiny) -> Visit:
+def sampled(tiny: zoo.Tiny) -> Visit:
     model = tiny.build()
     conds = tiny.conds(model)
     network = model.model.diffusion_model
     family = families.family_of(network)
-    onlooker = Onlooker(network, family) if isinstance(family, Family) else None
+    recorder = BlockRecorder(network, family) if isinstance(family, Family) and not family.unet else None
     with torch.inference_mode():  # as ComfyUI runs nodes
         out = zoo.sample(tiny, model, *conds)
-    return Visit(tiny, model, conds, family, onlooker, out)
+    return Visit(tiny, model, conds, family, recorder, out)
 
 
-def recorded(tiny: zoo.Tiny) -> tuple[Visit, Family, list[ModelCall]]:
-    seen = visit(tiny)
-    if not isinstance(seen.family, Family):
-        pytest.skip("not done at block level")
-    if seen.family.unet:
-        pytest.skip("a UNet: no stacks")
-    assert seen.onlooker is not None
-    return seen, seen.family, seen.onlooker.calls
+@pytest.fixture(scope="module")
+def visit(tiny) -> Visit:
+    return sampled(tiny)
 
 
 def parts(latent: Any) -> list[torch.Tensor]:
     return list(latent.unbind()) if latent.is_nested else [latent]
 
 
-each = pytest.mark.parametrize("tiny", MODELS, ids=str)
-
-
-@each
-def test_it_samples(tiny):
-    seen = visit(tiny)
-    assert type(seen.model.model) is BASES[tiny.base]
-    positive, negative = seen.conds
+def test_a_model_samples(tiny, visit):
+    assert type(visit.model.model) is BASES[tiny.base]
+    positive, negative = visit.conds
+    calls = len(visit.recorder.calls) if visit.recorder else 0
     with torch.inference_mode():
-        other = zoo.sample(tiny, seen.model, negative, positive)
-    for latent, out, prompted in zip(parts(tiny.latent()), parts(seen.out), parts(other), strict=True):
+        other = zoo.sample(tiny, visit.model, negative, positive)
+    if visit.recorder:
+        del visit.recorder.calls[calls:]
+    for latent, out, prompted in zip(parts(tiny.latent()), parts(visit.out), parts(other), strict=True):
         assert out.shape[-2:] == latent.shape[-2:]
         assert torch.isfinite(out).all()
         assert out.std() > 0
         assert not torch.allclose(out, prompted, rtol=1e-3, atol=1e-4)
-
-
-@each
-def test_its_weights_are_all_there(tiny):
-    for name, p in (*visit(tiny).network.named_parameters(), *visit(tiny).network.named_buffers()):
+    for name, p in (*visit.network.named_parameters(), *visit.network.named_buffers()):
         assert torch.isfinite(p).all(), name
-    for name, p in visit(tiny).network.named_parameters():
+    for name, p in visit.network.named_parameters():
         assert p.any(), name
 
 
-@each
-def test_its_class_has_a_record(tiny):
-    assert visit(tiny).family is not None
+def test_every_model_has_a_record(subtests):
+    """Also those that are not sampled. The network's class is known without making the network."""
+    for tiny in MODELS:
+        with subtests.test(tiny.name):
+            cls, _ = zoo.network_class(tiny.build)
+            assert families.family_of(object.__new__(cls)) is not None
 
 
-@each
-def test_blocks_are_visited_in_order_once_a_call(tiny):
-    seen, family, calls = recorded(tiny)
-    order = [(s, b) for s, stack in enumerate(family.stacks) for b in range(len(blocks_of(seen.network, stack)))]
+def blocks_run_in_order_once_a_call(visit: Visit, family: Family, calls: list[ModelCall]) -> None:
+    order = [(s, b) for s, stack in enumerate(family.stacks) for b in range(len(blocks_of(visit.network, stack)))]
     assert len(order) >= 4
     assert len(calls) >= 4
     for call in calls:
         assert [block.place for block in call.blocks] == order
 
 
-@each
-def test_streams_are_where_the_record_says(tiny):
-    _, family, calls = recorded(tiny)
+def streams_are_where_the_record_says(visit: Visit, family: Family, calls: list[ModelCall]) -> None:
     for call in calls:
         for block in call.blocks:
             names = {name for name, _ in family.stacks[block.place[0]].takes}
@@ -225,9 +221,7 @@ def shapes(streams: list[torch.Tensor]) -> list[torch.Size]:
     return [t.shape for t in streams]
 
 
-@each
-def test_a_block_takes_what_the_one_before_gave(tiny):
-    _, family, calls = recorded(tiny)
+def a_block_takes_what_the_one_before_gave(visit: Visit, family: Family, calls: list[ModelCall]) -> None:
     for before, after in (pair for call in calls for pair in pairwise(call.blocks)):
         stack = family.stacks[after.place[0]]
         if before.place[0] == after.place[0] or not stack.joins:
@@ -243,26 +237,22 @@ def test_a_block_takes_what_the_one_before_gave(tiny):
             assert all(0 not in differ(took[name], gave[name]) for name in gave)
 
 
-@each
-def test_who_writes_to_streams_is_known(tiny):
-    _, family, calls = recorded(tiny)
+def streams_are_written_to_only_where_the_record_says(visit: Visit, family: Family, calls: list[ModelCall]) -> None:
     for call in calls:
         assert call.ended
         assert family.inplace or not call.written
 
 
-@each
-def test_the_pictures_tokens_are_those_that_the_latent_changes(tiny):
-    seen, family, calls = recorded(tiny)
+def image_tokens_are_those_that_the_latent_changes(visit: Visit, family: Family, calls: list[ModelCall]) -> None:
     if not family.image.patch:
-        pytest.skip("all tokens count")
+        return  # all tokens are the image's
     call = calls[0]
     x = call.args[0]
     with torch.inference_mode():
-        seen.network(other(x), *call.args[1:], **call.kwargs)
+        visit.network(other(x), *call.args[1:], **call.kwargs)
     name = family.stacks[0].takes[0][0]
     again, before = calls.pop().blocks[0].took_copy[name][0], call.blocks[0].took_copy[name][0]
-    assert differ(before, again, family.image.dim) == list(picture_tokens(seen.network, family, call))
+    assert differ(before, again, family.image.dim) == list(picture_tokens(visit.network, family, call))
 
 
 def picture_tokens(network: Any, family: Family, call: ModelCall) -> range:
@@ -302,12 +292,10 @@ def other(x: Any) -> Any:
     return x + 1 if torch.is_tensor(x) else type(x)((x[0] + 1, *x[1:]))
 
 
-@each
-def test_the_modulated_input_is_there_before_tokens_meet(tiny):
+def the_modulated_input_is_computed_before_tokens_meet(visit: Visit, family: Family, calls: list[ModelCall]) -> None:
     """What TeaCache looks at must be known before anything else of the block is: token for token, no attention yet."""
-    seen, family, calls = recorded(tiny)
     if not family.modulated:
-        pytest.skip("nothing there that TeaCache could look at")
+        return  # nothing for TeaCache to read
     by_sigma = sorted(calls, key=lambda c: float(first(c.args[1]).flatten()[0]))
     if family.modulated.startswith("arg:"):
         where = family.modulated.removeprefix("arg:")
@@ -333,7 +321,7 @@ def test_the_modulated_input_is_there_before_tokens_meet(tiny):
         else:
             args[at] = value
         with torch.inference_mode():
-            blocks_of(seen.network, family.stacks[0])[0](*args, **kwargs)
+            blocks_of(visit.network, family.stacks[0])[0](*args, **kwargs)
     same, other_one = calls.pop().modulated
     assert differ(rows(same), rows(other_one), 0) == [0]
 
@@ -343,12 +331,32 @@ def rows(stream: torch.Tensor) -> torch.Tensor:
     return stream.flatten(0, -2)
 
 
+CHECKS: tuple[Callable[[Visit, Family, list[ModelCall]], None], ...] = (
+    blocks_run_in_order_once_a_call,
+    streams_are_where_the_record_says,
+    a_block_takes_what_the_one_before_gave,
+    streams_are_written_to_only_where_the_record_says,
+    image_tokens_are_those_that_the_latent_changes,
+    the_modulated_input_is_computed_before_tokens_meet,
+)
+
+
+def test_the_record_is_true_of_the_model(visit, subtests):
+    if visit.recorder is None:
+        pytest.skip("no stacks of blocks: a UNet, or not done at block level")
+    for check in CHECKS:
+        with subtests.test(check.__name__):
+            check(visit, visit.family, visit.recorder.calls)
+
+
 def test_hidream_o1_collects_keys_and_values_before_it_has_them():
-    """What Family.state says of it: its blocks are told so by an empty tuple, and what they give besides the stream is needed."""
+    """As Family.state says: an empty tuple tells its blocks to collect, and their second output is needed then."""
     tiny = next((m for m in MODELS if m.base == "HiDreamO1"), None)
     if tiny is None:
         pytest.skip("this ComfyUI has no HiDream O1")
-    seen, family, calls = recorded(tiny)
+    seen = sampled(tiny)
+    assert isinstance(seen.family, Family) and seen.recorder is not None
+    family, calls = seen.family, seen.recorder.calls
     kind, _, name = family.state.partition(":")
     assert kind == "arg"
     seen.network.clear_kv_cache()
@@ -359,35 +367,18 @@ def test_hidream_o1_collects_keys_and_values_before_it_has_them():
     assert collecting == [True] * 2 + [False] * 6
 
 
-class _Found(Exception):
-    pass
-
-
-def network_of(base: Any) -> Any:
-    """The diffusion model's class of a BaseModel, without making one: what its __init__ hands to BaseModel's."""
-
-    def tell(self, model_config, model_type=None, device=None, unet_model=None):
-        raise _Found(unet_model)
-
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(_Found) as found:
-        patch.setattr(comfy.model_base.BaseModel, "__init__", tell)
-        base(None)
-    return found.value.args[0]
-
-
-@pytest.mark.parametrize("base", sorted(BASES))
-def test_every_model_class_is_here_or_it_is_said_why_not(base):
-    here = [m for m in zoo.MODELS if m.base == base]
-    if base in zoo.NO_DIFFUSION:
-        assert not here
-        return
-    if here:
-        return
-    network = network_of(BASES[base])
-    record = families.family_of(object.__new__(network)) if network is not None else None
-    assert isinstance(record, LeftOut) or (record is not None and base in zoo.CANNOT), (
-        f"{base} (its network: {network}) is neither in tests/comfy/zoo nor left out in patch/families"
-    )
+def test_every_model_class_is_in_the_zoo_or_left_out_for_a_reason(subtests):
+    for base, cls in sorted(BASES.items()):
+        with subtests.test(base):
+            here = [m for m in zoo.MODELS if m.base == base]
+            if base in zoo.NO_DIFFUSION:
+                assert not here
+            elif not here:
+                network, _ = zoo.network_class(functools.partial(cls, None))
+                record = families.family_of(object.__new__(network))
+                assert isinstance(record, LeftOut) or (record is not None and base in zoo.CANNOT), (
+                    f"{base} (its network: {network}) is neither in tests/comfy/zoo nor left out in patch/families"
+                )
 
 
 def test_names_are_unique():

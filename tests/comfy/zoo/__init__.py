@@ -9,8 +9,9 @@ import importlib
 import pkgutil
 
 from .base import NO_DIFFUSION, Tiny, sample
+from .selection import here, network_class, representatives
 
-__all__ = ["CANNOT", "MODELS", "NO_DIFFUSION", "Tiny", "sample"]
+__all__ = ["CANNOT", "MODELS", "NO_DIFFUSION", "Tiny", "here", "network_class", "representatives", "sample"]
 
 _MODULES = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
 MODELS: tuple[Tiny, ...] = tuple(tiny for m in _MODULES for tiny in getattr(m, "MODELS", ()))
