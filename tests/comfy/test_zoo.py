@@ -19,7 +19,7 @@ from skipstone.patch import families
 from skipstone.patch.families import Family, LeftOut, Stack
 from skipstone.tests.comfy import zoo
 
-BASES = {
+BASES: dict[str, Any] = {
     name: cls
     for name, cls in vars(comfy.model_base).items()
     if inspect.isclass(cls) and issubclass(cls, comfy.model_base.BaseModel)
