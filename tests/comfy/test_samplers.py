@@ -14,6 +14,8 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
 from skipstone.patch.step.samplers import integrator_of
 
+from .floors import SAME_PICTURE
+
 pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
 
 STEPS = 10
@@ -224,7 +226,7 @@ def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(studio, meancache
     out, full = (studio.sample_custom(m, sigmas, sampler=sampler, cfg=1.0) for m in (model, studio.model))
     sound(watch, reports, out)
     assert reports[0].skipped >= 10
-    assert (out - full).norm() < 0.3 * full.norm()
+    assert (out - full).norm() < SAME_PICTURE * full.norm()
 
 
 def test_sigmas_that_end_above_zero(studio, meancache, watched):
@@ -266,7 +268,7 @@ def test_every_predictor_on_first_and_second_order_samplers(studio, meancache, w
             out = studio.sample(model, steps=12, sampler=sampler)
             sound(watch, reports, out)
             error = float((out - truth).norm() / truth.norm())
-            assert error < 0.5, (predictor, sampler, error)
+            assert error < SAME_PICTURE, (predictor, sampler, error)
 
 
 @pytest.mark.parametrize("schedule", ["Z-Image 25", "Qwen-Image 10"])
