@@ -105,9 +105,9 @@ class Profile:
 
     def share(self, method: Any, network: Any) -> float:
         """What of the blocks' time runs on a skip."""
-        from skipstone.patch.blocks.resolver import reach_of
+        from skipstone.patch.blocks.resolver import block_support_of
 
-        reach = reach_of(method, network)
+        reach = block_support_of(method, network)
         always: Any = reach.seam if reach.family.unet else reach.blocks
         runs = self.blocks[: always.prefix] + self.blocks[len(self.blocks) - always.suffix :]
         return sum(runs) / sum(self.blocks)
@@ -187,9 +187,9 @@ class Test:
         method = entry.same
         if method is None or method.calibration != "auto":
             return
-        from skipstone.patch.blocks.resolver import reach_of
+        from skipstone.patch.blocks.resolver import block_support_of
 
-        what = reach_of(method, self.network).text if method.blocks else "output"
+        what = block_support_of(method, self.network).text if method.blocks else "output"
         if what not in self.learned:
             self.learned.add(what)
             calibrate(self.bench, method=method)

@@ -7,7 +7,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..core.step.policies import Accumulator, ByModel, Policy, Threshold
+from ..core.step.policies import Accumulator, PerModel, Policy, Threshold
 from ..core.step.predictors import Linear, Predictor, Reuse
 from ..core.step.published.coefficients import Network
 from . import widgets
@@ -65,7 +65,7 @@ def accumulator_of(value: float, unit: str) -> Accumulator:
 
 def by_model(share: float, typical: float, known: Iterable[tuple[Network, float]] = KNOWN) -> Policy:
     """`share` of a known model's threshold; for every other model `typical` of the run's own typical changes."""
-    return ByModel(tuple((network, Threshold(share * value)) for network, value in known), Threshold(typical=typical))
+    return PerModel(tuple((network, Threshold(share * value)) for network, value in known), Threshold(typical=typical))
 
 
 def predictor() -> Any:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..core.step.indicators.output import InputChange
 from ..core.step.method import Kept, Method
 from ..core.step.policies import Accumulator
-from ..core.step.predictors import Auto, Linear, Predictor, Reuse
+from ..core.step.predictors import BySampler, Linear, Predictor, Reuse
 from . import widgets
 from .widgets import Guards, among
 
@@ -52,10 +52,10 @@ U: dict[str, widgets.Values] = {
 
 # Where the next computed step is not known beforehand a correction comes too late. Lines in log-SNR were best on the small
 # NextDiT and UNet: 5 to 15 dB above plain sampling with as many evaluations, the published residual 2 to 8 dB below it.
-LINES = Auto(euler=Linear(0.5, "log-SNR"), multistep=Linear(0.5, "log-SNR"), ode=Linear(0.5, "log-SNR"))
+LINES = BySampler(euler=Linear(0.5, "log-SNR"), multistep=Linear(0.5, "log-SNR"), ode=Linear(0.5, "log-SNR"))
 
 
-def _predicted(name: str) -> tuple[Predictor | Auto, Kept]:
+def _predicted(name: str) -> tuple[Predictor | BySampler, Kept]:
     among("predictor", name, PREDICTORS)
     return (LINES, "auto") if name == "auto" else (Reuse(), "residual")
 

@@ -10,7 +10,7 @@ from ..core.step.method import Method
 from ..core.step.planning.published_schedules import PUBLISHED_SCHEDULES
 from ..core.step.policies import Budget, Schedule
 from ..core.step.policies.schedule import EVEN
-from ..core.step.predictors import JVP, Auto, Linear, Predictor, RecursiveJVP, Reuse
+from ..core.step.predictors import JVP, BySampler, Linear, Predictor, RecursiveJVP, Reuse
 from . import widgets
 from .widgets import CUSTOM, Guards, among
 
@@ -38,9 +38,9 @@ AVERAGES = ("average velocity (paper)", "average velocity (released)")
 CALIBRATIONS = ("auto", "record", "default", "off")
 
 
-def predictor_of(name: str, span: int) -> Predictor | Auto:
-    known: dict[str, Predictor | Auto] = {
-        "auto": Auto(),
+def predictor_of(name: str, span: int) -> Predictor | BySampler:
+    known: dict[str, Predictor | BySampler] = {
+        "auto": BySampler(),
         "linear": Linear(),
         AVERAGES[0]: JVP(span),
         AVERAGES[1]: RecursiveJVP(span),

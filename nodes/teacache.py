@@ -9,7 +9,7 @@ from comfy_api.latest import io
 
 from ..core.step.indicators.blocks import Modulated, Probed
 from ..core.step.method import Blocks, Method
-from ..core.step.policies import Accumulator, ByModel, Policy, Ratios, Window
+from ..core.step.policies import Accumulator, PerModel, Policy, Ratios, Window
 from ..core.step.predictors import ProbeAligned
 from ..core.step.published.coefficients import AUTO, MAGCACHE, MEASURED, TEACACHE, Network, Row, names, rows
 from . import block_presets, widgets
@@ -46,7 +46,7 @@ TEA: dict[str, widgets.Values] = {
 
 def _tea_rule(share: float, otherwise: float) -> Policy:
     cases = tuple((row.network, Accumulator(share * row.data["threshold"])) for row in _recommended(TEACACHE))
-    return ByModel(cases, Accumulator(typical=otherwise))
+    return PerModel(cases, Accumulator(typical=otherwise))
 
 
 def _tea_window(start: float, end: float) -> Policy:
@@ -55,7 +55,7 @@ def _tea_window(start: float, end: float) -> Policy:
         (row.network, Window(max(row.data["start"], start), min(row.data["end"], end), of_steps=True))
         for row in _recommended(TEACACHE)
     )
-    return ByModel(cases, Window(start, end, of_steps=True))
+    return PerModel(cases, Window(start, end, of_steps=True))
 
 
 @widgets.presets(TEA)
@@ -125,7 +125,7 @@ def _mag_rule(share: float, retention: float, most: int, otherwise: float) -> Po
         )
         for row in _recommended(MAGCACHE)
     )
-    return ByModel(cases, Ratios(0.0, retention, most, typical=otherwise))
+    return PerModel(cases, Ratios(0.0, retention, most, typical=otherwise))
 
 
 def _mag_published(error: float, retention: float, most: int) -> Policy:
@@ -133,7 +133,7 @@ def _mag_published(error: float, retention: float, most: int) -> Policy:
         (row.network, Ratios(row.data["threshold"], row.data["retention"], row.data["most"]))
         for row in _recommended(MAGCACHE)
     )
-    return ByModel(cases, Ratios(error, retention, most))
+    return PerModel(cases, Ratios(error, retention, most))
 
 
 @widgets.presets(MAG)
@@ -209,7 +209,7 @@ def dicache_of(
     rule: Policy = block_presets.accumulator_of(threshold, unit)
     known: tuple[tuple[Network, float], ...] = ()
     if preset == PUBLISHED:
-        rule = ByModel(((block_presets.FLUX, Accumulator(0.4)), (WAN, Accumulator(0.08))), rule)
+        rule = PerModel(((block_presets.FLUX, Accumulator(0.4)), (WAN, Accumulator(0.08))), rule)
         known = ((WAN, 2.0),)
     guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
     if probe < 1:

@@ -31,12 +31,12 @@ import comfy.model_base  # noqa: E402
 
 from skipstone.core.step.indicators.blocks import Modulated  # noqa: E402
 from skipstone.core.step.method import Method  # noqa: E402
-from skipstone.core.step.policies import ByModel, Ratios  # noqa: E402
+from skipstone.core.step.policies import PerModel, Ratios  # noqa: E402
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, Row, rows  # noqa: E402
 from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of  # noqa: E402
 from skipstone.nodes.forecast import taylorseer_of  # noqa: E402
 from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of  # noqa: E402
-from skipstone.patch.blocks.resolver import objection, reach_of  # noqa: E402
+from skipstone.patch.blocks.resolver import block_support_of, objection  # noqa: E402
 from skipstone.patch.errors import StepCacheError  # noqa: E402
 from skipstone.patch.families import FAMILIES, LEFT_OUT, Family, LeftOut, family_of  # noqa: E402
 from skipstone.tests.comfy import zoo  # noqa: E402
@@ -104,7 +104,7 @@ def line(base: str, tiny: list[zoo.Tiny]) -> tuple[str, ...]:
 
 def reaches(method: Method, network: Any) -> bool:
     try:
-        reach_of(method, network)
+        block_support_of(method, network)
     except StepCacheError:
         return False
     return True
@@ -136,12 +136,12 @@ def cell(method: Method, family: Family) -> str:
     found = [row.name.partition(",")[0] for row in published(method) if kind_of(row) in family.classes]
     if found:
         return ", ".join(dict.fromkeys(found))
-    return "learned" if method.lacks({}, None) else "yes"
+    return "learned" if method.requires_profile({}, None) else "yes"
 
 
 def published(method: Method) -> list[Row]:
     """The models that there are numbers for, by which the method can know them."""
-    policies = (p.of({}) if isinstance(p, ByModel) else p for p in method.policies)
+    policies = (p.choose({}) if isinstance(p, PerModel) else p for p in method.policies)
     file = TEACACHE if isinstance(method.indicator, Modulated) else ""
     if any(isinstance(p, Ratios) for p in policies):
         file = MAGCACHE

@@ -111,7 +111,7 @@ def written(x: int, y: int, text: str) -> str:
 
 
 def of_report(report: Report) -> str:
-    bars = [e.held / e.limit if e.held is not None and e.limit else None for e in report.evaluations]
+    bars = [e.score / e.threshold if e.score is not None and e.threshold else None for e in report.evaluations]
     return drawn([e.computed for e in report.evaluations], bars)
 
 

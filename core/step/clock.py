@@ -1,4 +1,4 @@
-"""Where a run is: the sampler's sigma grid, and the place of the current evaluation on it."""
+"""The sampler's sigma grid, and the current evaluation's position on it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 Coordinate = Literal["sigma", "time", "log-SNR", "index", "auto"]
-END = 1e-3  # nearest to pure signal or pure noise that a log-SNR is told apart
-SAME_STEP = 1e-3  # of a sigma: an evaluation at a step of the grid, not between two
-ON_GRID = 1e-3  # of a step: SDE samplers and float32 move a grid's sigma by that little
+END = 1e-3  # clamp on sigma; keeps log-SNR finite
+SAME_STEP = 1e-3  # relative: an evaluation this close to a sigma of the grid is at that step
+ON_GRID = 1e-3  # share of a step: SDE samplers and float32 rounding shift sigmas by less
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The sampler's falling sigmas, N + 1 of them for N steps, and ComfyUI's map from percent to sigma.
+    """The sampler's sigmas.
 
-    `flow`: sigma is itself the share of noise in the latent, 0..1; else noise grows with it (eps, v, EDM). A grid that
-    does not fall (restarts, hand-made lists) is kept as it is and says so with `falling`: no place on it is certain, so
-    nothing is skipped there.
+    On a grid that does not fall (restarts, hand-made lists) the position of a sigma is ambiguous: `falling` is False, and nothing is
+    skipped.
+
+    Parameters
+    ----------
+    sigmas: N + 1 values for N steps.
+    flow: sigma is the share of noise in the latent, 0..1; otherwise noise grows with sigma (eps, v, EDM).
+    percent_to_sigma: ComfyUI's map; None for the linear one of a flow.
     """
 
     sigmas: tuple[float, ...]
@@ -39,14 +44,16 @@ class Grid:
 
     @property
     def times(self) -> NDArray[np.float64]:
-        """The share of noise at every sigma, t in 0..1, shape (N + 1,): what schedules of different models have in common."""
+        """The share of noise at every sigma, t in 0..1, shape (N + 1,): comparable between models."""
         sigmas = np.asarray(self.sigmas, np.float64)
         return sigmas if self.flow else sigmas / (1 + sigmas)
 
     def along(self, coordinate: Coordinate) -> Callable[[float], float]:
-        """What predictors extrapolate in, as a function of sigma: sigma itself, the share of noise, half the log of
-        noise over signal power (kept finite at a flow's ends), or the place on the grid in steps. "auto": sigma where it
-        is a share of noise, log-SNR elsewhere."""
+        """The coordinate that predictors extrapolate in, as a function of sigma.
+
+        "sigma"; "time": the share of noise; "log-SNR": half the log of noise power over signal power; "index": the position on the grid
+        in steps; "auto": sigma in flow models, log-SNR in others.
+        """
         if coordinate == "auto":
             coordinate = "sigma" if self.flow else "log-SNR"
         if coordinate == "index":
@@ -73,7 +80,7 @@ class Grid:
         return [-s for s in self.sigmas[: self.steps]]
 
     def step_of(self, sigma: float) -> int:
-        """The step i with sigma_i >= sigma > sigma_{i+1}; a sigma just off a grid point counts as on it."""
+        """The step i with sigma_i >= sigma > sigma_{i+1}; a sigma within ON_GRID of a grid point counts as on it."""
         i = bisect_left(self._rising, -sigma)
         if i < self.steps:
             gap = self.sigmas[i] - self.sigmas[i + 1]
@@ -83,7 +90,7 @@ class Grid:
         return self.steps - 1
 
     def sigma_at(self, percent: float) -> float:
-        """Sigma at a fraction of ComfyUI's timestep range (not of the steps), as ControlNet's start and end percent."""
+        """Sigma at a fraction of ComfyUI's timestep range (not of the steps): the unit of ControlNet's start and end percent."""
         if percent <= 0:
             return math.inf
         if percent >= 1:
@@ -94,38 +101,39 @@ class Grid:
 
 
 class Clock:
-    """The current evaluation: its number, its sigma, its step, and how the run came there. Filled by `Run`."""
+    """The current evaluation: its number, sigma and step, and the number of skips before it. Advanced by `Run`."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.evaluation = -1
         self.sigma = math.nan
         self.step = -1
-        self.before = -1  # the step of the evaluation before
-        self.rose = False
-        self.moved = True  # sigma did, since the evaluation before: heun begins a step where it ended the last one
-        self.skips = 0  # skipped evaluations since the anchor
+        self.previous_step = -1
+        self.sigma_rose = False
+        self.sigma_changed = (
+            True  # since the previous evaluation; heun begins a step at the sigma where it ended the last one
+        )
+        self.skips = 0  # evaluations skipped since the last computed one
         self.skipped = 0  # in the whole run
-        self.ratio = 1.0  # how far the probe moved, in moves from the last anchor but one to the last: see ProbeAligned
-        self.typical = 0.0  # change of the indicator from one evaluation to the next: see Threshold
 
     def tick(self, sigma: float) -> None:
-        """A new evaluation by the sampler at this sigma. Nothing is counted: the step comes from sigma."""
-        self.rose = sigma > self.sigma * (1 + 1e-6)  # false for the first, whose predecessor is nan
-        self.moved = not math.isclose(sigma, self.sigma, rel_tol=1e-6)
+        """The sampler begins an evaluation at this sigma. The step follows from sigma, not from the number of calls."""
+        self.sigma_rose = sigma > self.sigma * (1 + 1e-6)  # False for the first evaluation, whose predecessor is NaN
+        self.sigma_changed = not math.isclose(sigma, self.sigma, rel_tol=1e-6)
         self.evaluation += 1
-        self.ratio = 1.0  # until the indicator is asked
         self.sigma = sigma
-        self.before = self.step
+        self.previous_step = self.step
         self.step = self.grid.step_of(sigma)
 
-    def passed(self, computed: bool) -> None:
+    def record(self, computed: bool) -> None:
+        """The current evaluation is over."""
         self.skips = 0 if computed else self.skips + 1
         self.skipped += not computed
 
-    def arrived(self, steps: Container[int]) -> bool:
-        """Is one of `steps` the step at hand, or one that the sampler, with larger steps of its own, stepped over on its way here?"""
-        return any(i in steps for i in range(min(self.before + 1, self.step), self.step + 1))
+    def reached(self, steps: Container[int]) -> bool:
+        """True if one of `steps` is the current step, or lies between the previous evaluation's step and it: a sampler may take
+        larger steps than the grid's."""
+        return any(i in steps for i in range(min(self.previous_step + 1, self.step), self.step + 1))
 
     @property
     def last_step(self) -> bool:

@@ -1,4 +1,4 @@
-"""A method: when to compute, what to say instead, and where in the model. Frozen data; knows no tensor."""
+"""A method: when to compute, what a skip returns, and where in the model. Frozen data that holds no tensor."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from typing import Literal
 
 from .auto.selection import Choice, SamplerInfo
 from .calibration.block_profile import BlockProfile
-from .indicators.blocks import Modulated
-from .indicators.output import Indicator
-from .policies import ByModel, Policy, Ratios
-from .predictors import Auto, Integrator, Predictor
+from .indicators.base import Indicator
+from .policies import Policy
+from .predictors import BySampler, Integrator, Predictor
 from .published.coefficients import Network
 
 Kept = Literal["auto", "velocity", "denoised", "residual"]
@@ -18,13 +17,17 @@ Kept = Literal["auto", "velocity", "denoised", "residual"]
 
 @dataclass(frozen=True)
 class Blocks:
-    """What of the block stack runs on a skip, and what the indicator looks at there.
+    """Which blocks run on a skip, and the indicator's input at block level.
 
-    prefix, suffix: the first and the last blocks, which always run (Fn and Bn of cache-dit). probe: "residual" is what the prefix
-    adds to the image's stream, "modulated" the first block's modulated input (or what of its call depends on time), "states" the image's
-    stream before and after the prefix, side by side along the last dimension, "none" nothing.
-    fit: take fewer where the model has not so many, as a preset does.
-    Raises ValueError for negative counts, and for a residual of no blocks.
+    Raises ValueError for negative counts, and for a probe of the prefix without a prefix.
+
+    Parameters
+    ----------
+    prefix, suffix: number of first and last blocks that always run (Fn and Bn of cache-dit).
+    probe: "residual": the prefix's output minus its input, of the image stream. "modulated": the first block's modulated input, or
+        the part of its call that depends on time. "states": the image stream before and after the prefix, concatenated along the last
+        dimension. "none".
+    fit: reduce prefix and suffix where the model has fewer blocks, as presets do.
     """
 
     prefix: int = 1
@@ -36,24 +39,32 @@ class Blocks:
         if self.prefix < 0 or self.suffix < 0:
             raise ValueError(f"Fn and Bn are numbers of blocks, 0 or more, not {self.prefix} and {self.suffix}")
         if self.probe in ("residual", "states") and self.prefix < 1:
-            raise ValueError("the indicator is what the first Fn blocks add, so Fn is at least 1")
+            raise ValueError("the indicator compares the output of the first Fn blocks, so Fn is at least 1")
 
 
 @dataclass(frozen=True)
 class Method:
-    """What a node builds from its widgets. `policies` are asked in order; the last step is computed whatever they say.
+    """A node's widgets as data.
 
-    keeps: what of the model's answer is kept and predicted. "velocity": (x - D) / sigma, the velocity of flow models, the noise of
-    others. "denoised": D. "residual": the network's output minus its input. "auto": what suits the sampler. Of no account with `blocks`.
-    blocks: for a method at block level, which keeps and predicts the residual of the blocks between; None at output level.
-    calibration: whether costs are taken from full runs of the user's own model: patch/step/calibration.py. "known": where there are such,
-    but none are recorded. choice: why it was chosen, where the user did not choose it himself.
+    Parameters
+    ----------
+    name, variant: for people: the method's name, and the preset's.
+    policies: asked in order. The last step of the run is computed whatever they decide.
+    predictor: returns the output of skipped evaluations; BySampler chooses one by the sampler's kind.
+    history_device: where histories are kept: the GPU while there is room, the GPU, or the CPU.
+    keeps: the value that is kept and predicted. "velocity": (x - D) / sigma, the velocity of flow models and the noise of others.
+        "denoised": D. "residual": the network's output minus its input. "auto": by sampler. Ignored with `blocks`.
+    indicator: read by adaptive policies.
+    blocks: for block-level methods, which keep the residual of the blocks between prefix and suffix; None at output level.
+    calibration: whether costs come from full runs of the user's own model. "auto": yes, and a missing one is recorded. "record": every
+        run is recorded. "known": yes, but nothing is recorded. "default": shipped costs. "off": none.
+    choice: why Step Cache (Auto) chose the method; None where the user chose it.
     """
 
     name: str
     variant: str
     policies: tuple[Policy, ...]
-    predictor: Predictor | Auto
+    predictor: Predictor | BySampler
     history_device: Literal["auto", "gpu", "cpu"] = "auto"
     keeps: Kept = "auto"
     indicator: Indicator | None = None
@@ -61,24 +72,24 @@ class Method:
     calibration: Literal["auto", "record", "known", "default", "off"] = "default"
     choice: Choice | None = None
 
-    def resolve(self, here: SamplerInfo) -> Method:
-        """What is at work in a run: itself. See auto.py for what chooses only then."""
+    def resolve(self, sampler: SamplerInfo) -> Method:
+        """The method that works in a run with this sampler: itself. AutoMethod chooses one."""
         return self
 
     def suited(self, integrator: Integrator) -> tuple[Predictor, Kept]:
-        """The predictor for a sampler of this kind, and what it is given: never "auto"."""
-        automatic = isinstance(self.predictor, Auto)
-        predictor = self.predictor.choose(integrator) if isinstance(self.predictor, Auto) else self.predictor
+        """The predictor for a sampler of this kind, and the value that it predicts (never "auto")."""
+        by_sampler = isinstance(self.predictor, BySampler)
+        predictor = self.predictor.choose(integrator) if isinstance(self.predictor, BySampler) else self.predictor
         if self.keeps != "auto":
             return predictor, self.keeps
-        # a velocity says which noise is in x: what is added later would stay in the picture
-        denoised = integrator == "sde" or (automatic and integrator == "ode")
+        # a velocity contains the noise that is in x: noise that the sampler adds later would stay in the picture
+        denoised = integrator == "sde" or (by_sampler and integrator == "ode")
         return predictor, "denoised" if denoised else "velocity"
 
-    def lacks(self, network: Network, lessons: BlockProfile | None) -> bool:
-        """Does any part of it need what a full run of the user's own model would teach of its blocks?"""
-        parts = (p.of(network) if isinstance(p, ByModel) else p for p in (*self.policies, self.indicator))
-        return any(p.lacks(network, lessons) for p in parts if isinstance(p, Modulated | Ratios))
+    def requires_profile(self, network: Network, profile: BlockProfile | None) -> bool:
+        """True if a policy or the indicator needs a block profile that is missing."""
+        parts = (*self.policies, self.indicator)
+        return any(part.requires_profile(network, profile) for part in parts if part is not None)
 
     @property
     def level(self) -> Literal["output", "blocks"]:

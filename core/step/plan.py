@@ -1,4 +1,4 @@
-"""A run's schedule, once it is known: which steps will be computed, and with what span of the past each edge is predicted."""
+"""A run's schedule: the steps to compute, and the span of the past that each edge is predicted from."""
 
 from __future__ import annotations
 
@@ -11,8 +11,14 @@ from .clock import Grid
 
 @dataclass(frozen=True)
 class Plan:
-    """`anchors`: the steps to compute, ascending, or empty where a policy decides as it goes. `spans`: K of the edge that
-    starts at an anchor. `slope`: what the plan was solved for, where the predictor leaves that to it."""
+    """A schedule on a grid.
+
+    Parameters
+    ----------
+    anchors: the steps to compute, ascending; empty where policies decide as the run goes.
+    spans: for an anchor, K of the edge that starts there, in steps (MeanCache's JVP_K).
+    slope: the predictor's slope that the plan was solved for, where the predictor leaves it open.
+    """
 
     grid: Grid
     anchors: tuple[int, ...] = ()
@@ -29,6 +35,6 @@ class Plan:
         return self.grid.sigmas[min(step + 1, self.grid.steps)]
 
     def span(self, step: int, default: int) -> int:
-        """K of the edge that `step` lies on."""
+        """K of the edge that contains `step`."""
         i = bisect_right(self.anchors, step)
         return self.spans.get(self.anchors[i - 1], default) if i else default

@@ -21,7 +21,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.step.calibration.block_profile import BlockProfiler
-from ...core.step.policies import COMPUTE
+from ...core.step.reasons import Reason
 from ...core.step.run import Run, Slot
 from ..families.tokens import Given
 from ..step.hook_base import EvaluationHook
@@ -104,7 +104,7 @@ class Call:
         if run.decision is None:
             if run.indicator is not None and hook.probe != "none":
                 seen = look(hook.probe)
-            if hook.pupil is not None:
+            if hook.profiler is not None:
                 self.taught = True
                 self.modulated = look("modulated")
         if run.decide([*slots, *hook.missing], seen).compute:
@@ -146,10 +146,10 @@ class Call:
             run.keep(slot, residual)
         hook.met(self.keys)
         own = self.keys[self.first], first
-        if run.indicator is not None and run.watched == own:
-            run.indicator.computed(residuals[own])
-        if hook.pupil is not None and self.taught:
-            hook.pupil.observe(run.clock.sigma, image(residuals[own]), self.modulated, channels)
+        if run.indicator is not None and run.indicated_slot == own:
+            run.indicator.observe_output(residuals[own])
+        if hook.profiler is not None and self.taught:
+            hook.profiler.observe(run.clock.sigma, image(residuals[own]), self.modulated, channels)
 
 
 class BlockHook(EvaluationHook):
@@ -161,10 +161,10 @@ class BlockHook(EvaluationHook):
         sigmas: SigmaReader,
         reach: BlockSupport,
         offload: torch.device | None,
-        pupil: BlockProfiler | None = None,
+        profiler: BlockProfiler | None = None,
     ) -> None:
-        super().__init__(run, sigmas, pupil)
-        self.pupil = pupil
+        super().__init__(run, sigmas, profiler)
+        self.profiler = profiler
         self.reach = reach
         self.seam = reach.seam
         self.probe = reach.blocks.probe
@@ -199,7 +199,7 @@ class BlockHook(EvaluationHook):
             size = self.reach.residual(shape, max(texts, default=0)) * model.model.get_dtype_inference().itemsize
             # beside the anchors: on a skip what is predicted; else, in place of the oldest anchor, what entered the blocks and the
             # new residual
-            self.told = size * (self.run.track.anchors + 1) * max(len(every), 1)
+            self.told = size * (self.run.trajectory.anchors + 1) * max(len(every), 1)
             row = model.memory_required([1, *noise_shape[1:]])
             noise_shape = [noise_shape[0] + round(self.told / max(row, 1)), *noise_shape[1:]]
         return executor(model, noise_shape, conds, *args, **kwargs)
@@ -252,12 +252,12 @@ class BlockHook(EvaluationHook):
             with self.seam.around(executor.class_obj.diffusion_model, call, given, control):
                 return executor(x, t, *rest, **kwargs)
         except UnexpectedForward as error:
-            self.astray, reason = True, "model changed"
+            self.astray, reason = True, Reason.MODEL_CHANGED
             self.run.report.note(str(error))
         except Exception as error:
             if not comfy.model_management.is_oom(error):
                 raise
-            reason = "memory"
+            reason = Reason.MEMORY
             self._spare()
         call.base = None
         self._begin_anew(reason)
@@ -274,15 +274,14 @@ class BlockHook(EvaluationHook):
             run.device, self.offload = HOST, None
             run.report.note(ELSEWHERE)
 
-    def _begin_anew(self, reason: str) -> None:
+    def _begin_anew(self, reason: Reason) -> None:
         """The evaluation under way is computed after all, and what was kept is let go."""
         run = self.run
         run.drop()
         comfy.model_management.soft_empty_cache()
         _let_fetched_go()
         if run.decision is not None and not run.decision.compute:
-            run.decision = COMPUTE(reason)
-            run.report.evaluations[-1].computed, run.report.evaluations[-1].reason = True, reason
+            run.recompute(reason)
 
     def _keys(self, options: dict[str, Any]) -> list[Hashable]:
         """A name for each conditioning of the batch. Parts of a regional prompt share a slot and may share a uuid."""
@@ -316,7 +315,7 @@ class BlockHook(EvaluationHook):
             self.room = min(self.told, free) + ROOM * max(free - self.told, 0)
         others = [h for slot, h in run.histories.items() if h.device is None and slot[0] not in keys]  # type: ignore[index]
         held = [v for h in others for v in list(h.anchors.values())[-1:]]
-        size = sum(v.numel() * v.element_size() for v in (*held, *residuals)) * max(run.track.anchors, 1)
+        size = sum(v.numel() * v.element_size() for v in (*held, *residuals)) * max(run.trajectory.anchors, 1)
         run.device = None if size <= self.room else offload
         if size > self.room:
             run.report.note(ELSEWHERE)

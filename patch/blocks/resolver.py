@@ -52,7 +52,7 @@ def known(patcher: Any, conds: dict[str, Any]) -> Network:
     return {**config, "reference": any(c.get("reference_latents") is not None for c in entries)}
 
 
-def reach_of(method: Method, network: Any) -> BlockSupport:
+def block_support_of(method: Method, network: Any) -> BlockSupport:
     """How `method`, one of block level, reaches into a diffusion model (torch.nn.Module). Raises StepCacheError where it cannot."""
     assert method.blocks is not None
     family = family_of(network)

@@ -247,7 +247,7 @@ class BlockTraversal:
             return self.given is not None
 
         what, hook = self.family.modulated, self.call.hook
-        asked = hook.run.decision is None and (hook.pupil or (self.probe == "modulated" and hook.run.indicator))
+        asked = hook.run.decision is None and (hook.profiler or (self.probe == "modulated" and hook.run.indicator))
         if not asked or self.first > 0 or not what:
             decide(None)
         elif what.startswith("arg:"):

@@ -1,4 +1,4 @@
-"""Putting a step cache on a MODEL: one wrapper that holds configuration; a run's state is born in it and dies with it."""
+"""Putting a step cache on a MODEL: one wrapper that holds configuration; a run's state is start_run in it and dies with it."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from comfy.patcher_extension import WrappersMP
 from ...core.step.auto.method import AutoMethod
 from ...core.step.method import Method
 from ...core.step.report.report import Report
-from ..blocks.resolver import reach_of
+from ..blocks.resolver import block_support_of
 from ..errors import StepCacheError
-from .run_setup import born
+from .run_setup import RunSession, start_run
 
 KEY = "skipstone"
-# step caches of ComfyUI itself, by the key of their wrapper
+# ComfyUI's own step caches, by the key of their wrapper
 RIVALS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
 
 Listener = Callable[[Report], None]
@@ -29,10 +29,16 @@ log = logging.getLogger(__name__)
 def attach(
     model: Any, method: Method | AutoMethod, listeners: tuple[Listener, ...] = (), watchers: tuple[Listener, ...] = ()
 ) -> Any:
-    """A clone of the MODEL (a comfy ModelPatcher) that samples with `method`, or with what a wish comes to in each run; `listeners` get
-    the report of every run, `watchers` are shown it after every decision as well.
+    """A clone of the MODEL that samples with `method`.
 
-    Raises StepCacheError when the MODEL cannot be sampled, has a step cache already, or has blocks that the method cannot work on.
+    Raises StepCacheError if the MODEL cannot be sampled, has a step cache already, or has blocks that the method cannot work on.
+
+    Parameters
+    ----------
+    model: a comfy ModelPatcher.
+    method: an AutoMethod is resolved anew in each run.
+    listeners: receive the report of every run when it ends.
+    watchers: receive the unfinished report after every decision.
     """
     if not hasattr(model, "add_wrapper_with_key") or getattr(model.model, "model_sampling", None) is None:
         raise StepCacheError(
@@ -41,7 +47,7 @@ def attach(
         )
     _refuse_second(method, model.model_options, model.wrappers)
     if isinstance(method, Method) and method.blocks is not None:
-        reach_of(method, model.model.diffusion_model)
+        block_support_of(method, model.model.diffusion_model)
     patched = model.clone()
     patched.add_wrapper_with_key(WrappersMP.OUTER_SAMPLE, KEY, StepCache(method, listeners, watchers))
     return patched
@@ -56,13 +62,12 @@ def _refuse_second(
     others += [name for key, name in RIVALS.items() if key in outer]
     if others:
         raise StepCacheError(
-            f"two step caches on one model: {method.title} and {others[0]}. Each would skip on what the other made up. "
-            "Remove or bypass one of the two nodes."
+            f"Two step caches are on this model: {method.title} and {others[0]}. Use one: remove or bypass the other."
         )
 
 
 class StepCache:
-    """The OUTER_SAMPLE wrapper: configuration only. ComfyUI shares it between clones of a model."""
+    """The OUTER_SAMPLE wrapper: configuration only, because ComfyUI shares it between clones of a model."""
 
     def __init__(
         self, method: Method | AutoMethod, listeners: tuple[Listener, ...], watchers: tuple[Listener, ...] = ()
@@ -76,13 +81,13 @@ class StepCache:
     ) -> Any:
         guider = executor.class_obj
         _refuse_second(self.method, guider.model_options, {}, own=self)
-        course = born(self.method, guider, sampler, sigmas, latent)
-        run = course.run
-        run.watch = partial(self._tell, self.watchers) if self.watchers else None
-        # on the run's own copy of the options: whoever is around us may call twice, and finds them as they were
+        session = start_run(self.method, guider, sampler, sigmas, latent)
+        run = session.run
+        run.reports.watch = partial(self._send, self.watchers) if self.watchers else None
+        # on a copy: an outer wrapper may call us twice, and has to find the options unchanged
         given = guider.model_options
         guider.model_options = comfy.model_patcher.create_model_options_clone(given)
-        for kind, wrapper in course.hook.wrappers.items():
+        for kind, wrapper in session.hook.wrappers.items():
             comfy.patcher_extension.add_wrapper_with_key(
                 kind, KEY, wrapper, guider.model_options, is_model_options=True
             )
@@ -93,25 +98,32 @@ class StepCache:
             return result
         finally:
             guider.model_options = given
-            if finished:
-                course.learn()
-            report = run.close(finished)
+            self._close(session, finished)
+
+    def _close(self, session: RunSession, finished: bool) -> None:
+        """End a run. Nothing here may replace a finished picture, or the error that ended the run."""
+        if finished:
+            session.finish()
+        try:
+            report = session.run.close(finished)
             if report.chosen:
                 log.info("[Skipstone] %s", report.chosen)
             log.info("[Skipstone] %s", report.line())
             for note in report.notes:
                 log.warning("[Skipstone] %s: %s", report.method, note)
-            self._tell(self.listeners, report)
+        except Exception:
+            log.exception("[Skipstone] the report of %s failed", self.method.name)
+        self._send(self.listeners, session.run.report)
 
-    def _tell(self, listeners: tuple[Listener, ...], report: Report) -> None:
+    def _send(self, listeners: tuple[Listener, ...], report: Report) -> None:
         for listener in listeners:
             try:
                 listener(report)
-            except Exception:  # nobody who only listens ends the run, or hides the error that did
-                log.exception("[Skipstone] the report of %s was not taken", self.method.name)
+            except Exception:
+                log.exception("[Skipstone] a listener of %s failed", self.method.name)
 
 
 def listeners_of(model: Any) -> tuple[Listener, ...]:
-    """Who gets the reports of a MODEL's step cache; nobody where it has none."""
+    """The listeners of a MODEL's step cache; empty without one."""
     wrappers = getattr(model, "wrappers", {}).get(WrappersMP.OUTER_SAMPLE, {}).get(KEY, ())
     return tuple(listener for w in wrappers if isinstance(w, StepCache) for listener in w.listeners)

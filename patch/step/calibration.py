@@ -30,6 +30,7 @@ from .samplers import function_of
 
 FOLDER = ("skipstone", "calibration")
 LARGEST = 40_000_000  # bytes of a file that is read
+MOST_STEPS = 1000  # of a run that is recorded: memory grows with the square
 ELEMENTS = 32  # of each weight of a model that are looked at to know it again
 log = logging.getLogger(__name__)
 

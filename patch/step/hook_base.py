@@ -1,4 +1,4 @@
-"""What both levels have in common: the sampler's evaluations, told from whatever else calls the model."""
+"""Base of both hooks: tells the sampler's evaluations from other calls of the model."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ...core.step.calibration.block_profile import BlockProfiler
-from ...core.step.calibration.gram_recorder import Recorder
+from ...core.step.calibration.gram_recorder import GramRecorder
 from ...core.step.run import Run, Slot
 from ..families import STATES
 from .sigmas import SigmaReader
 from .slots import slots_of
 
-STATEFUL = "this sampler has the model keep state from step to step, so every step is computed"
+STATEFUL = "this model keeps state from step to step, so every step is computed"
 
 
 class EvaluationHook:
-    """One run's wrappers. What is called otherwise than by the sampler's own evaluation has no slots."""
+    """One run's wrappers. Calls that are not part of a sampler's evaluation have no slots."""
 
-    def __init__(self, run: Run, sigmas: SigmaReader, learner: Recorder | BlockProfiler | None = None) -> None:
+    def __init__(self, run: Run, sigmas: SigmaReader, learner: GramRecorder | BlockProfiler | None = None) -> None:
         self.run = run
         self.sigmas = sigmas
         self.learner = learner
@@ -30,7 +30,7 @@ class EvaluationHook:
 
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
-        """By kind, what is put around ComfyUI's functions for the run."""
+        """The wrappers of ComfyUI's functions for the run, by kind."""
         return {WrappersMP.PREDICT_NOISE: self.predict_noise, WrappersMP.CALC_COND_BATCH: self.calc_cond_batch}
 
     def calc_cond_batch(
@@ -43,13 +43,13 @@ class EvaluationHook:
         raise NotImplementedError
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """PREDICT_NOISE: exactly one per evaluation. The clock ticks."""
+        """PREDICT_NOISE: once per evaluation; advances the clock."""
         self.run.tick(self.sigmas.read(timestep))
         if self.sigmas.wrong:
             self.sigmas.wrong = False
             self.run.forget()
             if self.learner is not None:
-                self.learner.spoil()
+                self.learner.invalidate()
         self.at, self.calls = timestep, 0
         try:
             return executor(x, timestep, *args, **kwargs)
@@ -57,8 +57,10 @@ class EvaluationHook:
             self.at = None
 
     def slots(self, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Slot | None]:
-        """The slots of a call of CALC_COND_BATCH, one for each of `conds`; none at all where it is not the sampler's, or where the
-        model must run because it keeps state of its own."""
+        """The slots of a call of CALC_COND_BATCH, one for each of `conds`.
+
+        Empty if the call is not part of the sampler's evaluation, or if the model keeps state of its own and has to run.
+        """
         options = model_options.get("transformer_options", {})
         if not self._under_way(timestep):
             return []
@@ -69,7 +71,7 @@ class EvaluationHook:
         return slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
 
     def _under_way(self, timestep: Tensor) -> bool:
-        """Is this the sigma of the evaluation under way? Windows over a batch of frames hand on a part of its tensor."""
+        """True if this is the current evaluation's sigma. Windows over a batch of frames pass a slice of its tensor."""
         if self.at is None or timestep is self.at:
             return self.at is not None
         return bool(timestep.flatten()[0] == self.at.flatten()[0])

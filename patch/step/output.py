@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.step.calibration.gram_recorder import Recorder
+from ...core.step.calibration.gram_recorder import GramRecorder
 from ...core.step.run import Run
 from .hook_base import EvaluationHook
 from .sigmas import SigmaReader
@@ -19,7 +19,7 @@ from .sigmas import SigmaReader
 class OutputHook(EvaluationHook):
     """One run's wrappers. Whatever is called otherwise than by the sampler's own evaluation passes through untouched."""
 
-    def __init__(self, run: Run, sigmas: SigmaReader, recorder: Recorder | None = None) -> None:
+    def __init__(self, run: Run, sigmas: SigmaReader, recorder: GramRecorder | None = None) -> None:
         super().__init__(run, sigmas, recorder)
         self.recorder = recorder
 

@@ -1,4 +1,4 @@
-"""What kind of integrator a sampler is, from its function's name in k_diffusion: data, so that a new sampler is a new word."""
+"""A sampler's kind, by the name of its function in comfy.k_diffusion.sampling; unknown samplers are observed while they run."""
 
 from __future__ import annotations
 
@@ -11,21 +11,30 @@ EULER = {"sample_euler"}  # ComfyUI's "euler" and "ddim"
 # samplers that add noise between evaluations have one of these in their name
 NOISY = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver", "restart", "stochastic")
 
-# these choose their own steps, from the first sigma to the last above zero, and stop there
-STOP_SHORT = {"dpm_fast_function", "dpm_adaptive_function"}
+# these choose their own steps between the first sigma and the last one above zero
+ADAPTIVE_STEPS = {"dpm_fast_function", "dpm_adaptive_function"}
 
-# these evaluate the model once a step, at the step's own sigma ...
+# these evaluate the model once a step, at the step's sigma ...
 ONCE = {
     "sample_euler", "sample_euler_ancestral", "sample_euler_cfg_pp", "sample_euler_ancestral_cfg_pp", "sample_lms",
-    "sample_dpmpp_2m", "sample_dpmpp_2m_cfg_pp", "sample_dpmpp_2m_sde", "sample_dpmpp_2m_sde_gpu", "sample_dpmpp_3m_sde",
+    "sample_dpmpp_2m", "sample_dpmpp_2m_cfg_pp", "sample_dpmpp_2m_sde", "sample_dpmpp_2m_sde_gpu",
+    "sample_dpmpp_2m_sde_heun", "sample_dpmpp_2m_sde_heun_gpu", "sample_dpmpp_3m_sde",
     "sample_dpmpp_3m_sde_gpu", "sample_ddpm", "sample_lcm", "sample_ipndm", "sample_ipndm_v", "sample_deis",
     "sample_res_multistep", "sample_res_multistep_cfg_pp", "sample_res_multistep_ancestral",
     "sample_res_multistep_ancestral_cfg_pp", "sample_gradient_estimation", "sample_gradient_estimation_cfg_pp",
-    "sample_er_sde",
+    "sample_er_sde", "sample_sa_solver",
 }  # fmt: skip
-# ... and these a second time at the next one's, but for the last
-TWICE = {"sample_heun"}
-TWICE_ELSEWHERE = {"sample_dpm_2", "sample_heunpp2"}  # between the steps, or three times
+# ... these also at the next step's sigma, except in the last step ...
+TWICE = {"sample_heun", "sample_exp_heun_2_x0", "sample_exp_heun_2_x0_sde", "sample_sa_solver_pece"}
+# ... and these as often per step, at sigmas that depend on the step
+ELSEWHERE = {
+    "sample_dpm_2": 2, "sample_dpm_2_ancestral": 2, "sample_dpmpp_2s_ancestral": 2, "sample_dpmpp_2s_ancestral_cfg_pp": 2,
+    "sample_dpmpp_sde": 2, "sample_dpmpp_sde_gpu": 2, "sample_heunpp2": 3, "sample_seeds_2": 2, "sample_seeds_3": 3,
+}  # fmt: skip
+
+_observed: dict[
+    str, int
+] = {}  # evaluations per step of samplers that are in none of the tables, by the name of their function
 
 
 def function_of(sampler: object) -> str:
@@ -38,23 +47,46 @@ def _churns(sampler: object) -> bool:
     return options.get("s_churn", 0) > 0
 
 
-def steps_alone(sampler: object) -> bool:
-    """Does the SAMPLER step where it likes between the first sigma and the last?"""
-    return function_of(sampler) in STOP_SHORT
+def _identity(sampler: object) -> str:
+    """Of an unknown SAMPLER's function or class, so that two packs' functions of one name are told apart."""
+    function = getattr(sampler, "sampler_function", None) or type(sampler)
+    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
 
-def looks_twice(sampler: object) -> bool:
-    """Does the SAMPLER evaluate the model twice a step, adding no noise?"""
-    return function_of(sampler) in TWICE | TWICE_ELSEWHERE and not _churns(sampler)
+def adaptive_steps(sampler: object) -> bool:
+    """True if the SAMPLER chooses its own steps between the first sigma and the last."""
+    return function_of(sampler) in ADAPTIVE_STEPS
 
 
-def stepped(sampler: object, sigmas: list[float]) -> list[float]:
-    """Of a run's sigmas those that the SAMPLER steps between: without the final zero where it never goes there."""
-    return sigmas[:-1] if function_of(sampler) in STOP_SHORT and sigmas[-1:] == [0.0] else sigmas
+def evaluations_per_step(sampler: object) -> int:
+    """How often the SAMPLER evaluates the model in a step. An unknown one: as often as in its last run, 1 before that."""
+    name = function_of(sampler)
+    if name in ONCE or name in ADAPTIVE_STEPS:
+        return 1
+    if name in TWICE:
+        return 2
+    return ELSEWHERE.get(name) or _observed.get(_identity(sampler), 1)
 
 
-def looks_at(sampler: Any, sigmas: Sequence[float]) -> list[float] | None:
-    """The sigmas of all evaluations in their order, where the SAMPLER is known to make them so; else None."""
+def observe(sampler: object, evaluations: int, steps: int) -> None:
+    """A run of `steps` finished after so many evaluations."""
+    known = ONCE | ADAPTIVE_STEPS | TWICE | ELSEWHERE.keys()
+    if function_of(sampler) not in known and steps > 1:
+        _observed[_identity(sampler)] = max(round(evaluations / steps), 1)
+
+
+def second_order(sampler: object) -> bool:
+    """True if the SAMPLER evaluates the model more than once a step and adds no noise."""
+    return evaluations_per_step(sampler) > 1 and integrator_of(sampler) != "sde"
+
+
+def run_sigmas(sampler: object, sigmas: list[float]) -> list[float]:
+    """The sigmas that the SAMPLER steps between: without the final zero where it never reaches it."""
+    return sigmas[:-1] if adaptive_steps(sampler) and sigmas[-1:] == [0.0] else sigmas
+
+
+def evaluated_sigmas(sampler: Any, sigmas: Sequence[float]) -> list[float] | None:
+    """The sigmas of all evaluations in order, for a SAMPLER that is known to use the grid's; None for others."""
     name, steps = function_of(sampler), list(sigmas[:-1])
     if _churns(sampler):
         return None
@@ -66,12 +98,12 @@ def looks_at(sampler: Any, sigmas: Sequence[float]) -> list[float] | None:
 
 
 def integrator_of(sampler: object) -> Integrator:
-    """The kind of a ComfyUI SAMPLER. Unknown ones are taken for deterministic: that presumes the least."""
+    """The kind of a ComfyUI SAMPLER; "ode" for an unknown one, which assumes the least."""
     name = function_of(sampler)
     options = getattr(sampler, "extra_options", None) or {}
     if any(word in name for word in NOISY) or _churns(sampler) or options.get("eta", 0) > 0:
         return "sde"
     if name in EULER:
         return "euler"
-    # CFG++ carries the latent forward by another prediction than the one it is given
+    # CFG++ moves the latent by another prediction than the one it returns
     return "multistep" if name in ONCE and not name.endswith("cfg_pp") else "ode"

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .samplers import looks_at
+from .samplers import evaluated_sigmas
 
 TOLERANCE = 1e-3  # SDE samplers move the first sigma a little
 
@@ -41,7 +41,7 @@ class SigmaReader:
     """For one run of a ComfyUI SAMPLER on `sigmas` (N + 1 host floats)."""
 
     def __init__(self, sampler: Any, sigmas: Sequence[float]) -> None:
-        self.expected: list[float] | None = looks_at(sampler, sigmas)
+        self.expected: list[float] | None = evaluated_sigmas(sampler, sigmas)
         self.next = 0
         self.arriving: list[tuple[PendingSigma, float]] = []
         self.wrong = (

@@ -220,11 +220,11 @@ def test_teacache_has_the_recommended_thresholds_where_there_are():
 
 def windows(method: Method, network: Any, steps: int = 20) -> list[int]:
     """The steps that a method of a model of this kind leaves to its rule."""
-    setting = RunContext(flow(steps), Reuse(), network=network)
+    context = RunContext(flow(steps), Reuse(), network=network)
     left = []
-    started = [p.start(setting) for p in method.policies[:-1]]
-    for step, sigma in enumerate(setting.grid.sigmas[:-1]):
-        clock = Clock(setting.grid)
+    started = [p.start(context) for p in method.policies[:-1]]
+    for step, sigma in enumerate(context.grid.sigmas[:-1]):
+        clock = Clock(context.grid)
         clock.tick(sigma)
         if all(p.decide(clock, lambda: None) is None for p in started):
             left.append(step)
@@ -407,11 +407,11 @@ def test_a_bad_value_is_refused_with_what_would_do(name, values, said):
 
 
 def test_what_is_asked_of_a_model_is_started_with_what_is_known_of_it():
-    setting = RunContext(flow(20), Reuse(), network=FLUX)
+    context = RunContext(flow(20), Reuse(), network=FLUX)
     method = teacache.teacache_of("Speed")
-    assert method.policies[-1].start(setting).threshold == 0.4  # type: ignore[attr-defined]
-    assert method.indicator is not None and method.indicator.start(setting).source == "Flux"  # type: ignore[attr-defined]
-    assert not method.lacks(FLUX, None) and method.lacks({"image_model": "qwen_image"}, None)
+    assert method.policies[-1].start(context).threshold == 0.4
+    assert method.indicator is not None and method.indicator.start(context).source == "Flux"
+    assert not method.requires_profile(FLUX, None) and method.requires_profile({"image_model": "qwen_image"}, None)
 
 
 def taught(studio, cached, name, model, preset="Speed", **how):

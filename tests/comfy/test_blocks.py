@@ -355,7 +355,7 @@ def test_a_prompt_that_comes_or_goes(studio, flux, cached, looked, begins):
     model, onlooker = looked(patched)
     studio.sample(model, ConditioningCombine().combine(studio.prompt(), extra)[0], steps=ALL)
     onlooker.check(reports[0])
-    assert computed_at(reports[0])[MIDDLE] == "event"
+    assert computed_at(reports[0])[MIDDLE] == "conditioning change"
 
 
 def test_a_prompt_that_comes_unforeseen(studio, flux, cached, looked, monkeypatch):
@@ -379,7 +379,7 @@ def test_a_controlnet_that_begins_or_ends(studio, flux, cached, looked, control_
     model, onlooker = looked(patched)
     studio.sample(model, *conds, steps=ALL)
     onlooker.check(reports[0])
-    assert computed_at(reports[0])[MIDDLE] == "event"
+    assert computed_at(reports[0])[MIDDLE] == "conditioning change"
     plain = studio.sample(flux, *conds, steps=ALL)
     assert torch.equal(studio.sample(cached(below(0.0), flux)[0], *conds, steps=ALL), plain)
     assert not torch.allclose(plain, studio.sample(flux, steps=ALL), atol=1e-3)  # it took effect
@@ -393,7 +393,7 @@ def test_a_hook_that_comes_to_its_next_keyframe(studio, flux, cached, looked):
     watched, onlooker = looked(patched)
     out = studio.sample(watched, cond, steps=ALL)
     onlooker.check(reports[0])
-    assert computed_at(reports[0])[MIDDLE] == "event"
+    assert computed_at(reports[0])[MIDDLE] == "conditioning change"
     assert not torch.allclose(out, studio.sample(patched, steps=ALL), atol=1e-4)
     plain = studio.sample(flux, cond, steps=ALL)
     assert torch.equal(studio.sample(cached(below(0.0), flux)[0], cond, steps=ALL), plain)

@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from skipstone.core.step.history import History
 from skipstone.core.step.report.report import Report
 from skipstone.patch.blocks.hook import ELSEWHERE, NO_MORE, OOM, BlockHook
-from skipstone.patch.blocks.resolver import reach_of
+from skipstone.patch.blocks.resolver import block_support_of
 from skipstone.patch.step.attach import attach
 from skipstone.patch.step.sigmas import SigmaReader
 from skipstone.tests.comfy import zoo
@@ -331,8 +331,8 @@ def told(flux, monkeypatch):
     """How many bytes ComfyUI is told of: `told(model)`."""
 
     def ask(model=flux, conds=None, unused="", device=None):
-        reach = reach_of(every(2), model.model.diffusion_model)
-        run: Any = SimpleNamespace(device=device, track=SimpleNamespace(anchors=1))
+        reach = block_support_of(every(2), model.model.diffusion_model)
+        run: Any = SimpleNamespace(device=device, trajectory=SimpleNamespace(anchors=1))
         hook = BlockHook(run, SigmaReader(None, [1.0, 0.0]), reach, None)
         hook.unused = unused
         monkeypatch.setattr(model.model, "memory_usage_factor", 1e-6)
@@ -392,8 +392,8 @@ def no_memory(device):
 def test_what_comfyui_made_room_for_has_room(flux, monkeypatch, patcher, free, where):
     """What it was told of stays where the model computes, though it is more than a quarter of what is free."""
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free)
-    run: Any = SimpleNamespace(device=None, track=SimpleNamespace(anchors=1), histories={}, report=Report("", "", 1))
-    hook = BlockHook(run, SigmaReader(None, [1.0, 0.0]), reach_of(every(2), flux.model.diffusion_model), None)
+    run: Any = SimpleNamespace(device=None, trajectory=SimpleNamespace(anchors=1), histories={}, report=Report("", "", 1))
+    hook = BlockHook(run, SigmaReader(None, [1.0, 0.0]), block_support_of(every(2), flux.model.diffusion_model), None)
     hook.patcher, hook.told = patcher, 200
     hook.settle(torch.device("cpu"), [torch.zeros(50)], ["a"])
     assert run.device == (where and torch.device(where))

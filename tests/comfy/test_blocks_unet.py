@@ -150,7 +150,7 @@ def test_where_a_controlnet_begins_or_ends_is_computed(small, prompts, control_n
     percent = next(p / 1000 for p in range(1001) if sampling.percent_to_sigma(p / 1000) < edge)
     sampled(model, controlled(prompts, control_net, *((percent, 1.0) if begins else (0.0, percent))), steps)
     assert [e.computed for e in reports[1].evaluations][step - 1 : step + 1] == [False, True]
-    assert reports[1].evaluations[step].reason == "event"
+    assert reports[1].evaluations[step].reason == "conditioning change"
 
 
 # How conditionings are batched

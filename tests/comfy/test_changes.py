@@ -77,7 +77,7 @@ def test_a_prompt_that_gives_way_to_another(studio, meancache, watched, skipped_
     model, watch = watched(patched)
     studio.sample(model, ConditioningCombine().combine(first, second)[0], steps=STEPS)
     watch.agrees_with(reports[0])
-    assert computed_at(reports[0])[skipped_step] == "event"
+    assert computed_at(reports[0])[skipped_step] == "conditioning change"
     assert skipped_step - 1 not in computed_at(reports[0])
 
 
@@ -90,7 +90,7 @@ def test_a_prompt_that_comes_or_goes(studio, meancache, skipped_step, which, beg
     prompts[which] = ConditioningCombine().combine(prompts[which], extra)[0]
     model, reports = meancache(**SPARSE)
     studio.sample(model, **prompts, steps=STEPS)
-    assert computed_at(reports[0])[skipped_step] == "event"
+    assert computed_at(reports[0])[skipped_step] == "conditioning change"
 
 
 def test_a_prompt_that_begins_at_the_very_sigma_of_a_step(studio, meancache, watched):
@@ -141,7 +141,7 @@ def test_a_controlnet_that_begins_or_ends(studio, meancache, watched, skipped_st
     model, watch = watched(patched)
     out = studio.sample(model, controlled(studio.prompt(), control), steps=STEPS)
     watch.agrees_with(reports[0])
-    assert computed_at(reports[0])[skipped_step] == "event"
+    assert computed_at(reports[0])[skipped_step] == "conditioning change"
     assert skipped_step - 1 not in computed_at(reports[0])
     assert control.asked == reports[0].computed  # a skipped evaluation saves its ControlNets as well
     assert not torch.allclose(out, studio.sample(patched, steps=STEPS), atol=1e-2)  # it took effect
@@ -170,7 +170,7 @@ def test_a_hook_that_comes_to_its_next_keyframe(studio, meancache, watched, skip
     model, watch = watched(patched)
     out = studio.sample(model, cond, steps=STEPS)
     watch.agrees_with(reports[0])
-    assert computed_at(reports[0])[skipped_step] == "event"
+    assert computed_at(reports[0])[skipped_step] == "conditioning change"
     assert not torch.allclose(out, studio.sample(patched, steps=STEPS), atol=1e-3)
 
 

@@ -256,11 +256,11 @@ def happening(request, studio, tiny_flux):
 def test_what_happens_is_computed_at_once(run, happening, name):
     """And planned for, where a method plans; what comes before and after is skipped as ever."""
     plain, _ = run(name)
-    assert "event" not in plain.as_dict()["reasons"]
+    assert "conditioning change" not in plain.as_dict()["reasons"]
     step = skipped_without(plain)
     report, watch = run(name, *happening(step))
-    assert reason_at(report)[step] == "event"
-    assert report.as_dict()["reasons"]["event"] == 1
+    assert reason_at(report)[step] == "conditioning change"
+    assert report.as_dict()["reasons"]["conditioning change"] == 1
     assert report.skipped > 0
     if name in PLANNED:
         assert step in report.planned
@@ -277,7 +277,7 @@ def test_an_event_is_paid_from_the_budget(studio, cached, tiny_flux, budget):
     events = ranged(studio.prompt("a green square on white"), 0.31, 0.73)
     studio.sample(model, ConditioningCombine().combine(studio.prompt(), events)[0], steps=STEPS, cfg=1.0)
     assert reports[0].computed == int(budget * STEPS)
-    assert [e.step for e in reports[0].evaluations if e.reason == "event"] == [7, 15]
+    assert [e.step for e in reports[0].evaluations if e.reason == "conditioning change"] == [7, 15]
 
 
 @pytest.mark.parametrize("sampler", ["heun", "dpm_2", "dpmpp_2m", "euler_ancestral"])
@@ -289,7 +289,7 @@ def test_with_other_samplers(studio, run, name, sampler):
     late = ranged(studio.prompt("a green square on white"), (step - 0.5) / STEPS, 1.0)
     report, _ = run(name, ConditioningCombine().combine(studio.prompt(), late)[0], sampler=sampler, cfg=1.0)
     first = next(e for e in report.evaluations if e.step >= step)
-    assert first.computed and first.reason == "event"
+    assert first.computed and first.reason == "conditioning change"
 
 
 def test_a_shift_is_in_force_at_the_first_run(studio, run, tiny_flux):
@@ -297,7 +297,7 @@ def test_a_shift_is_in_force_at_the_first_run(studio, run, tiny_flux):
     (shifted,) = ModelSamplingSD3().patch(tiny_flux, 5.0)
     late = ranged(studio.prompt("a green square on white"), 0.5, 1.0)
     report, watch = run("TaylorSeer", ConditioningCombine().combine(studio.prompt(), late)[0], model=shifted, cfg=1.0)
-    (step,) = (e.step for e in report.evaluations if e.reason == "event")
+    (step,) = (e.step for e in report.evaluations if e.reason == "conditioning change")
     edge = 5 * 0.5 / (1 + 4 * 0.5)
     assert watch.evaluations[step].sigma <= edge < watch.evaluations[step - 1].sigma
 
@@ -310,9 +310,11 @@ def test_in_a_second_stage_what_happened_before_is_none(studio, run):
     late = ranged(studio.prompt("a green square on white"), 0.68, 1.0)
     second: dict[str, Any] = {"start_step": 10, "last_step": STEPS, "force_full_denoise": True, "cfg": 1.0}
     report, _ = run("TaylorSeer", early, **second)
-    assert "event" not in report.as_dict()["reasons"]
+    assert "conditioning change" not in report.as_dict()["reasons"]
     report, _ = run("TaylorSeer", ConditioningCombine().combine(studio.prompt(), late)[0], **second)
-    assert [e.step for e in report.evaluations if e.reason == "event"] == [4]  # of this stage: 14 of the whole
+    assert [e.step for e in report.evaluations if e.reason == "conditioning change"] == [
+        4
+    ]  # of this stage: 14 of the whole
 
 
 def test_a_change_at_the_last_step_or_the_first_is_no_event(studio, run):
@@ -322,5 +324,5 @@ def test_a_change_at_the_last_step_or_the_first_is_no_event(studio, run):
         report, _ = run("TaylorSeer", ConditioningCombine().combine(studio.prompt(), extra)[0], cfg=1.0)
         told = reason_at(report)
         assert told[STEPS - 1] == "last step"
-        assert set(told.values()) - {"event"} >= {"warmup", "interval", "last step"}
-        assert [s for s, reason in told.items() if reason == "event"] == ([1] if start == 0.001 else [])
+        assert set(told.values()) - {"conditioning change"} >= {"warmup", "interval", "last step"}
+        assert [s for s, reason in told.items() if reason == "conditioning change"] == ([1] if start == 0.001 else [])

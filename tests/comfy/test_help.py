@@ -149,9 +149,9 @@ def test_every_setting_has_a_text():
         for found in re.findall(r'id: "(Skipstone\.[\w.]+)"', file.read_text())
     }
     told = {s["id"]: s for s in helping.settings()}
-    for setting in ids:
-        if "type" not in told[setting]:
-            assert told[setting]["name"] and told[setting]["tooltip"], setting
+    for context in ids:
+        if "type" not in told[context]:
+            assert told[context]["name"] and told[context]["tooltip"], context
 
 
 # tooltips and names to find them by

@@ -9,7 +9,7 @@ import pytest
 
 from skipstone.core.step.indicators.blocks import Probed
 from skipstone.core.step.method import Method
-from skipstone.core.step.policies import Budget, ByModel, Cap, Ratios, RunContext, Schedule, Warmup, Window
+from skipstone.core.step.policies import Budget, Cap, PerModel, Ratios, RunContext, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Spectrum
 from skipstone.nodes import easycache, firstblock, forecast, meancache, stepmask, teacache
 from skipstone.nodes.auto import StepCacheAuto
@@ -51,24 +51,24 @@ NODES = [*METHODS, stepmask.StepMaskNode, StepCacheAuto]
 def in_words(method: Method) -> dict[str, Any]:
     """What it does in a run of 50 steps, with a model that no preset has values of its own for. Apart from its title, and from `fit`: a
     preset takes fewer blocks where the model has not so many, and a number that someone wrote is an error there."""
-    setting = RunContext(flow(STEPS), method.predictor)  # type: ignore[arg-type]
+    context = RunContext(flow(STEPS), method.predictor)  # type: ignore[arg-type]
     rules: list[Any] = []
     for policy in method.policies:
-        policy = policy.otherwise if isinstance(policy, ByModel) else policy
+        policy = policy.otherwise if isinstance(policy, PerModel) else policy
         if isinstance(policy, Warmup | Window | Cap):
-            policy.start(setting)
+            policy.start(context)
             continue
         if isinstance(policy, Ratios):  # has a window and a cap of its own
-            setting.force(range(int(policy.retention * STEPS)))
-            setting.longest = min(setting.longest, policy.most or setting.longest)
-            policy = replace(policy, retention=0.0, most=0)
+            context.force(range(int(policy.retention * STEPS)))
+            context.max_skipped_steps = min(context.max_skipped_steps, policy.max_skips or context.max_skipped_steps)
+            policy = replace(policy, retention=0.0, max_skips=0)
         if isinstance(policy, Schedule):
             policy = replace(policy, budget=Budget.of(policy.budget.share(STEPS)))
         rules.append(policy)
     blocks = method.blocks and replace(method.blocks, fit=False)
-    indicator = replace(method.indicator, known=()) if isinstance(method.indicator, Probed) else method.indicator
+    indicator = replace(method.indicator, per_model=()) if isinstance(method.indicator, Probed) else method.indicator
     rest = replace(method, variant="", policies=(), blocks=blocks, indicator=indicator)
-    return {"forced": setting.forced, "longest": setting.longest, "rules": rules, "rest": rest}
+    return {"forced": context.forced, "longest": context.max_skipped_steps, "rules": rules, "rest": rest}
 
 
 @pytest.mark.parametrize(("node", "preset"), EVERY)

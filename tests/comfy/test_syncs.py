@@ -24,7 +24,7 @@ from skipstone.core.step.policies import StepMask
 from skipstone.nodes.easycache import easycache_of, ucache_of
 from skipstone.nodes.forecast import spectrum_of, taylorseer_of
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.step.samplers import looks_at
+from skipstone.patch.step.samplers import evaluated_sigmas
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
 
@@ -270,7 +270,7 @@ def test_the_count_does_see_other_ways_to_wait(studio, cached, tiny_flux, monkey
 
 
 def foreseen(name):
-    return looks_at(comfy.samplers.sampler_object(name), [1.0, 0.5, 0.0]) is not None
+    return evaluated_sigmas(comfy.samplers.sampler_object(name), [1.0, 0.5, 0.0]) is not None
 
 
 FORESEEN = [name for name in comfy.samplers.SAMPLER_NAMES if foreseen(name)]
@@ -293,7 +293,9 @@ def test_samplers_look_where_they_are_said_to_look(studio, watched, tiny_flux, t
                 watching, torch.ones_like(latent), 1.0, made, grid, studio.prompt(), studio.prompt(""), latent,
                 disable_pbar=True, seed=1,
             )  # fmt: skip
-            assert [e.sigma for e in watch.evaluations] == pytest.approx(looks_at(made, grid.tolist()), rel=5e-4)
+            assert [e.sigma for e in watch.evaluations] == pytest.approx(
+                evaluated_sigmas(made, grid.tolist()), rel=5e-4
+            )
 
 
 @pytest.mark.parametrize("sampler", [*KNOWN, "lcm"])

@@ -14,11 +14,12 @@ from skipstone.core.step.calibration.gram import default
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Schedule, Warmup
-from skipstone.core.step.predictors import Auto, Integrator, Reuse
+from skipstone.core.step.predictors import BySampler, Integrator, Reuse
+from skipstone.core.step.reasons import Reason
 from skipstone.core.step.report.report import Evaluation, Report
 from skipstone.core.step.run import Run
 
-PLANNED = Method("Planned", "", (Warmup(2), Schedule(Budget.of(0.5))), Auto())
+PLANNED = Method("Planned", "", (Warmup(2), Schedule(Budget.of(0.5))), BySampler())
 FREE = Method("Free", "", (Warmup(3),), Reuse())
 WISH = AutoMethod("Balanced", PLANNED, FREE)
 INTEGRATORS: tuple[Integrator, ...] = get_args(Integrator)
@@ -98,7 +99,7 @@ def test_few_steps_are_said_to_be_few(steps):
 
 def test_nothing_is_learned_for_runs_that_skip_nothing():
     learns = replace(
-        WISH, planned=Method("Planned", "", (Schedule(Budget(((4, 1.0), (8, 0.8)))),), Auto(), calibration="auto")
+        WISH, planned=Method("Planned", "", (Schedule(Budget(((4, 1.0), (8, 0.8)))),), BySampler(), calibration="auto")
     )
     assert learns.resolve(SamplerInfo("euler", 8)).calibration == "auto"
     assert learns.resolve(SamplerInfo("euler", 4)).calibration == "known"
@@ -114,7 +115,7 @@ def test_a_wish_that_skips_nothing_says_what_to_wish_for():
 
 
 def faster(times):
-    planned = Method("Planned", "", (Warmup(2), Schedule(Budget.of(1 / times))), Auto())
+    planned = Method("Planned", "", (Warmup(2), Schedule(Budget.of(1 / times))), BySampler())
     return AutoMethod(f"{times:g}x", planned, FREE, speedup=times)
 
 
@@ -136,7 +137,7 @@ def test_a_speed_up_that_so_few_steps_cannot_give_is_said_to_be_missed():
 
 
 def timed(computed, total, seconds, deciding):
-    timeline = [Evaluation(i, 1.0, i < computed, "") for i in range(total)]
+    timeline = [Evaluation(i, 1.0, i < computed, Reason.SCHEDULE) for i in range(total)]
     return Report("Planned", "", total, evaluations=timeline, seconds=seconds, deciding=deciding)
 
 

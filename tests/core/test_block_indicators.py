@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from skipstone.core.step.clock import Clock, Grid
+from skipstone.core.step.indicators.base import Reading
 from skipstone.core.step.indicators.blocks import FirstBlockChange, Modulated, Probed
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.plan import Plan
@@ -54,7 +55,7 @@ def played(method, seen, grid=GRID, **known):
         if decision.compute:
             residual = torch.ones(3)
             run.keep("a", residual)
-            watching(run).computed(residual)
+            watching(run).observe_output(residual)
         else:
             run.recall("a", torch.device("cpu"))
     return computed, run.close(True)
@@ -101,7 +102,7 @@ def test_a_threshold_that_is_not_met_says_how_near_it_came():
 
 def test_a_threshold_that_was_never_asked_says_so():
     _, report = played(method(Threshold(0.1), FirstBlockChange(), Warmup(99)), walk(GRID.steps))
-    assert "never asked" in report.notes[0]
+    assert "never compared" in report.notes[0]
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
@@ -126,14 +127,14 @@ def test_the_typical_change_is_the_median_so_far_and_at_least_the_latest():
     work = FirstBlockChange().start(SETTING)
     changes = []
     for i, value in enumerate(seen):
-        work.look(torch.from_numpy(value))
+        work.observe_input(torch.from_numpy(value))
         if i:
             changes.append(relative(value, seen[i - 1]))
-            work.read()
-            # of an even number torch takes the lower one in the middle
+            reading = work.read()
+            # of an even number, the lower one in the middle
             middle = sorted(changes)[(len(changes) - 1) // 2]
-            assert work.typical == pytest.approx(max(middle, changes[-1]), rel=1e-5)
-        work.computed(torch.ones(1))
+            assert (reading.typical if reading else changes[-1]) == pytest.approx(max(middle, changes[-1]), rel=1e-5)
+        work.observe_output(torch.ones(1))
 
 
 def test_a_look_at_the_same_sigma_again_tells_nothing_of_what_is_typical():
@@ -142,12 +143,12 @@ def test_a_look_at_the_same_sigma_again_tells_nothing_of_what_is_typical():
     plain, twice = FirstBlockChange().start(SETTING), FirstBlockChange().start(SETTING)
     for i, value in enumerate(torch.from_numpy(v) for v in seen):
         for work, again in ((plain, False), (twice, False), (twice, True)):
-            work.look(value * 1.001 if again else value, not again)
-            work.read()
-        plain.computed(value)
-        twice.computed(value)
+            work.observe_input(value * 1.001 if again else value, not again)
+            reading = work.read()
+        plain.observe_output(value)
+        twice.observe_output(value)
         if i:
-            assert twice.typical == pytest.approx(sorted(twice.changes.known)[(i - 1) // 2])
+            assert reading is not None and reading.typical == pytest.approx(sorted(twice.changes.known)[(i - 1) // 2])
             assert sorted(twice.changes.known) == pytest.approx(sorted(plain.changes.known), rel=0.01)
 
 
@@ -234,12 +235,12 @@ def test_the_polynomial_is_chosen_by_what_the_model_is():
     assert told({**FLUX, "reference": False}) == "Flux"
     assert "Wan 2.1 t2v 1.3B" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 1536, "in_dim": 16})
     assert "Wan 2.1 t2v 14B" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 5120, "in_dim": 16})
-    assert "none was fitted" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 3072, "in_dim": 48})
-    assert "none was fitted" in told({"image_model": "flux", "hidden_size": 3072, "vec_in_dim": None})  # LongCat
-    assert "none was fitted" in told({"image_model": "qwen_image"})
-    assert "none was fitted" in told({})
+    assert "none was measured" in told({"image_model": "wan2.1", "model_type": "t2v", "dim": 3072, "in_dim": 48})
+    assert "none was measured" in told({"image_model": "flux", "hidden_size": 3072, "vec_in_dim": None})  # LongCat
+    assert "none was measured" in told({"image_model": "qwen_image"})
+    assert "none was measured" in told({})
     assert told({}, "Mochi") == "Mochi"
-    assert "none was fitted" in told(FLUX, MEASURED)
+    assert "none was measured" in told(FLUX, MEASURED)
 
 
 @pytest.mark.parametrize("kind", ["teacache", "dicache"])
@@ -309,9 +310,9 @@ def test_dicache_is_what_is_published(minus):
         assert compute == wanted[i]
         if compute:
             run.keep("a", torch.tensor([float(i)]))
-            watching(run).computed(torch.ones(1))
+            watching(run).observe_output(torch.ones(1))
             continue
-        a, b = sorted(run.track.nodes)[-1], sorted(run.track.nodes)[-2]
+        a, b = sorted(run.trajectory.nodes)[-1], sorted(run.trajectory.nodes)[-2]
         assert float(run.recall("a", torch.device("cpu"))) == pytest.approx(b + ratios[i] * (a - b), rel=1e-4)
 
 
@@ -323,9 +324,9 @@ def test_a_probe_that_was_not_asked_predicts_reuse():
         track.computed(i, GRID.sigmas[i])
     clock.tick(GRID.sigmas[2])
     assert prediction.weights(clock, track) == {1: 1.0}
-    clock.ratio = 1.25
+    prediction.indicated(Reading(0.1, ratio=1.25))
     assert prediction.weights(clock, track) == {0: -0.25, 1: 1.25}
-    clock.tick(GRID.sigmas[3])  # what was asked for is of that evaluation alone
+    clock.tick(GRID.sigmas[3])  # a reading counts for its own evaluation alone
     assert prediction.weights(clock, track) == {1: 1.0}
 
 
@@ -333,11 +334,10 @@ def test_a_probe_that_stands_still_gives_no_ratio():
     work = Probed().start(SETTING)
     still = torch.ones(1, 10, 4)
     for _ in range(3):
-        work.look(still)
-        work.computed(still)
-    work.look(still)
-    assert work.read() == 0.0
-    assert work.ratio == 1.0
+        work.observe_input(still)
+        work.observe_output(still)
+    work.observe_input(still)
+    assert work.read() == Reading(0.0, 0.0, 1.0)
 
 
 WORKS: dict[str, tuple[Any, Any]] = {
@@ -383,7 +383,7 @@ def test_the_host_waits_once_an_evaluation_at_most(kind):
                 compute = run.decide(["a"], value).compute
             if compute:
                 run.keep("a", torch.ones(3))
-                watching(run).computed(torch.ones(3))
+                watching(run).observe_output(torch.ones(3))
     report = run.close(True)
     assert report.skipped
     assert reads.count == sum(e.indicator is not None for e in report.evaluations)
@@ -420,22 +420,22 @@ def test_what_is_seen_is_neither_kept_nor_written_to(kind):
     told = []
     for value in seen:
         before = value.clone()
-        work.look(value)
-        work.computed(value)
+        work.observe_input(value)
+        work.observe_output(value)
         assert torch.equal(value, before)
         value.fill_(7.0)  # by the next block, say
         told.append(work.read())
     again = indicator.start(SETTING)
     for value in [torch.from_numpy(s.reshape(1, -1, 4)) for s in walk(4)]:
-        again.look(value)
-        again.computed(value)
+        again.observe_input(value)
+        again.observe_output(value)
     assert again.read() == told[-1]
 
 
 def test_of_a_large_hidden_state_only_a_sample_is_kept():
     work = FirstBlockChange().start(SETTING)
-    work.look(torch.ones(1, 5000, 300, dtype=torch.float16))
-    assert work.now is not None and work.now.numel() <= 65_536
+    work.observe_input(torch.ones(1, 5000, 300, dtype=torch.float16))
+    assert work.current is not None and work.current.numel() <= 65_536
 
 
 @pytest.mark.parametrize("most", [1, 3, 100])

@@ -11,7 +11,7 @@ import torch
 from skipstone.core.step.calibration.block_profile import BlockProfile, BlockProfiler, fit
 from skipstone.core.step.indicators.blocks import FirstBlockChange, Modulated
 from skipstone.core.step.method import Blocks, Method
-from skipstone.core.step.policies import Accumulator, ByModel, Ratios, Threshold, Warmup
+from skipstone.core.step.policies import Accumulator, PerModel, Ratios, Threshold, Warmup
 from skipstone.core.step.predictors import Reuse
 from skipstone.core.step.published.coefficients import MEASURED
 from skipstone.core.step.run import Run
@@ -34,10 +34,10 @@ def blocks(steps=STEPS, tokens=40, channels=16, seed=0):
 
 
 def taught(told, grid=None, dtype=torch.float64, modulated=True):
-    pupil = BlockProfiler(grid or flow(len(told)))
-    for sigma, (r, m) in zip(pupil.grid.sigmas, told, strict=False):
-        pupil.observe(sigma, torch.from_numpy(r).to(dtype), torch.from_numpy(m).to(dtype) if modulated else None)
-    return pupil
+    profiler = BlockProfiler(grid or flow(len(told)))
+    for sigma, (r, m) in zip(profiler.grid.sigmas, told, strict=False):
+        profiler.observe(sigma, torch.from_numpy(r).to(dtype), torch.from_numpy(m).to(dtype) if modulated else None)
+    return profiler
 
 
 def relative(new, old):
@@ -46,78 +46,78 @@ def relative(new, old):
 
 def test_what_is_learned_is_what_the_formulas_say():
     told = blocks()
-    lessons = taught(told).lessons("a tiny model, 12 steps")
+    profile = taught(told).profile("a tiny model, 12 steps")
     for i, ((old_r, old_m), (r, m)) in enumerate(pairwise(told)):
         sizes = np.linalg.norm(r, axis=-1) / np.linalg.norm(old_r, axis=-1)
-        assert lessons.ratios[i] == pytest.approx(sizes.mean(), rel=1e-5)
-        assert lessons.outputs[i] == pytest.approx(relative(r, old_r), rel=1e-4)
-        assert lessons.inputs[i] == pytest.approx(relative(m, old_m), rel=1e-4)
-    assert lessons.recipe == "a tiny model, 12 steps"
-    assert np.allclose(lessons.magnitudes.ratios(flow(STEPS))[1:], lessons.ratios)
+        assert profile.ratios[i] == pytest.approx(sizes.mean(), rel=1e-5)
+        assert profile.outputs[i] == pytest.approx(relative(r, old_r), rel=1e-4)
+        assert profile.inputs[i] == pytest.approx(relative(m, old_m), rel=1e-4)
+    assert profile.recipe == "a tiny model, 12 steps"
+    assert np.allclose(profile.magnitudes.ratios(flow(STEPS))[1:], profile.ratios)
 
 
 def test_half_precision_does_not_overflow():
     told = [(300 * r, m) for r, m in blocks(channels=512)]
-    lessons = taught(told, dtype=torch.float16).lessons("")
-    assert np.allclose(lessons.ratios, taught(told).lessons("").ratios, atol=2e-3)
+    profile = taught(told, dtype=torch.float16).profile("")
+    assert np.allclose(profile.ratios, taught(told).profile("").ratios, atol=2e-3)
 
 
 def test_channels_may_be_another_dimension():
     told = blocks()
-    pupil = BlockProfiler(flow(STEPS))
-    for sigma, (r, m) in zip(pupil.grid.sigmas, told, strict=False):
-        pupil.observe(sigma, torch.from_numpy(r.swapaxes(1, 2).copy()), torch.from_numpy(m), channels=1)
-    assert np.allclose(pupil.lessons("").ratios, taught(told).lessons("").ratios)
+    profiler = BlockProfiler(flow(STEPS))
+    for sigma, (r, m) in zip(profiler.grid.sigmas, told, strict=False):
+        profiler.observe(sigma, torch.from_numpy(r.swapaxes(1, 2).copy()), torch.from_numpy(m), channels=1)
+    assert np.allclose(profiler.profile("").ratios, taught(told).profile("").ratios)
 
 
 def test_tokens_of_nothing_have_no_ratio():
     told = blocks()
     padded = [(np.concatenate((r, np.zeros_like(r[:, :7])), 1), m) for r, m in told]
-    assert np.allclose(taught(padded).lessons("").ratios, taught(told).lessons("").ratios)
+    assert np.allclose(taught(padded).profile("").ratios, taught(told).profile("").ratios)
 
 
 def test_without_a_modulated_input_there_are_ratios_and_no_polynomial():
-    lessons = taught(blocks(), modulated=False).lessons("")
-    assert lessons.polynomial is None
-    assert len(lessons.ratios) == STEPS - 1
-    assert Modulated().lacks({}, lessons) and not Ratios(0.1).lacks({}, lessons)
+    profile = taught(blocks(), modulated=False).profile("")
+    assert profile.polynomial is None
+    assert len(profile.ratios) == STEPS - 1
+    assert Modulated().requires_profile({}, profile) and not Ratios(0.1).requires_profile({}, profile)
 
 
 def test_looks_off_the_grid_and_second_looks_do_not_count():
     told, grid = blocks(), flow(STEPS)
-    pupil = BlockProfiler(grid)
+    profiler = BlockProfiler(grid)
     for i, (r, m) in enumerate(told):
-        pupil.observe(grid.sigmas[i], torch.from_numpy(r), torch.from_numpy(m))
-        pupil.observe(grid.sigmas[i], torch.from_numpy(9 * r), torch.from_numpy(m))
-        pupil.observe((grid.sigmas[i] + grid.sigmas[i + 1]) / 2, torch.from_numpy(9 * r), torch.from_numpy(m))
-    assert np.allclose(pupil.lessons("").ratios, taught(told).lessons("").ratios)
+        profiler.observe(grid.sigmas[i], torch.from_numpy(r), torch.from_numpy(m))
+        profiler.observe(grid.sigmas[i], torch.from_numpy(9 * r), torch.from_numpy(m))
+        profiler.observe((grid.sigmas[i] + grid.sigmas[i + 1]) / 2, torch.from_numpy(9 * r), torch.from_numpy(m))
+    assert np.allclose(profiler.profile("").ratios, taught(told).profile("").ratios)
 
 
-def spoilt(pupil):
-    pupil.spoil()
+def spoilt(profiler):
+    profiler.invalidate()
 
 
-def one_step_less(pupil):
-    pupil.steps.pop()
+def one_step_less(profiler):
+    profiler.steps.pop()
 
 
-def other_order(pupil):
-    pupil.steps[3:5] = pupil.steps[4:2:-1]
+def other_order(profiler):
+    profiler.steps[3:5] = profiler.steps[4:2:-1]
 
 
 @pytest.mark.parametrize("how", [spoilt, one_step_less, other_order])
 def test_of_a_run_that_was_not_seen_whole_nothing_is_learned(how):
-    pupil = taught(blocks())
-    how(pupil)
-    with pytest.raises(ValueError, match="not every step was seen"):
-        pupil.lessons("")
+    profiler = taught(blocks())
+    how(profiler)
+    with pytest.raises(ValueError, match="at every step"):
+        profiler.profile("")
 
 
 def test_a_change_of_size_spoils_it():
     told = blocks()
     told[5] = (told[5][0][:, :30], told[5][1])
-    with pytest.raises(ValueError, match="not every step was seen"):
-        taught(told).lessons("")
+    with pytest.raises(ValueError, match="at every step"):
+        taught(told).profile("")
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 0.0])
@@ -125,25 +125,25 @@ def test_blocks_that_gave_no_numbers_teach_nothing(value):
     told = blocks()
     told[5] = (np.full_like(told[5][0], value), told[5][1])
     with pytest.raises(ValueError, match="not finite"):
-        taught(told).lessons("")
+        taught(told).profile("")
 
 
 def test_what_is_seen_is_neither_kept_nor_written_to():
     told, grid = blocks(), flow(STEPS)
-    pupil = BlockProfiler(grid)
+    profiler = BlockProfiler(grid)
     for sigma, (r, m) in zip(grid.sigmas, told, strict=False):
         values = torch.from_numpy(r.copy()), torch.from_numpy(m.copy())
-        pupil.observe(sigma, *values)
+        profiler.observe(sigma, *values)
         assert torch.equal(values[0], torch.from_numpy(r)) and torch.equal(values[1], torch.from_numpy(m))
         for v in values:
             v.fill_(5.0)
-    assert np.allclose(pupil.lessons("").outputs, taught(told).lessons("").outputs)
+    assert np.allclose(profiler.profile("").outputs, taught(told).profile("").outputs)
 
 
 def test_of_large_residuals_little_is_kept():
-    pupil = BlockProfiler(flow(4))
-    pupil.observe(1.0, torch.ones(1, 100_000, 8), torch.ones(1, 100_000, 8))
-    assert all(t is not None and t.numel() <= 65_536 for t in pupil.last)
+    profiler = BlockProfiler(flow(4))
+    profiler.observe(1.0, torch.ones(1, 100_000, 8), torch.ones(1, 100_000, 8))
+    assert all(t is not None and t.numel() <= 65_536 for t in profiler.last)
 
 
 @pytest.mark.parametrize("true", [(0.0, 1.5, 0.0), (0.02, 0.5, 3.0), (0.1, 0.0, 0.0), (0.0, 0.0, 7.0)])
@@ -177,16 +177,16 @@ def test_a_scatter_is_met_in_the_middle():
 
 
 def test_json_and_back():
-    lessons = taught(blocks()).lessons("a tiny model")
-    again = BlockProfile.from_json(lessons.to_json())
+    profile = taught(blocks()).profile("a tiny model")
+    again = BlockProfile.from_json(profile.to_json())
     for name in ("times", "ratios", "outputs", "inputs"):
-        assert np.allclose(getattr(again, name), getattr(lessons, name), rtol=1e-5)
+        assert np.allclose(getattr(again, name), getattr(profile, name), rtol=1e-5)
     assert (again.recipe, again.runs) == ("a tiny model", 1)
-    assert len(lessons.to_json()) < 2000
+    assert len(profile.to_json()) < 2000
 
 
 def test_several_runs_are_averaged():
-    a, b, c = (taught(blocks(seed=s)).lessons("x") for s in range(3))
+    a, b, c = (taught(blocks(seed=s)).profile("x") for s in range(3))
     both = a.averaged(b).averaged(c)
     assert both.runs == 3
     assert np.allclose(both.ratios, (a.ratios + b.ratios + c.ratios) / 3)
@@ -194,17 +194,17 @@ def test_several_runs_are_averaged():
 
 
 def test_runs_of_other_steps_or_without_the_input_are_not_averaged():
-    a = taught(blocks()).lessons("")
+    a = taught(blocks()).profile("")
     with pytest.raises(ValueError, match="different runs"):
-        a.averaged(taught(blocks(steps=10)).lessons(""))
+        a.averaged(taught(blocks(steps=10)).profile(""))
     with pytest.raises(ValueError, match="different runs"):
-        a.averaged(taught(blocks(), karras(STEPS)).lessons(""))
+        a.averaged(taught(blocks(), karras(STEPS)).profile(""))
     with pytest.raises(ValueError, match="modulated"):
-        a.averaged(taught(blocks(), modulated=False).lessons(""))
+        a.averaged(taught(blocks(), modulated=False).profile(""))
 
 
 def changed(**parts):
-    data = json.loads(taught(blocks()).lessons("x").to_json())
+    data = json.loads(taught(blocks()).profile("x").to_json())
     data.update(parts)
     return json.dumps(data)
 
@@ -237,7 +237,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_file_that_is_none_of_ours_is_refused(what):
-    with pytest.raises(ValueError, match="no lessons of Skipstone's"):
+    with pytest.raises(ValueError, match="not a Skipstone block profile"):
         BlockProfile.from_json(HOSTILE[what])
 
 
@@ -245,18 +245,22 @@ def test_a_method_says_whether_it_lacks_a_run():
     def of(policy, indicator=None):
         return Method("Test", "", (Warmup(2), policy), Reuse(), indicator=indicator, blocks=Blocks())
 
-    lessons = taught(blocks()).lessons("")
+    profile = taught(blocks()).profile("")
     tea = of(Accumulator(0.3), Modulated())
-    assert tea.lacks({}, None) and not tea.lacks(FLUX, None) and not tea.lacks({}, lessons)
-    assert of(Accumulator(0.3), Modulated(MEASURED)).lacks(FLUX, None)
-    cases = ByModel(((FLUX, Ratios(0.2, table="Flux")),), Ratios(0.1))
-    assert of(cases).lacks({}, None) and not of(cases).lacks(FLUX, None)
-    assert not of(Threshold(0.1), FirstBlockChange()).lacks({}, None)
+    assert (
+        tea.requires_profile({}, None)
+        and not tea.requires_profile(FLUX, None)
+        and not tea.requires_profile({}, profile)
+    )
+    assert of(Accumulator(0.3), Modulated(MEASURED)).requires_profile(FLUX, None)
+    cases = PerModel(((FLUX, Ratios(0.2, table="Flux")),), Ratios(0.1))
+    assert of(cases).requires_profile({}, None) and not of(cases).requires_profile(FLUX, None)
+    assert not of(Threshold(0.1), FirstBlockChange()).requires_profile({}, None)
 
 
 def test_a_fitted_polynomial_is_used_and_said():
     told = blocks(steps=20)
-    grid, lessons = flow(20), taught(told).lessons("my model, 20 steps")
+    grid, profile = flow(20), taught(told).profile("my model, 20 steps")
     method = Method(
         "TeaCache",
         "",
@@ -265,18 +269,18 @@ def test_a_fitted_polynomial_is_used_and_said():
         indicator=Modulated(),
         blocks=Blocks(0, 0, "modulated"),
     )
-    run = Run(method, grid, "euler", lessons=lessons)
+    run = Run(method, grid, "euler", block_profile=profile)
     for sigma, (r, m) in zip(grid.sigmas, told, strict=False):
         run.tick(sigma)
         if run.decide(["a"], torch.from_numpy(m)).compute:
             run.keep("a", torch.from_numpy(r).clone())
             assert run.indicator is not None
-            run.indicator.computed(torch.from_numpy(r))
+            run.indicator.observe_output(torch.from_numpy(r))
     report = run.close(True)
     assert report.skipped
     assert report.costs == "a run of this model"
     assert report.notes == []
-    p = lessons.polynomial
+    p = profile.polynomial
     assert p is not None
     x = [relative(b[1], a[1]) for a, b in pairwise(told)]
     assert report.evaluations[5].indicator == pytest.approx(p(x[4]), rel=1e-4)

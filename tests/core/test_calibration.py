@@ -9,16 +9,16 @@ import pytest
 import torch
 
 from skipstone.core.step.calibration.gram import Gram
-from skipstone.core.step.calibration.gram_recorder import Recorder
+from skipstone.core.step.calibration.gram_recorder import GramRecorder
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators.output import SAMPLE
+from skipstone.core.step.indicators.base import SAMPLE
 from skipstone.core.step.method import Method
 from skipstone.core.step.planning.edge_costs import edge_costs
 from skipstone.core.step.planning.pssp import Paths
 from skipstone.core.step.policies import (
     Budget,
     Cap,
-    Events,
+    ConditioningChanges,
     LastStep,
     Mask,
     RunContext,
@@ -45,17 +45,17 @@ def trajectory(grid, elements=60, seed=0):
 
 
 def recorded(grid, kept="velocity", seed=0, elements=60):
-    recorder = Recorder(grid, kept)
+    recorder = GramRecorder(grid, kept)
     for sigma, x, d in zip(grid.sigmas, *trajectory(grid, elements, seed), strict=False):
         recorder.observe(sigma, x, d)
     return recorder
 
 
 def planned(schedule, grid, guards=(), costs=None, predictor=None):
-    setting = RunContext(grid, predictor or Linear(), costs)
+    context = RunContext(grid, predictor or Linear(), costs)
     for guard in (LastStep(), *guards):
-        guard.start(setting)
-    return schedule.start(setting)
+        guard.start(context)
+    return schedule.start(context)
 
 
 # --- PSSP: every budget at once ---
@@ -135,13 +135,13 @@ def test_the_least_budget_that_stays_within_the_error_is_chosen(limit, predictor
     errors = []
     for budget in range(1, STEPS + 1):
         found = planned(Schedule(Budget.of(budget / STEPS)), FLOW, (Warmup(2),), gram, predictor)
-        assert found.plan is not None and found.error is not None
-        errors.append((found.error, found.plan.anchors))
+        assert found.plan is not None and found.predicted_error is not None
+        errors.append((found.predicted_error, found.plan.anchors))
     assert all(a >= b for (a, _), (b, _) in pairwise(errors)), "a larger budget, a larger error"
     wanted = next(anchors for error, anchors in errors if error <= limit)
     chosen = planned(Schedule(Budget.of(0.1), max_error=limit), FLOW, (Warmup(2),), gram, predictor)
-    assert chosen.plan is not None and chosen.error is not None
-    assert chosen.plan.anchors == wanted and chosen.error <= limit
+    assert chosen.plan is not None and chosen.predicted_error is not None
+    assert chosen.plan.anchors == wanted and chosen.predicted_error <= limit
 
 
 def test_the_limits_above_are_different_questions():
@@ -160,7 +160,7 @@ def test_an_error_is_a_share_of_the_runs_whole_displacement():
     found = planned(Schedule(Budget.of(0.5)), grid, costs=Gram(grid.times[:-1], v @ v.T), predictor=Reuse())
     assert found.plan is not None and found.plan.anchors == (0, 3)
     # three steps: 0.75 (1, 0) for 0.25 (1, 0) + 0.5 (0, 1); the whole run moves by 0.25 (1, 0) + 0.75 (0, 1)
-    assert found.error == pytest.approx(math.hypot(0.5, 0.5) / math.hypot(0.25, 0.75))
+    assert found.predicted_error == pytest.approx(math.hypot(0.5, 0.5) / math.hypot(0.25, 0.75))
 
 
 @pytest.mark.parametrize("limit", [-0.1, math.nan, -math.inf])
@@ -173,7 +173,7 @@ def test_a_limit_that_is_none_is_refused(limit):
 def test_what_guards_force_is_in_the_solved_schedule_and_no_gap_is_longer_than_the_cap(max_error):
     gram = recorded(FLOW).gram("test")
     mask = Mask(StepMask(tuple(i == 5 for i in range(STEPS)), policy="dynamic"))
-    guards = (Warmup(2), Window(0.0, 0.8, of_steps=True), Events(frozenset((8,))), mask, Cap(2))
+    guards = (Warmup(2), Window(0.0, 0.8, of_steps=True), ConditioningChanges(frozenset((8,))), mask, Cap(2))
     found = planned(Schedule(Budget.of(0.75), max_error=max_error), FLOW, guards, gram).plan
     assert found is not None
     assert {0, 1, 5, 8, 11, 12, 13} <= set(found.anchors)
@@ -185,7 +185,7 @@ def test_what_guards_force_is_in_the_solved_schedule_and_no_gap_is_longer_than_t
 def test_the_costs_that_are_given_are_those_that_are_used():
     one, other = recorded(FLOW, seed=1).gram("one"), Gram(FLOW.times[:-1], np.diag(np.arange(1.0, STEPS + 1)), "other")
     plans = [planned(Schedule(Budget.of(0.5)), FLOW, (Warmup(2),), g) for g in (one, other, None)]
-    assert [p.costs for p in plans[:2]] == ["one", "other"] and plans[2].costs
+    assert [p.source for p in plans[:2]] == ["one", "other"] and plans[2].source
     assert len({p.plan.anchors for p in plans if p.plan}) == 3
 
 
@@ -366,7 +366,7 @@ def test_what_is_recorded_is_the_gram_matrix_of_the_outputs(grid, kept):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_a_large_latent_is_recorded_in_part_and_little_is_kept(dtype):
     shape = (1, 16, 9, 64, 128)
-    recorder = Recorder(FLOW, "velocity")
+    recorder = GramRecorder(FLOW, "velocity")
     pattern = torch.linspace(-2, 2, 128).expand(shape)
     for i, sigma in enumerate(FLOW.sigmas[:-1]):
         d = torch.cos(pattern + 0.1 * i).to(dtype)
@@ -379,7 +379,7 @@ def test_a_large_latent_is_recorded_in_part_and_little_is_kept(dtype):
 
 
 def test_what_is_recorded_is_no_alias():
-    recorder = Recorder(FLOW, "denoised")
+    recorder = GramRecorder(FLOW, "denoised")
     for sigma, x, d in zip(FLOW.sigmas, *trajectory(FLOW), strict=False):
         recorder.observe(sigma, x, d)
         x.fill_(math.nan)
@@ -389,16 +389,16 @@ def test_what_is_recorded_is_no_alias():
 
 @pytest.mark.parametrize("missing", [0, 5, STEPS - 1])
 def test_a_run_with_a_step_missing_is_no_calibration(missing):
-    recorder = Recorder(FLOW, "velocity")
+    recorder = GramRecorder(FLOW, "velocity")
     for i, (sigma, x, d) in enumerate(zip(FLOW.sigmas, *trajectory(FLOW), strict=False)):
         if i != missing:
             recorder.observe(sigma, x, d)
-    with pytest.raises(ValueError, match="not every step"):
+    with pytest.raises(ValueError, match="at every step"):
         recorder.gram("")
 
 
 def test_looks_off_the_grid_and_second_looks_do_not_count():
-    recorder = Recorder(FLOW, "velocity")
+    recorder = GramRecorder(FLOW, "velocity")
     noise = torch.full((60,), 99.0, dtype=torch.float64)
     for i, (x, d) in enumerate(zip(*trajectory(FLOW), strict=True)):
         sigma, after = FLOW.sigmas[i], FLOW.sigmas[i + 1]
@@ -410,10 +410,10 @@ def test_looks_off_the_grid_and_second_looks_do_not_count():
 
 
 def test_a_look_between_two_steps_is_none_at_either():
-    recorder = Recorder(FLOW, "velocity")
+    recorder = GramRecorder(FLOW, "velocity")
     for sigma, after in zip(FLOW.sigmas, FLOW.sigmas[1:], strict=False):
         recorder.observe((sigma + after) / 2, torch.ones(4), torch.zeros(4))
-    with pytest.raises(ValueError, match="not every step"):
+    with pytest.raises(ValueError, match="at every step"):
         recorder.gram("")
 
 
@@ -428,10 +428,10 @@ def test_a_nan_is_no_calibration():
 
 @pytest.mark.parametrize("sigmas", [[1.0, 0.0], [1.0, 0.5, 0.7, 0.0], [0.0]])
 def test_a_grid_that_teaches_nothing_is_no_calibration(sigmas):
-    recorder = Recorder(Grid.of(sigmas), "velocity")
+    recorder = GramRecorder(Grid.of(sigmas), "velocity")
     for sigma in sigmas[:-1]:
         recorder.observe(sigma, torch.ones(4), torch.zeros(4))
-    with pytest.raises(ValueError, match="not every step"):
+    with pytest.raises(ValueError, match="at every step"):
         recorder.gram("")
 
 

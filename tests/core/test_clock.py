@@ -34,7 +34,7 @@ def test_repeated_and_off_grid_sigmas_advance_nothing_twice():
     steps = []
     for sigma in (1.0, 0.9, 0.75, 0.75, 0.6):
         clock.tick(sigma)
-        steps.append((clock.step, clock.rose))
+        steps.append((clock.step, clock.sigma_rose))
     assert steps == [(0, False), (0, False), (1, False), (1, False), (1, False)]
 
 
@@ -42,7 +42,7 @@ def test_a_rise_in_sigma_is_seen():
     clock = Clock(GRID)
     for sigma in (1.0, 0.5, 0.75):
         clock.tick(sigma)
-    assert clock.rose
+    assert clock.sigma_rose
 
 
 def test_the_last_step_is_the_one_that_ends_the_grid_even_if_it_does_not_end_at_zero():
@@ -72,5 +72,5 @@ def test_it_is_told_whether_sigma_moved():
     said = []
     for sigma in (1.0, 0.5, 0.5, 0.25):  # heun's
         clock.tick(sigma)
-        said.append(clock.moved)
+        said.append(clock.sigma_changed)
     assert said == [True, True, False, True]

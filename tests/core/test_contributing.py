@@ -24,7 +24,7 @@ def test_the_policy_decides_in_a_run():
             run.observe("slot", torch.ones(4), torch.zeros(4))
     computed = [i for i, d in enumerate(found) if d.compute]
     assert computed == [0, 1, 2, 4, 6, 8, 9]
-    assert {d.reason for d in found} == {"warmup", "alternating", "last step"}
+    assert {d.reason for d in found} == {"warmup", "interval", "last step"}
     with pytest.raises(ValueError, match="start_percent"):
         names["Alternating"](2)
 

@@ -9,7 +9,7 @@ import torch
 
 from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators.output import subsample
+from skipstone.core.step.indicators.base import subsample
 from skipstone.core.step.policies import Budget, Cap, Interval, Schedule, StepMask, Warmup
 from skipstone.core.step.policies.mask import NAMES
 from skipstone.core.step.predictors import Corrected, Linear, Spectrum, Taylor
@@ -47,7 +47,7 @@ def test_a_budget_that_a_cap_makes_impossible_is_widened(cap):
     found = cal.planned(Schedule(Budget.of(0.2)), grid, (Warmup(2), Cap(cap)))
     assert {0, 1, 49} <= set(found.plan.anchors)
     assert max(np.diff(found.plan.anchors)) <= cap + 1
-    assert found.error > 0
+    assert found.predicted_error > 0
 
 
 @pytest.mark.parametrize(

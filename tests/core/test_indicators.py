@@ -10,7 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators.output import InputChange, subsample
+from skipstone.core.step.indicators.base import subsample
+from skipstone.core.step.indicators.output import InputChange
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Reuse
@@ -284,7 +285,7 @@ def test_a_run_without_a_hit_says_how_near_it_came_and_to_what():
 
 def test_a_run_that_never_came_to_ask_says_that():
     _, report = played(easy(1.0, warmup=99), FLOW, network)
-    assert any("never asked" in note for note in report.notes)
+    assert any("never compared" in note for note in report.notes)
 
 
 def test_a_run_with_hits_has_nothing_to_say():

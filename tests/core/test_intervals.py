@@ -9,7 +9,7 @@ from skipstone.core.step.method import Method
 from skipstone.core.step.policies import (
     Budget,
     Cap,
-    Events,
+    ConditioningChanges,
     Interval,
     LastStep,
     Mask,
@@ -113,7 +113,7 @@ def test_the_plan_is_what_happens():
 def test_an_event_is_computed_and_the_count_starts_from_it():
     found = [e for e in run_of([Interval(3, 4)], 20, events=(7,)).evaluations if e.computed]
     assert [e.step for e in found] == [0, 1, 2, 6, 7, 11, 15, 19]
-    assert found[4].reason == "event"
+    assert found[4].reason == "conditioning change"
 
 
 def test_an_event_counts_once_and_off_the_grid_it_is_the_next_look():
@@ -121,14 +121,14 @@ def test_an_event_counts_once_and_off_the_grid_it_is_the_next_look():
     twice = run_of([Interval(1, 50)], 10, [s for i in range(10) for s in (1 - i / 10, 1 - i / 10)], events=(4,))
     assert all(e.computed for e in twice.evaluations if e.step == 4)
     over = run_of([Interval(1, 50)], 10, [1.0, 0.85, 0.65, 0.45, 0.25], events=(4,))
-    assert [e.reason for e in over.evaluations if e.computed] == ["interval", "event"]
-    assert [e.sigma for e in over.evaluations if e.reason == "event"] == [0.45]
+    assert [e.reason for e in over.evaluations if e.computed] == ["interval", "conditioning change"]
+    assert [e.sigma for e in over.evaluations if e.reason == "conditioning change"] == [0.45]
 
 
 def test_an_events_steps_outside_the_run_are_nothing():
-    setting = RunContext(grid(5), Reuse())
-    Events(frozenset((-1, 5, 99, 2))).start(setting)
-    assert setting.forced == [False, False, True, False, False]
+    context = RunContext(grid(5), Reuse())
+    ConditioningChanges(frozenset((-1, 5, 99, 2))).start(context)
+    assert context.forced == [False, False, True, False, False]
 
 
 def test_a_sampler_with_larger_steps_of_its_own_computes_where_it_passed_an_anchor():
@@ -156,8 +156,8 @@ def test_an_even_schedule_has_what_guards_compute_on_top():
 
 
 def test_guards_say_what_they_force():
-    setting = RunContext(grid(10), Reuse())
+    context = RunContext(grid(10), Reuse())
     for policy in (LastStep(), Warmup(2), Window(0.0, 0.7, of_steps=True), Cap(0), Cap(4), Cap(2), Cap(6)):
-        policy.start(setting)
-    assert [i for i, f in enumerate(setting.forced) if f] == [0, 1, 7, 8, 9]
-    assert setting.longest == 2
+        policy.start(context)
+    assert [i for i, f in enumerate(context.forced) if f] == [0, 1, 7, 8, 9]
+    assert context.max_skipped_steps == 2

@@ -9,7 +9,7 @@ import torch
 from skipstone.core.step.calibration.block_profile import BlockProfile
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Blocks, Method
-from skipstone.core.step.policies import Cap, Events, Mask, Ratios, StepMask, Warmup
+from skipstone.core.step.policies import Cap, ConditioningChanges, Mask, Ratios, StepMask, Warmup
 from skipstone.core.step.predictors import Reuse
 from skipstone.core.step.published.coefficients import MAGCACHE, MEASURED, Magnitudes, magnitudes, names, row_of
 from skipstone.core.step.run import Run
@@ -132,31 +132,31 @@ def test_measured_ratios_stand_in_where_none_are_published_and_go_before_where_a
     own = BlockProfile(grid.times[:-1], np.full(19, 0.99), np.full(19, 0.1), np.zeros(0), "a run")
     wanted = published([1.0, *own.ratios], 0.1, 3, 0.2)
     for network, table in (({}, "auto"), (FLUX, MEASURED), ({}, MEASURED)):
-        computed, _ = played(grid, Ratios(0.1, 0.2, 3, table), network=network, lessons=own)
+        computed, _ = played(grid, Ratios(0.1, 0.2, 3, table), network=network, block_profile=own)
         assert computed == wanted
-    assert played(grid, Ratios(0.1, 0.2, 3), network=FLUX, lessons=own)[0] != wanted
-    assert Ratios(0.1).lacks({}, None) and Ratios(0.1, table=MEASURED).lacks(FLUX, None)
-    assert not Ratios(0.1).lacks(FLUX, None) and not Ratios(0.1).lacks({}, own)
+    assert played(grid, Ratios(0.1, 0.2, 3), network=FLUX, block_profile=own)[0] != wanted
+    assert Ratios(0.1).requires_profile({}, None) and Ratios(0.1, table=MEASURED).requires_profile(FLUX, None)
+    assert not Ratios(0.1).requires_profile(FLUX, None) and not Ratios(0.1).requires_profile({}, own)
 
 
 def test_what_guards_force_is_no_part_of_the_sum():
     """Nor does it leave a sum behind, as the reference's step 11 does."""
     grid, own = flow(20), BlockProfile(flow(20).times[:-1], np.full(19, 0.95), np.full(19, 0.1), np.zeros(0))
     policy = Ratios(0.11, table=MEASURED)  # one skip (0.05), not two (0.1475)
-    alone, _ = played(grid, policy, Warmup(3), lessons=own)
+    alone, _ = played(grid, policy, Warmup(3), block_profile=own)
     assert [i for i, c in enumerate(alone) if not c] == [*range(3, 19, 2)]
-    events, _ = played(grid, policy, Warmup(3), lessons=own, events=(7,))
+    events, _ = played(grid, policy, Warmup(3), block_profile=own, events=(7,))
     assert [i for i, c in enumerate(events) if not c] == [3, 5, 8, 10, 12, 14, 16, 18]
-    masked, _ = played(grid, policy, Mask(StepMask((True,) * 10 + (False,) * 10, policy="dynamic")), lessons=own)
+    masked, _ = played(grid, policy, Mask(StepMask((True,) * 10 + (False,) * 10, policy="dynamic")), block_profile=own)
     assert [i for i, c in enumerate(masked) if not c] == [10, 12, 14, 16, 18]
-    assert isinstance(Events(frozenset({7})), Events)
+    assert isinstance(ConditioningChanges(frozenset({7})), ConditioningChanges)
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e-2, 0.3])
 def test_the_typical_deviation_fires_whatever_the_model(scale):
     draw = np.random.default_rng(0)
     own = BlockProfile(flow(20).times[:-1], 1 + scale * draw.standard_normal(19) / 3, np.full(19, 0.1), np.zeros(0))
-    _, report = played(flow(20), Ratios(typical=1.2, retention=0.2, most=1, table=MEASURED), lessons=own)
+    _, report = played(flow(20), Ratios(typical=1.2, retention=0.2, max_skips=1, table=MEASURED), block_profile=own)
     assert report.skipped >= 4
     usual = float(np.median(np.abs(own.ratios - 1)))
     wanted = published([1.0, *own.ratios], 1.2 * usual, 1, 0.2)
@@ -166,22 +166,22 @@ def test_the_typical_deviation_fires_whatever_the_model(scale):
 def test_a_cap_and_the_most_in_a_row_are_both_in_force():
     own = BlockProfile(flow(20).times[:-1], np.full(19, 1.0), np.full(19, 0.1), np.zeros(0))
     for policy, guards, most in (
-        (Ratios(1.0, most=3, table=MEASURED), (), 3),
+        (Ratios(1.0, max_skips=3, table=MEASURED), (), 3),
         (Ratios(1.0, table=MEASURED), (Cap(2),), 2),
-        (Ratios(1.0, most=3, table=MEASURED), (Cap(2),), 2),
+        (Ratios(1.0, max_skips=3, table=MEASURED), (Cap(2),), 2),
         (Ratios(1.0, table=MEASURED), (), 18),
     ):
-        computed, _ = played(flow(20), policy, *guards, lessons=own)
+        computed, _ = played(flow(20), policy, *guards, block_profile=own)
         text = "".join("c" if c else "s" for c in computed)
         assert "s" * most in text and "s" * (most + 1) not in text
 
 
 def test_a_threshold_that_is_not_met_says_how_near_it_came():
     own = BlockProfile(flow(20).times[:-1], np.full(19, 0.9), np.full(19, 0.1), np.zeros(0))
-    computed, report = played(flow(20), Ratios(0.05, table=MEASURED), lessons=own)
+    computed, report = played(flow(20), Ratios(0.05, table=MEASURED), block_profile=own)
     assert all(computed)
     assert "smallest error of a skip was 0.1 against a threshold of 0.05" in report.notes[0]
-    _, report = played(flow(20), Ratios(0.05, retention=1.0, table=MEASURED), lessons=own)
+    _, report = played(flow(20), Ratios(0.05, retention=1.0, table=MEASURED), block_profile=own)
     assert "no step was left to skip" in report.notes[0]
 
 
@@ -216,7 +216,7 @@ def test_a_sampler_that_looks_twice_a_step_follows_the_same_schedule():
         ({"error": math.nan}, "threshold is at least 0"),
         ({"error": 0.1, "retention": 1.5}, "retention is a share"),
         ({"error": 0.1, "retention": math.nan}, "retention is a share"),
-        ({"error": 0.1, "most": -1}, "number of steps"),
+        ({"error": 0.1, "max_skips": -1}, "number of steps"),
         ({"error": 0.1, "table": "tomorrow"}, "table is one of auto, measured, Flux Kontext, Flux"),
     ],
 )

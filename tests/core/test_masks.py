@@ -167,10 +167,10 @@ def test_a_dynamic_mask_leaves_its_noughts_to_the_method():
 
 
 def test_a_solver_behind_a_dynamic_mask_spends_its_budget_knowing_it():
-    setting = RunContext(flow(20), Linear())
+    context = RunContext(flow(20), Linear())
     mask = StepMask(tuple(i in (0, 1, 9, 10) for i in range(20)), policy="dynamic")
     for policy in (LastStep(), Warmup(2), Mask(mask)):
-        policy.start(setting)
-    plan = Schedule(Budget.of(0.4)).start(setting).plan
+        policy.start(context)
+    plan = Schedule(Budget.of(0.4)).start(context).plan
     assert plan is not None
     assert {0, 1, 9, 10, 19} <= set(plan.anchors) and len(plan.anchors) == 8

@@ -6,7 +6,7 @@ import pytest
 
 from skipstone.core.step.clock import Clock, Grid
 from skipstone.core.step.plan import Plan
-from skipstone.core.step.predictors import JVP, Auto, Corrected, Linear, RecursiveJVP, Reuse
+from skipstone.core.step.predictors import JVP, BySampler, Corrected, Linear, RecursiveJVP, Reuse
 from skipstone.core.step.predictors.linear import SPREAD
 from skipstone.core.step.trajectory import Trajectory, lagrange
 
@@ -14,18 +14,18 @@ from skipstone.core.step.trajectory import Trajectory, lagrange
 def play(predictor, grid, anchors, velocity, spans=None):
     """Run a scalar ODE whose velocity depends on sigma alone; the outputs of every step, in order."""
     plan = Plan(grid, tuple(anchors), spans or {})
-    track, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(plan)
+    trajectory, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(plan)
     said = []
     for i in range(grid.steps):
         clock.tick(grid.sigmas[i])
         if i in anchors:
-            track.computed(i, clock.sigma)
-            prediction.computed(track)
+            trajectory.computed(i, clock.sigma)
+            prediction.computed(trajectory)
             said.append(velocity(clock.sigma))
         else:
-            weights = prediction.weights(clock, track)
-            assert weights.keys() <= track.needed
-            track.predicted(i, clock.sigma, weights)
+            weights = prediction.weights(clock, trajectory)
+            assert weights.keys() <= trajectory.needed
+            trajectory.predicted(i, clock.sigma, weights)
             said.append(sum(w * velocity(grid.sigmas[k]) for k, w in weights.items()))
     return said
 
@@ -130,13 +130,13 @@ def test_the_span_may_differ_from_edge_to_edge():
 
 
 def test_a_repeated_sigma_keeps_the_newest_computed_value_and_draws_no_slope():
-    track = Trajectory(3)
-    track.computed(0, 1.0)
-    track.computed(1, 0.5)
-    track.computed(2, 0.5)
-    track.predicted(3, 0.5, {2: 1.0})
-    assert track.nodes == {0: 1.0, 2: 0.5}
-    assert Linear().weights(_at(0.25), track) == pytest.approx({0: -0.5, 2: 1.5})
+    trajectory = Trajectory(3)
+    trajectory.computed(0, 1.0)
+    trajectory.computed(1, 0.5)
+    trajectory.computed(2, 0.5)
+    trajectory.predicted(3, 0.5, {2: 1.0})
+    assert trajectory.nodes == {0: 1.0, 2: 0.5}
+    assert Linear().weights(_at(0.25), trajectory) == pytest.approx({0: -0.5, 2: 1.5})
 
 
 def _at(sigma):
@@ -146,10 +146,10 @@ def _at(sigma):
 
 
 def test_the_track_forgets_all_but_the_anchors_asked_for():
-    track = Trajectory(2)
+    trajectory = Trajectory(2)
     for i, sigma in enumerate((1.0, 0.9, 0.8, 0.7)):
-        track.computed(i, sigma)
-    assert list(track.nodes) == [2, 3]
+        trajectory.computed(i, sigma)
+    assert list(trajectory.nodes) == [2, 3]
 
 
 def test_lagrange_is_exact_for_a_polynomial_of_its_degree():
@@ -159,6 +159,6 @@ def test_lagrange_is_exact_for_a_polynomial_of_its_degree():
 
 
 def test_auto_has_a_predictor_for_every_kind_of_sampler():
-    assert Auto().choose("euler") == Auto().choose("multistep") == Corrected()
-    assert isinstance(Auto().choose("ode"), Linear)
-    assert Auto().choose("sde").need == 1
+    assert BySampler().choose("euler") == BySampler().choose("multistep") == Corrected()
+    assert isinstance(BySampler().choose("ode"), Linear)
+    assert BySampler().choose("sde").need == 1

@@ -73,17 +73,17 @@ def test_one_or_two_steps_are_computed(n):
 
 def displacement_error(predictor, grid, gram, head, b, c):
     """By running the predictor: what the steps from b to c add up to, less the truth, measured with the Gram matrix."""
-    track, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
+    trajectory, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
     miss = np.zeros(len(gram))
     for i in range(c):
         clock.tick(grid.sigmas[i])
         if i in head or i == b:
-            track.computed(i, grid.sigmas[i])
-            prediction.computed(track)
+            trajectory.computed(i, grid.sigmas[i])
+            prediction.computed(trajectory)
         elif i > b:
             h = grid.sigmas[i + 1] - grid.sigmas[i]
-            weights = prediction.weights(clock, track)
-            track.predicted(i, grid.sigmas[i], weights)
+            weights = prediction.weights(clock, trajectory)
+            trajectory.predicted(i, grid.sigmas[i], weights)
             miss[i] -= h
             for k, w in weights.items():
                 miss[k] += h * w

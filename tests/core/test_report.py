@@ -14,6 +14,7 @@ from skipstone.core.step.indicators.output import InputChange
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Schedule, Threshold, Warmup
 from skipstone.core.step.predictors import Linear, Reuse
+from skipstone.core.step.reasons import Reason
 from skipstone.core.step.report.report import VISIBLE, Evaluation, Report
 from skipstone.core.step.run import Run
 
@@ -26,7 +27,7 @@ def report(computed=20, skipped=30, steps=50, seconds=10.0, deciding=0.0, indica
         value = indicators[i] if i < len(indicators) else None
         skip = i >= computed
         filled.evaluations.append(
-            Evaluation(min(i, steps - 1), 1 - i / 100, not skip, "method" if skip else "warmup", value)
+            Evaluation(min(i, steps - 1), 1 - i / 100, not skip, Reason.METHOD if skip else Reason.WARMUP, value)
         )
     return filled
 
@@ -105,10 +106,10 @@ def test_an_indicator_that_is_not_finite_is_null_in_json(bad):
 
 def test_the_counts_add_up():
     filled = report()
-    filled.evaluations[3].reason = "event"
+    filled.evaluations[3].reason = "conditioning change"
     data = strict(filled)
     assert data["evaluations"] == data["computed"] + data["skipped"] == len(data["timeline"]) == 50
-    assert data["reasons"] == {"warmup": 19, "event": 1, "method": 30}
+    assert data["reasons"] == {"warmup": 19, "conditioning change": 1, "method": 30}
     assert data["skip_reasons"] == {"method": 30}
 
 
@@ -145,8 +146,8 @@ def test_a_run_with_a_nan_in_it_has_a_report_that_is_json():
         "computed": True,
         "reason": "not finite",
         "indicator": None,
-        "held": None,
-        "limit": None,
+        "score": None,
+        "threshold": None,
     }
     assert data["threshold"] == 0.2 and data["percentiles"] and data["skipped"]
     assert "not finite" in data["reasons"] and "not finite" not in data["skip_reasons"]
@@ -224,5 +225,5 @@ def test_what_is_held_against_the_threshold_explains_every_decision_by_it(policy
     asked = [e for e in data["timeline"] if e["reason"] == "threshold"]
     assert len(asked) > 10
     for e in asked:
-        assert (e["held"] >= e["limit"]) is e["computed"] and e["held"] >= e["indicator"]
-    assert all(e["held"] is None for e in data["timeline"] if e["indicator"] is None)
+        assert (e["score"] >= e["threshold"]) is e["computed"] and e["score"] >= e["indicator"]
+    assert all(e["score"] is None for e in data["timeline"] if e["indicator"] is None)

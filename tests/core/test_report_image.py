@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from skipstone.core.images.drawing import BLUE, GREY, ORANGE, PALE_BLUE, PALE_ORANGE, RED, tensor_of
-from skipstone.core.step.report.image import LETTERS, WIDTH, drawn, text_of
+from skipstone.core.step.reasons import Reason
+from skipstone.core.step.report.image import WIDTH, drawn, text_of
 from skipstone.core.step.report.report import Evaluation, Report
 
 CHART = (0, 100, WIDTH, 240)  # where it is on the sheet
@@ -23,7 +24,7 @@ def run(steps=10, computed=(0, 1, 4, 9), indicators=(), each=1, **more):
                     i,
                     1 - i / steps,
                     i in computed,
-                    "warmup" if i < 2 else "threshold",
+                    Reason.WARMUP if i < 2 else Reason.THRESHOLD,
                     told,
                     told,
                     more.get("threshold") if told is not None else None,
@@ -96,7 +97,7 @@ def held(values, limits, sums):
         held = total if sums else value
         computed = held >= limit
         total = 0.0 if computed else total
-        report.evaluations.append(Evaluation(i, 1 - i / 20, computed, "threshold", value, held, limit))
+        report.evaluations.append(Evaluation(i, 1 - i / 20, computed, Reason.THRESHOLD, value, held, limit))
     return report
 
 
@@ -157,7 +158,7 @@ def test_the_text_tells_what_the_picture_shows():
 
 
 def test_letters_are_told_apart():
-    assert len(set(LETTERS.values())) == len(LETTERS)
+    assert len({reason.letter for reason in Reason}) == len(Reason)
 
 
 def test_a_picture_is_an_image_of_comfyuis():

@@ -9,12 +9,12 @@ import torch
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Cap, Schedule, Warmup, Window
-from skipstone.core.step.predictors import Auto, Linear, Reuse
+from skipstone.core.step.predictors import BySampler, Linear, Reuse
 from skipstone.core.step.report.report import Report
 from skipstone.core.step.run import Run
 
 GRID = Grid.of([1 - i / 20 for i in range(21)])
-HALF = Method("Test", "", (Warmup(2), Schedule(Budget.of(0.5))), Auto())
+HALF = Method("Test", "", (Warmup(2), Schedule(Budget.of(0.5))), BySampler())
 
 
 def denoise(x, sigma, slot=0.0):
@@ -96,7 +96,7 @@ def test_a_slot_that_shows_up_after_a_skip_was_decided_is_computed_and_so_is_the
     assert not run.decide(["a"]).compute
     assert run.decide(["late"]).compute
     run.tick(GRID.sigmas[2])
-    assert run.decide(["a"]).reason == "event"
+    assert run.decide(["a"]).reason == "new conditioning"
 
 
 def test_history_older_than_a_rise_in_sigma_is_dropped():
@@ -181,7 +181,7 @@ def test_a_closed_run_holds_no_tensor():
     run = Run(HALF, GRID, "euler")
     euler(run)
     run.close(False)
-    assert not run.histories and not run.track.entries
+    assert not run.histories and not run.trajectory.entries
 
 
 def test_the_report_is_json_and_adds_up():

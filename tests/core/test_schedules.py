@@ -15,10 +15,10 @@ from skipstone.tests.core.grids import flow, karras
 
 
 def anchors(schedule, grid, predictor=None, guards=None):
-    setting = RunContext(grid, predictor or Linear())
+    context = RunContext(grid, predictor or Linear())
     for guard in guards or (Warmup(2),):
-        guard.start(setting)
-    plan = schedule.start(setting).plan
+        guard.start(context)
+    plan = schedule.start(context).plan
     assert plan is not None
     return plan.anchors
 
@@ -135,8 +135,8 @@ def test_the_plan_says_with_which_slope_it_was_solved_best():
         (np.stack([np.cos(40 * times), np.sin(40 * times)], 1), SLOPES[0]),
         (times[:, None], SLOPES[-1]),
     ):
-        setting = RunContext(grid, Corrected(), Gram.of(times, velocity))
-        plan = Schedule(Budget.of(0.4)).start(setting).plan
+        context = RunContext(grid, Corrected(), Gram.of(times, velocity))
+        plan = Schedule(Budget.of(0.4)).start(context).plan
         assert plan is not None
         assert plan.slope == slope
         assert Corrected().start(plan).slope == slope

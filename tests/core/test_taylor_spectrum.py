@@ -23,14 +23,14 @@ SDCPP = Spectrum(0.4, 3, 1.0, keep=6, half=True)
 
 def weights(predictor, grid, anchors, step):
     """What `predictor` says at `step` after full evaluations at the steps `anchors`: anchor -> weight."""
-    track, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
+    trajectory, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
     for i in anchors:
         clock.tick(grid.sigmas[i])
-        track.computed(i, clock.sigma)
-        prediction.computed(track)
+        trajectory.computed(i, clock.sigma)
+        prediction.computed(trajectory)
     clock.tick(grid.sigmas[step])
-    found = prediction.weights(clock, track)
-    assert found.keys() <= track.needed
+    found = prediction.weights(clock, trajectory)
+    assert found.keys() <= trajectory.needed
     return found
 
 
@@ -146,13 +146,13 @@ def test_of_anchors_at_one_place_the_newest_is_believed(predictor, anchors, step
 
 @pytest.mark.parametrize("predictor", [Taylor(2), Taylor(2, published=True), PAPER, SDCPP, Linear(), Corrected()])
 def test_a_sigma_that_is_looked_at_twice_divides_by_nothing(predictor):
-    track, clock, prediction = Trajectory(predictor.depth), Clock(BENT), predictor.start(Plan(BENT))
+    trajectory, clock, prediction = Trajectory(predictor.depth), Clock(BENT), predictor.start(Plan(BENT))
     for k, i in enumerate((0, 0, 2, 2, 2, 5, 5)):
         clock.tick(BENT.sigmas[i] * (1 + 1e-6 * (k % 2)))
-        track.computed(k, clock.sigma)
-        prediction.computed(track)
+        trajectory.computed(k, clock.sigma)
+        prediction.computed(trajectory)
     clock.tick(BENT.sigmas[7])
-    found = prediction.weights(clock, track)
+    found = prediction.weights(clock, trajectory)
     assert sum(found.values()) == pytest.approx(1) and max(map(abs, found.values())) < 20
 
 

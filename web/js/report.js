@@ -14,7 +14,11 @@ const REASONS = {
   window: ["outside start_percent to end_percent"],
   cap: ["max_skips in a row were skipped"],
   total: ["as many were skipped as may be"],
-  event: ["the conditioning changes here"],
+  "conditioning change": ["the conditioning changes here"],
+  "quality target": ["no decibels can be predicted for this sampler"],
+  calibration: ["recorded to learn the costs of the model"],
+  memory: ["skipping ran out of memory here"],
+  "model changed": ["the model ran otherwise than expected"],
   "new conditioning": ["a conditioning that was not seen before"],
   history: ["too little was computed before to predict from"],
   "not finite": ["the indicator was not a number"],
@@ -97,7 +101,7 @@ export function detail({ report, running }, step) {
   }
   const said = here.map((e) => {
     const parts = [`${e.computed ? "computed" : "skipped"}, ${why(e, report)}`]
-    if (e.held != null && e.limit != null) parts.push(`change ${short(e.held)}, threshold ${short(e.limit)}`)
+    if (e.score != null && e.threshold != null) parts.push(`change ${short(e.score)}, threshold ${short(e.threshold)}`)
     return parts.join("; ")
   })
   const same = said.length > 1 && new Set(said).size === 1
@@ -138,7 +142,7 @@ export function line(steps) {
   const points = steps.flatMap((here, step) =>
     here.map((e, i) => [
       ((step + (i + 0.5) / here.length) / steps.length) * 100,
-      e.held != null && e.limit != null ? (100 * e.limit ** 2) / (e.held ** 2 + e.limit ** 2 || 1) : null,
+      e.score != null && e.threshold != null ? (100 * e.threshold ** 2) / (e.score ** 2 + e.threshold ** 2 || 1) : null,
     ]),
   )
   if (!points.some(([, y]) => y !== null)) return null

@@ -24,7 +24,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from ..method import Method
-from ..policies import Full, Policy, Schedule
+from ..policies import Full, Policy, Reason, Schedule
 from ..predictors import Integrator, Reuse
 from .selection import Choice, SamplerInfo, tolerance
 
@@ -39,7 +39,7 @@ LOOKS = "decided as it goes, 3.4 to 6.5 dB nearer to the full run than planned s
 FREE = "decided as it goes, because this sampler chooses its own steps and none can be planned"
 NO_DECIBELS = "no decibels can be foretold, because this sampler "
 NOT_HERE = "to skip, wish for something else or take another sampler"
-FULL = Method("Full run", "", (Full("wish"),), Reuse())
+FULL = Method("Full run", "", (Full(Reason.TARGET),), Reuse())
 FEW = 12  # steps, of which there is little to be had
 WHY_FEW = "planned steps; so few have little to spare, whatever the method"
 
@@ -73,11 +73,11 @@ class AutoMethod:
     def _chosen(self, here: SamplerInfo) -> tuple[Method, Choice]:
         exact = self.speedup > 0 or self.decibels > 0
         choice = Choice(WHY[here.integrator], self.speedup, self.decibels)
-        if self.free is None and (here.roams or here.integrator == "sde"):
-            why = NO_DECIBELS + ("chooses its own steps" if here.roams else "adds noise")
+        if self.free is None and (here.adaptive_steps or here.integrator == "sde"):
+            why = NO_DECIBELS + ("chooses its own steps" if here.adaptive_steps else "adds noise")
             return FULL, replace(choice, why=why, advice=NOT_HERE)
-        if self.free is not None and (here.roams or (here.twice and not exact)):
-            return self.free, replace(choice, why=FREE if here.roams else LOOKS)
+        if self.free is not None and (here.adaptive_steps or (here.second_order and not exact)):
+            return self.free, replace(choice, why=FREE if here.adaptive_steps else LOOKS)
         if self.decibels:
             return within(self.planned, tolerance(self.decibels, here.integrator)), choice
         plans = [p for p in self.planned.policies if isinstance(p, Schedule)]

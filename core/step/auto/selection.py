@@ -20,13 +20,20 @@ NEARLY = 0.95  # of a speed-up: what is done beside the model is not what was wi
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """What is known of a run before its first step. roams: the sampler chooses its own steps, so that none can be planned. twice: it
-    looks twice a step, as heun does."""
+    """What is known of a run's sampler before the first step.
+
+    Parameters
+    ----------
+    integrator: its kind.
+    steps: of the grid.
+    adaptive_steps: it chooses its own steps, so none can be planned.
+    second_order: it evaluates the model twice a step, as heun does.
+    """
 
     integrator: Integrator
     steps: int
-    roams: bool = False
-    twice: bool = False
+    adaptive_steps: bool = False
+    second_order: bool = False
 
 
 @dataclass(frozen=True)

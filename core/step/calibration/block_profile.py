@@ -1,6 +1,6 @@
-"""What one full run of the user's own model teaches the block-level methods: TeaCache's polynomial and MagCache's ratios.
+"""Block-level measurements of a full run of the user's own model, for TeaCache's polynomial and MagCache's ratios.
 
-Both are told from the same numbers, three a step, whatever the size of the model.
+Both are computed from the same three numbers a step.
 """
 
 from __future__ import annotations
@@ -16,28 +16,28 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..clock import SAME_STEP, Grid
-from ..indicators.output import subsample
+from ..indicators.base import subsample
 from ..published.coefficients import Magnitudes, Polynomial
 
 Array = NDArray[np.float64]
-LARGEST = 2000  # steps that a file may have; a hostile one is not worked on for long
-LIMIT = 65_536  # elements that are looked at, however large the hidden state
+LARGEST = 2000  # steps in a file; bounds the work on a hostile one
+LIMIT = 65_536  # elements of a hidden state that are looked at
 DEGREE = 2
 
 
 def fit(x: Array, y: Array) -> Polynomial:
-    """The polynomial through the pairs (x, y), both (n,), n >= 1, all above 0: least squares with coefficients of at least 0.
+    """The least-squares polynomial of degree DEGREE through the pairs (x, y), with non-negative coefficients, clamped to the range of x.
 
-    Such a polynomial is above 0 and rises with x, so a larger change never counts less; it is held to the range of x. Of degree 2:
-    one run has some 10 to 50 pairs that scatter, the published polynomials have one bend where most pairs lie, and a power more
-    only follows the scatter. Errors weigh
-    1/sqrt(y), half way between absolute ones, which the few large changes of the first steps would settle, and relative ones.
+    Non-negative coefficients make it rise with x, so that a larger change of the input never counts less. Errors are weighted by
+    1/sqrt(y), between absolute errors, which the large changes of the first steps would dominate, and relative ones.
+
+    x, y: float64, shape (n,), n >= 1, all above 0.
     """
     weight = 1 / np.sqrt(y)
     powers = np.stack([x**k for k in range(DEGREE + 1)], 1) * weight[:, None]
     wanted = y * weight
     best, least = np.zeros(DEGREE + 1), np.inf
-    # three coefficients: the best set of those that are not 0 is found by trying all
+    # three coefficients: try every subset of non-zero ones
     for size in range(1, DEGREE + 2):
         for chosen in combinations(range(DEGREE + 1), size):
             some = powers[:, chosen]
@@ -51,10 +51,17 @@ def fit(x: Array, y: Array) -> Polynomial:
 
 @dataclass(frozen=True, eq=False)
 class BlockProfile:
-    """Of the n steps of a full run, or of several such averaged. times: their falling t, the share of noise, (n,). For each step but
-    the first, (n - 1,): `ratios`, the mean over tokens of the residual's size over that at the step before; `outputs`, the
-    residual's relative L1 change since; `inputs`, that of the modulated input, or empty where there was none to be seen.
-    recipe: what was recorded, for people. runs: how many were averaged."""
+    """The n steps of a full run, or the average of several such runs.
+
+    Parameters
+    ----------
+    times: falling t, the share of noise, shape (n,).
+    ratios: mean over tokens of the residual's norm over that of the previous step, shape (n - 1,).
+    outputs: relative L1 change of the residual since the previous step, shape (n - 1,).
+    inputs: that of the modulated input, shape (n - 1,), or empty where it was not observed.
+    recipe: model, sampler and so on of the recording, for people.
+    runs: how many runs were averaged.
+    """
 
     times: Array
     ratios: Array
@@ -65,7 +72,7 @@ class BlockProfile:
 
     @cached_property
     def polynomial(self) -> Polynomial | None:
-        """What change of the residual a change of the modulated input foretells; None where that was not seen."""
+        """The residual's change as a function of the modulated input's; None where that was not observed."""
         seen = (self.inputs > 0) & (self.outputs > 0) if len(self.inputs) else np.zeros(0, bool)
         return fit(self.inputs[seen], self.outputs[seen]) if seen.any() else None
 
@@ -74,11 +81,11 @@ class BlockProfile:
         return Magnitudes.of(self.times, self.ratios)
 
     def averaged(self, other: BlockProfile) -> BlockProfile:
-        """Both together, each weighing as many runs as it has; both at the same times. Raises ValueError otherwise."""
+        """The average of both, weighted by their runs. Raises ValueError unless both have the same times and inputs."""
         if self.times.shape != other.times.shape or not np.allclose(self.times, other.times, atol=1e-5):
-            raise ValueError("lessons of different runs cannot be averaged")
+            raise ValueError("block profiles of different runs cannot be averaged")
         if len(self.inputs) != len(other.inputs):
-            raise ValueError("one of them has not seen the modulated input")
+            raise ValueError("one of them has no modulated input")
         runs = self.runs + other.runs
 
         def mean(a: Array, b: Array) -> Array:
@@ -94,33 +101,33 @@ class BlockProfile:
 
     @classmethod
     def from_json(cls, text: str) -> BlockProfile:
-        """Raises ValueError when the text is none of ours."""
+        """Raises ValueError unless the text was written by `to_json`."""
         try:
             data = json.loads(text)
             parts = []
             for name in ("times", "ratios", "outputs", "inputs"):
                 values = data[name]
                 if not isinstance(values, list) or len(values) > LARGEST:
-                    raise ValueError("it has no list of numbers, or too long a one")
+                    raise ValueError("a list of numbers is missing or too long")
                 if not all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
-                    raise ValueError("it has words for numbers")
+                    raise ValueError("a number is text")
                 parts.append(np.asarray(values, np.float64))
             recipe, runs = str(data["recipe"]), data.get("runs", 1)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-            raise ValueError(f"no lessons of Skipstone's: {error}") from None
+            raise ValueError(f"not a Skipstone block profile: {error}") from None
         times, ratios, outputs, inputs = parts
         n = times.size
         if n < 2 or ratios.size != n - 1 or outputs.size != n - 1 or inputs.size not in (0, n - 1):
-            raise ValueError("no lessons of Skipstone's: its parts do not belong together")
+            raise ValueError("not a Skipstone block profile: its lists have different lengths")
         if not isinstance(runs, int) or isinstance(runs, bool) or not 1 <= runs <= 1_000_000:
-            raise ValueError("no lessons of Skipstone's: it says nothing that can be")
+            raise ValueError("not a Skipstone block profile: a value is out of range")
         if not all(np.isfinite(p).all() for p in parts) or not (np.diff(times) < 0).all():
-            raise ValueError("no lessons of Skipstone's: its numbers are not finite, or its times do not fall")
+            raise ValueError("not a Skipstone block profile: its numbers are not finite, or its times do not fall")
         changes = np.concatenate((outputs, inputs))
         if times.min() < 0 or times.max() > 1.01 or not (ratios.min() > 1e-6 and ratios.max() < 1e6):
-            raise ValueError("no lessons of Skipstone's: its numbers are out of range")
+            raise ValueError("not a Skipstone block profile: its numbers are out of range")
         if changes.min() < 0 or changes.max() > 1e6:
-            raise ValueError("no lessons of Skipstone's: its numbers are out of range")
+            raise ValueError("not a Skipstone block profile: its numbers are out of range")
         return cls(times, ratios, outputs, inputs, recipe, runs)
 
     def to_json(self) -> str:
@@ -140,31 +147,33 @@ class BlockProfile:
 
 
 class BlockProfiler:
-    """Learns from one run that is computed in full. Three numbers of every step are kept where the model computes, and of the last step
-    a subsample; nothing is read before `lessons`."""
+    """Measures one run that is computed in full. Keeps three scalars a step and a subsample of the last step on the model's device, and
+    reads nothing before `profile`."""
 
     def __init__(self, grid: Grid) -> None:
         self.grid = grid
         self.steps: list[int] = []
         self.rows: list[list[Tensor]] = []
         self.last: list[Tensor | None] = [None, None, None]
-        self.spoilt = False
+        self.invalid = False
 
-    def spoil(self) -> None:
-        """Something was seen that was not what it was taken for: nothing will come of this run."""
-        self.spoilt = True
+    def invalidate(self) -> None:
+        """An observation was wrong: nothing will be learned from this run."""
+        self.invalid = True
         self.rows.clear()
         self.last = [None, None, None]
 
     def observe(self, sigma: float, residual: Tensor, modulated: Tensor | None = None, channels: int = -1) -> None:
-        """The residual of the blocks that a skip leaves out, and the first block's modulated input: of the same conditioning at every
-        step. channels: the dimension of the residual that is no place in the picture. Only looks on the grid count, and of several there
-        the first. Neither tensor is kept or written to."""
+        """One evaluation. Those off the grid, and repeated ones, are ignored. Neither tensor is kept or written to.
+
+        residual: of the blocks that a skip leaves out, of the same conditioning in every step. modulated: the first block's modulated
+        input. channels: the residual's channel dimension.
+        """
         step = self.grid.step_of(sigma)
         at = self.grid.sigmas[step]
-        if self.spoilt or sigma <= 0 or step in self.steps[-1:] or abs(sigma - at) > SAME_STEP * at:
+        if self.invalid or sigma <= 0 or step in self.steps[-1:] or abs(sigma - at) > SAME_STEP * at:
             return
-        # squares of halves overflow
+        # squares overflow in half precision
         wide = torch.promote_types(residual.dtype, torch.float32)
         sizes = torch.linalg.vector_norm(residual.detach(), dim=channels, dtype=wide).flatten()
         sizes = sizes[:: max(-(-sizes.numel() // LIMIT), 1)].clone()
@@ -174,20 +183,20 @@ class BlockProfiler:
                 (a is None) != (b is None) or (a is not None and b is not None and a.shape != b.shape)
                 for a, b in zip(now, self.last, strict=True)
             ):
-                self.spoil()
+                self.invalidate()
                 return
             self.rows.append(_compared(now, self.last))
         self.steps.append(step)
         self.last = now
 
-    def lessons(self, recipe: str) -> BlockProfile:
-        """Of a whole run, at the price of one host sync. Raises ValueError where a step was not seen, or what was seen is not finite."""
+    def profile(self, recipe: str) -> BlockProfile:
+        """Of a whole run, in one host sync. Raises ValueError where a step was not observed, or a value is not finite."""
         n = self.grid.steps
-        if self.spoilt or not self.grid.falling or self.steps != list(range(n)) or n < 2:
-            raise ValueError("not every step was seen in full")
+        if self.invalid or not self.grid.falling or self.steps != list(range(n)) or n < 2:
+            raise ValueError("the sampler did not evaluate the model at every step")
         columns = torch.stack([torch.stack(row) for row in self.rows], 1).cpu().numpy().astype(np.float64)
         if not np.isfinite(columns).all() or not (columns[0] > 0).all():
-            raise ValueError("what the blocks gave is not finite")
+            raise ValueError("the blocks' output is not finite")
         return BlockProfile(
             np.asarray(self.grid.times[:-1]),
             columns[0],
@@ -201,7 +210,7 @@ def _compared(now: list[Tensor | None], last: list[Tensor | None]) -> list[Tenso
     sizes, residual, modulated = now
     before, was, seen = last
     assert sizes is not None and residual is not None and before is not None and was is not None
-    # what was nothing before, as padding, has no ratio
+    # tokens that were zero, such as padding, have no ratio
     ratios = torch.where(before > 0, sizes / before, torch.nan)
     row = [ratios.nanmean(), (residual - was).abs().mean() / was.abs().mean()]
     if modulated is not None and seen is not None:

@@ -1,14 +1,15 @@
-"""What full runs of a model taught: the inner products of its derivatives along the schedule.
+"""Inner products of a model's derivatives along the schedule, from full runs.
 
-A Gram matrix G[i, j] = <d_i, d_j> (mean over elements, runs and prompts) scores every predictor that is linear in the
-history: a displacement error is a combination w of derivatives, and its mean square is w' G w. It is a few kB however
-large the latents were, and is read at another grid by linear interpolation of the derivatives in t, the share of noise.
+The Gram matrix G[i, j] = <d_i, d_j> (mean over elements, runs and prompts) scores every predictor that is linear in the history: a
+displacement error is a combination w of derivatives, and its mean square is w' G w. It is read on another grid by linear
+interpolation of the derivatives in t, the share of noise.
 """
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
 
@@ -18,13 +19,21 @@ from numpy.typing import NDArray
 from ..clock import Grid
 
 Array = NDArray[np.float64]
-LARGEST = 2000  # evaluations that a calibration may have; a hostile file is not worked on for long
+LARGEST = 2000  # evaluations in a file; bounds the work on a hostile one
 
 
 @dataclass(frozen=True, eq=False)
 class Gram:
-    """`times`: falling t of the recorded evaluations, shape (n,). `products`: G, shape (n, n), relative to the largest
-    mean square. `recipe`: what was recorded, for people. `kept`: of what. `runs`: how many were averaged."""
+    """A Gram matrix. Equal and hashed by content, so that a plan solved with it is found again after the file is read anew.
+
+    Parameters
+    ----------
+    times: falling t of the recorded evaluations, float64, shape (n,).
+    products: G relative to the largest mean square, float64, shape (n, n).
+    recipe: model, sampler, steps and so on of the recording, for people.
+    kept: the recorded value.
+    runs: how many runs were averaged.
+    """
 
     times: Array
     products: Array
@@ -32,18 +41,28 @@ class Gram:
     kept: Literal["velocity", "denoised"] = "velocity"
     runs: int = 1
 
+    @cached_property
+    def _content(self) -> tuple[str, bytes, bytes]:
+        return self.kept, self.times.tobytes(), self.products.tobytes()
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Gram) and self._content == other._content
+
+    def __hash__(self) -> int:
+        return hash(self._content)
+
     @classmethod
     def of(
         cls, times: Array, values: Array, recipe: str = "", kept: Literal["velocity", "denoised"] = "velocity"
     ) -> Gram:
-        """From what one full run said: values (n, elements) at the falling times (n,). Raises ValueError where they are not finite."""
+        """From one full run: values of shape (n, elements) at the falling times (n,). Raises ValueError unless all are finite."""
         products = values.astype(np.float64) @ values.astype(np.float64).T / values.shape[1]
         if not np.isfinite(products).all():
             raise ValueError("the run's outputs are not finite")
         return cls(np.asarray(times, np.float64), products / max(products.diagonal().max(), 1e-30), recipe, kept)
 
     def averaged(self, other: Gram) -> Gram:
-        """Both together, each weighing as many runs as it has; both at the same times. Raises ValueError otherwise."""
+        """The average of both, weighted by their runs. Raises ValueError unless both have the same times and kept value."""
         if (
             self.kept != other.kept
             or self.times.shape != other.times.shape
@@ -56,19 +75,19 @@ class Gram:
 
     @classmethod
     def from_json(cls, text: str) -> Gram:
-        """Raises ValueError when the text is not a Gram matrix of ours."""
+        """Raises ValueError unless the text was written by `to_json`."""
         try:
             data = json.loads(text)
             times = np.asarray(data["times"], np.float64)
             half = np.asarray(data["products"], np.float64)
             recipe, kept, runs = str(data["recipe"]), data.get("kept", "velocity"), data.get("runs", 1)
             if not isinstance(runs, int) or not all(isinstance(t, int | float) for t in data["times"]):
-                raise ValueError("it has words for numbers")
+                raise ValueError("a number is text")
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
             raise ValueError(f"not a Skipstone calibration: {error}") from None
         n = times.size
         if kept not in ("velocity", "denoised") or not 1 <= runs <= 1_000_000 or n > LARGEST:
-            raise ValueError("not a Skipstone calibration: it says nothing that can be")
+            raise ValueError("not a Skipstone calibration: a value is out of range")
         if times.ndim != 1 or n < 2 or half.shape != (n * (n + 1) // 2,):
             raise ValueError("not a Skipstone calibration: times and products do not belong together")
         if not (np.isfinite(times).all() and np.isfinite(half).all() and (np.diff(times) < 0).all()):
@@ -92,7 +111,7 @@ class Gram:
         )
 
     def on(self, grid: Grid) -> Array:
-        """G between the evaluations at the grid's first N sigmas, shape (N, N)."""
+        """G between the grid's N steps, shape (N, N)."""
         wanted = grid.times[:-1]
         # weights of linear interpolation in t, clamped at both ends
         place = np.interp(-wanted, -self.times, np.arange(len(self.times), dtype=np.float64))
@@ -105,6 +124,7 @@ class Gram:
         return read @ self.products @ read.T
 
 
+@lru_cache(maxsize=1)
 def default() -> Gram:
-    """Measured on the demo's small Flux; stands in until a model has costs of its own."""
+    """Measured on the demo's small Flux; used until the user's model has costs of its own."""
     return Gram.from_json(Path(__file__).with_name("default_costs.json").read_text("utf-8"))

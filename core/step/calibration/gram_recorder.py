@@ -1,4 +1,4 @@
-"""Learning a model's costs while it runs in full: a subsample of every evaluation's output, and the Gram matrix of them."""
+"""Records a subsample of every evaluation's output while the model runs in full, for a Gram matrix."""
 
 from __future__ import annotations
 
@@ -7,42 +7,48 @@ import torch
 from torch import Tensor
 
 from ..clock import SAME_STEP, Grid
-from ..indicators.output import subsample
+from ..indicators.base import subsample
 from .gram import Gram
 
 
-class Recorder:
-    """One run's outputs at the grid's sigmas, at most SAMPLE elements each, where the model computes."""
+class GramRecorder:
+    """One run's outputs at the grid's sigmas, SAMPLE elements each, on the model's device.
 
-    def __init__(self, grid: Grid, kept: str) -> None:
+    keeps: "denoised" records D, anything else the velocity (x - D) / sigma.
+    """
+
+    def __init__(self, grid: Grid, keeps: str) -> None:
         self.grid = grid
-        self.kept = kept
+        self.keeps = keeps
         self.rows: dict[int, Tensor] = {}
-        self.spoilt = False
+        self.invalid = False
 
-    def spoil(self) -> None:
-        """Something was recorded that was not what it was taken for: nothing will come of this run."""
-        self.spoilt = True
+    def invalidate(self) -> None:
+        """An observation was wrong: nothing will be learned from this run."""
+        self.invalid = True
         self.rows.clear()
 
     def observe(self, sigma: float, x: Tensor, denoised: Tensor) -> None:
-        """The guided D at x, as the sampler gets it. Only looks on the grid count, and of several there the first."""
+        """The guided D at the latent x, of one shape. Evaluations off the grid, and repeated ones, are ignored."""
         step = self.grid.step_of(sigma)
         if (
-            self.spoilt
+            self.invalid
             or sigma <= 0
             or step in self.rows
             or abs(sigma - self.grid.sigmas[step]) > SAME_STEP * self.grid.sigmas[step]
         ):
             return
         d = subsample(denoised)
-        self.rows[step] = d if self.kept == "denoised" else (subsample(x) - d) / sigma
+        self.rows[step] = d if self.keeps == "denoised" else (subsample(x) - d) / sigma
 
     def gram(self, recipe: str) -> Gram:
-        """Of a whole run. Raises ValueError where a step was not seen, or what was seen is not finite."""
+        """Of a whole run. Raises ValueError where a step was not observed, the latent's size changed, or a value is not finite."""
         if not self.grid.falling or sorted(self.rows) != list(range(self.grid.steps)) or self.grid.steps < 2:
-            raise ValueError("not every step was seen in full")
-        values = torch.stack([self.rows[i] for i in range(self.grid.steps)]).cpu().numpy()
+            raise ValueError("the sampler did not evaluate the model at every step")
+        rows = [self.rows[i] for i in range(self.grid.steps)]
+        if len({row.shape for row in rows}) > 1:
+            raise ValueError("the latent's size changed during the run")
+        values = torch.stack(rows).cpu().numpy()
         return Gram.of(
-            np.asarray(self.grid.times[:-1]), values, recipe, "denoised" if self.kept == "denoised" else "velocity"
+            np.asarray(self.grid.times[:-1]), values, recipe, "denoised" if self.keeps == "denoised" else "velocity"
         )

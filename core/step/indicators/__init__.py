@@ -1,0 +1,1 @@
+"""How far the output has moved: one file a level."""

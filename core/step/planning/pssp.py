@@ -1,8 +1,8 @@
-"""Peak-suppressed shortest path (MeanCache, arXiv 2601.19961, Eq. 15): which steps to compute, given what each edge costs.
+"""Peak-suppressed shortest path (MeanCache, https://arxiv.org/abs/2601.19961, Eq. 15): which steps to compute, given each edge's cost.
 
-An edge (a, b, c) skips from anchor b to anchor c when the anchor before b is a. Its cost is the size of the displacement
-error that the predictor would make there. The path minimises the sum of cost ** gamma over its edges with at most B
-computed evaluations; gamma > 1 suppresses peaks. Solved exactly by dynamic programming over (a, b, evaluations used).
+Edge (a, b, c) skips the steps between anchors b and c, where a is the anchor before b. The path minimises the sum of cost ** gamma over its
+edges with at most B computed evaluations; gamma > 1 suppresses peaks. Solved exactly by dynamic programming over (a, b, evaluations used),
+in O(B N^3) time and O(N^3) memory.
 """
 
 from __future__ import annotations
@@ -16,10 +16,14 @@ Array = NDArray[np.float64]
 class Paths:
     """The best path for every budget up to `budget`.
 
-    cost: (N, N, N), cost[a, b, c] for a < b < c, and cost[b, b, c] where b has no predecessor; inf where an edge may not be.
-    forced: (N,), steps that must be computed; step 0 and the last one always are. Where the forced steps alone are more
-    than `budget`, they are the answer. Adjacent steps (c = b + 1) skip nothing and cost nothing. weight: (N,), by how much more an
-    edge that starts at b matters than its cost says.
+    Parameters
+    ----------
+    cost: shape (N, N, N): cost[a, b, c] for a < b < c, and cost[b, b, c] where b has no predecessor; inf for an edge that is not allowed.
+        Adjacent steps (c = b + 1) skip nothing and cost nothing.
+    budget: evaluations computed at most; at least the number of forced steps.
+    gamma: exponent of the costs.
+    forced: shape (N,): steps that are computed in any case. The first and the last always are.
+    weight: factor on the cost of the edges that start at b: shape (N,), or a number.
     """
 
     def __init__(
@@ -47,14 +51,13 @@ class Paths:
         self._ends: list[float] = [best[:, n - 1].min() if n > 1 else 0.0]
         self._states = [best]
         for _ in range(self.budget - 1):
-            through = best[:, :, None] + price
-            self._came.append(through.argmin(0))
-            best = through.min(0)
+            best, came = _extended(best, price)
+            self._came.append(came)
             self._states.append(best)
             self._ends.append(float(best[:, n - 1].min()))
 
     def best(self, budget: int | None = None) -> tuple[int, ...]:
-        """The steps to compute, ascending: at most `budget` of them, the fewest among equals."""
+        """The steps to compute, ascending: at most `budget` of them, and the fewest among equally good paths."""
         budget = self.budget if budget is None else min(max(budget, self.least), self.budget)
         used = int(np.argmin(self._ends[:budget]))  # evaluations - 1
         path = [self.n - 1]
@@ -67,13 +70,24 @@ class Paths:
         return tuple(sorted(set(path)))
 
     def price(self, path: tuple[int, ...]) -> float:
-        """What the search makes least: the sum of its edges' weighed costs to the power of gamma."""
+        """The objective: the sum over its edges of (weight * cost) ** gamma."""
         return float(sum(self._price[a, b, c] for a, b, c in zip((path[0], *path), path, path[1:], strict=False)))
 
     def error(self, path: tuple[int, ...]) -> float:
-        """The root of the summed squares of the path's edge costs: what its errors come to if they are independent."""
+        """The root of the sum of squared edge costs: the path's error if those of its edges are independent."""
         edges = zip((path[0], *path), path, path[1:], strict=False)
         return float(sum(self.cost[a, b, c] ** 2 for a, b, c in edges if c > b + 1) ** 0.5)
+
+
+def _extended(best: Array, price: Array) -> tuple[Array, NDArray[np.intp]]:
+    """The cheapest paths by their last two anchors (b, c), one anchor longer than `best` by (a, b), and the a of each; (N, N) both."""
+    n = len(best)
+    longer, came = np.full((n, n), np.inf), np.zeros((n, n), np.intp)
+    for b in range(n - 1):  # only a <= b < c
+        through = best[: b + 1, b, None] + price[: b + 1, b, b + 1 :]
+        came[b, b + 1 :] = through.argmin(0)
+        longer[b, b + 1 :] = through.min(0)
+    return longer, came
 
 
 def solve(

@@ -1,38 +1,42 @@
-"""When to run the model: each policy is one file, plain data, and decides evaluation by evaluation."""
+"""When to run the model: each policy is one file of frozen data that decides evaluation by evaluation."""
 
-from .accumulator import Accumulator, AccumulatorState
-from .base import COMPUTE, SKIP, Decision, Indicator, Policy, RunContext, RunPolicy
-from .guards import Cap, Events, Full, LastStep, Total, Warmup, Window
+from ..context import RunContext
+from ..indicators.base import Reading
+from ..reasons import Reason
+from .accumulator import Accumulator
+from .base import COMPUTE, SKIP, Comparison, Decision, Policy, ReadIndicator, RunPolicy
+from .guards import Cap, ConditioningChanges, Full, LastStep, Total, Warmup, Window
 from .interval import Interval
 from .magcache import Ratios
 from .mask import Mask, StepMask
-from .per_model import ByModel
+from .per_model import PerModel
 from .schedule import Budget, Schedule
-from .threshold import Threshold, ThresholdState
+from .threshold import Threshold
 
 __all__ = [
     "COMPUTE",
     "SKIP",
     "Accumulator",
-    "AccumulatorState",
     "Budget",
-    "ByModel",
     "Cap",
+    "Comparison",
+    "ConditioningChanges",
     "Decision",
-    "Events",
     "Full",
-    "Indicator",
     "Interval",
     "LastStep",
     "Mask",
+    "PerModel",
     "Policy",
     "Ratios",
+    "ReadIndicator",
+    "Reading",
+    "Reason",
     "RunContext",
     "RunPolicy",
     "Schedule",
     "StepMask",
     "Threshold",
-    "ThresholdState",
     "Total",
     "Warmup",
     "Window",

@@ -1,23 +1,31 @@
-"""Adaptive skipping: estimated changes of the output add up until a threshold is reached, then the model is asked."""
+"""Accumulated threshold: estimated changes of the output add up until a threshold is reached, then the model runs."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from ..clock import Clock
-from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
+from ..context import RunContext
+from ..reasons import Reason
+from .base import COMPUTE, AdaptiveState, Decision, Policy, ReadIndicator, check_threshold
 
 
 @dataclass(frozen=True)
-class Accumulator:
-    """Skip while E = decay * E + indicator stays below the threshold; compute otherwise, and, with `reset`, begin again at 0.
+class Accumulator(Policy):
+    """Skip while E = decay * E + reading stays below the threshold.
 
-    EasyCache (arXiv 2507.02860) has the other values as they stand. UCache (stable-diffusion.cpp) weighs an indicator by
-    1 + penalty * (evaluations skipped in a row), and holds E against early * threshold in the first fifth of the run's
-    computed evaluations and late * threshold in the last. typical: above 0, the threshold is so many times the run's own typical
-    change from one evaluation to the next (`Clock.typical`), and `threshold` is of no account. Raises ValueError for a threshold
-    below 0.
+    EasyCache (https://arxiv.org/abs/2507.02860) has the defaults; UCache (stable-diffusion.cpp) sets the others.
+    Raises ValueError for a threshold below 0.
+
+    Parameters
+    ----------
+    threshold: in the indicator's unit.
+    decay: factor on E before each reading is added.
+    reset: set E to 0 after a computed evaluation.
+    penalty: each reading is weighted by 1 + penalty * (evaluations skipped in a row).
+    early, late: factors on the threshold during the first and the last fifth of the run's computed evaluations.
+    typical: above 0, the threshold is this multiple of `Reading.typical`, and `threshold` is ignored.
     """
 
     threshold: float = 0.0
@@ -29,58 +37,39 @@ class Accumulator:
     typical: float = 0.0
 
     def __post_init__(self) -> None:
-        for value in (self.threshold, self.typical):
-            if not value >= 0:
-                raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
+        check_threshold(self.threshold, self.typical)
 
-    def start(self, setting: RunContext) -> AccumulatorState:
-        return AccumulatorState(self, setting.grid.steps)
+    def start(self, context: RunContext) -> AccumulatorState:
+        return AccumulatorState(self, context.grid.steps)
 
 
-@dataclass
-class AccumulatorState:
-    """An Accumulator at work."""
+class AccumulatorState(AdaptiveState):
+    """An Accumulator in one run."""
 
-    rule: Accumulator
-    steps: int
-    error: float = 0.0
-    computed: int = 0
-    threshold: float = 0.0
-    held: tuple[float, float] | None = None  # what was last held against a threshold, and that threshold
-    smallest: float = math.inf  # of what was held against a threshold, and that threshold
-    against: float = field(default=math.nan)
+    name = "accumulated change"
 
-    def __post_init__(self) -> None:
-        self.threshold = self.rule.threshold
+    def __init__(self, config: Accumulator, steps: int) -> None:
+        super().__init__(config.threshold)
+        self.config = config
+        self.steps = steps
+        self.error = 0.0  # E
+        self.computed = 0
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision:
-        rule, value = self.rule, indicator()
-        if value is None:
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:
+        config, reading = self.config, indicator()
+        if reading is None:
             self.computed += 1
-            return COMPUTE("history")
-        if not math.isfinite(value):
+            return COMPUTE(Reason.HISTORY)
+        if not math.isfinite(reading.value):
             self.error, self.computed = 0.0, self.computed + 1
-            return COMPUTE("not finite")
-        if rule.reset and clock.skips == 0:
+            return COMPUTE(Reason.NOT_FINITE)
+        if config.reset and clock.skips == 0:
             self.error = 0.0
-        self.error = rule.decay * self.error + value * (1 + rule.penalty * clock.skips)
+        self.error = config.decay * self.error + reading.value * (1 + config.penalty * clock.skips)
+        if config.typical:
+            self.threshold = config.typical * reading.typical
         progress = self.computed / self.steps
-        if rule.typical:
-            self.threshold = rule.typical * clock.typical
-        limit = self.threshold * (rule.early if progress < 0.2 else rule.late if progress > 0.8 else 1.0)
-        self.held = self.error, limit
-        if self.error < self.smallest:
-            self.smallest, self.against = self.error, limit
-        if self.error < limit:
-            return SKIP("threshold")
-        self.computed += 1
-        return COMPUTE("threshold")
-
-    def advice(self) -> str:
-        """For a run without a skip: how near it came, and what to turn."""
-        if not math.isfinite(self.smallest):
-            return "the threshold was never asked: widen start_percent..end_percent, lower warmup, or take more steps"
-        return (
-            f"raise the threshold of {self.against:.3g} above {self.smallest:.3g}, the smallest accumulated change, pick a faster "
-            "preset, or take more steps"
-        )
+        factor = config.early if progress < 0.2 else config.late if progress > 0.8 else 1.0
+        decision = self.compare(self.error, self.threshold * factor)
+        self.computed += decision.compute
+        return decision

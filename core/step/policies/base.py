@@ -2,75 +2,107 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from ..calibration.block_profile import BlockProfile
-from ..calibration.gram import Gram
-from ..clock import Clock, Grid
-from ..predictors import Predictor
-from ..published.coefficients import Network
+from ..clock import Clock
+from ..indicators.base import Reading
+from ..plan import Plan
+from ..reasons import Reason
 
-Indicator = Callable[[], float | None]
-"""Reads the method's indicator for the evaluation at hand, at the price of one host sync; None while too little is known."""
+if TYPE_CHECKING:
+    from ..calibration.block_profile import BlockProfile
+    from ..context import RunContext
+    from ..published.coefficients import Network
+
+ReadIndicator = Callable[[], Reading | None]
+"""Reads the method's indicator for the current evaluation, in one host sync; None while too little is known."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Compute or skip this evaluation, and why in one word of the report."""
+    """Compute or skip this evaluation, and why."""
 
     compute: bool
-    reason: str
+    reason: Reason
 
 
-def COMPUTE(reason: str) -> Decision:
+def COMPUTE(reason: Reason) -> Decision:
     return Decision(True, reason)
 
 
-def SKIP(reason: str) -> Decision:
+def SKIP(reason: Reason) -> Decision:
     return Decision(False, reason)
 
 
-@dataclass
-class RunContext:
-    """What a run's policies are started with. Those asked first say what they will force, so that a solver among the later
-    ones spends its budget knowing it.
+@dataclass(frozen=True)
+class Comparison:
+    """What an adaptive policy compared in an evaluation: it skips while `score` is below `threshold`."""
 
-    forced: for each step, whether it will be computed whatever later policies say. longest: how many evaluations in a row
-    may be skipped at most. costs: what full runs of the model taught; lessons: what they taught of its blocks; None where there were
-    none. network: what is known of the model (tables.py).
-    """
-
-    grid: Grid
-    predictor: Predictor
-    costs: Gram | None = None
-    forced: list[bool] = field(init=False)
-    longest: float = math.inf
-    network: Network = field(default_factory=dict)
-    lessons: BlockProfile | None = None
-
-    def __post_init__(self) -> None:
-        self.forced = [False] * self.grid.steps
-
-    def force(self, steps: Iterable[int]) -> None:
-        for step in steps:
-            if 0 <= step < self.grid.steps:
-                self.forced[step] = True
+    score: float
+    threshold: float
 
 
-class Policy(Protocol):
-    """Frozen configuration, as a method holds it."""
+class RunPolicy:
+    """A policy in one run. All but `decide` have defaults."""
 
-    def start(self, setting: RunContext) -> RunPolicy:
+    plan: Plan | None = None  # the steps to compute, where they are known before the run
+    predicted_error: float | None = None  # of the plan, as a share of the run's displacement
+    source: str = ""  # whose costs, coefficients or ratios are used, for the report
+    note: str = ""  # a sentence for the report
+    compared: Comparison | None = None  # the last comparison, of policies that hold an indicator against a threshold
+    threshold: float | None = None  # the one in force, of such policies
+
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        """Compute, skip, or None for no opinion. Policies are asked in order; the first opinion counts."""
+        raise NotImplementedError
+
+    def advice(self) -> str:
+        """How to have more skipped, for a run in which nothing was; "" for the general sentence."""
+        return ""
+
+
+class Policy(RunPolicy):
+    """A policy's configuration, as a method holds it. A policy without state is its own RunPolicy."""
+
+    def start(self, context: RunContext) -> RunPolicy:
         """The policy for one run: a new object if it keeps state, itself if not."""
-        ...
+        return self
+
+    def requires_profile(self, network: Network, profile: BlockProfile | None) -> bool:
+        """True if a block profile of the user's own model is required and missing."""
+        return False
 
 
-class RunPolicy(Protocol):
-    """A policy at work in one run."""
+class AdaptiveState(RunPolicy):
+    """A policy in one run that skips while a score is below a threshold. Remembers the smallest score for the advice."""
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        """Compute, skip, or no opinion. Policies are asked in order; the first opinion counts."""
-        ...
+    name = "change"  # of the score, for people
+
+    def __init__(self, threshold: float) -> None:
+        self.threshold: float = threshold
+        self.smallest: Comparison | None = None
+
+    def compare(self, score: float, threshold: float) -> Decision:
+        self.compared = Comparison(score, threshold)
+        if self.smallest is None or score < self.smallest.score:
+            self.smallest = self.compared
+        return SKIP(Reason.THRESHOLD) if score < threshold else COMPUTE(Reason.THRESHOLD)
+
+    def advice(self) -> str:
+        if self.smallest is None:
+            return (
+                "the threshold was never compared: widen start_percent..end_percent, lower warmup, or take more steps"
+            )
+        return (
+            f"raise the threshold of {self.smallest.threshold:.3g} above {self.smallest.score:.3g}, the smallest {self.name}, pick a "
+            "faster preset, or take more steps"
+        )
+
+
+def check_threshold(*values: float) -> None:
+    """Raises ValueError unless all are at least 0."""
+    for value in values:
+        if not value >= 0:
+            raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")

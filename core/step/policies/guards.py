@@ -1,4 +1,4 @@
-"""Guards: where an evaluation is computed whatever the method would say."""
+"""Guards: evaluations that are computed whatever the method would decide. Each answers COMPUTE or has no opinion."""
 
 from __future__ import annotations
 
@@ -6,116 +6,122 @@ import math
 from dataclasses import dataclass, replace
 
 from ..clock import Clock
-from .base import COMPUTE, Decision, Indicator, RunContext
+from ..context import RunContext
+from ..reasons import Reason
+from .base import COMPUTE, Decision, Policy, ReadIndicator
 
 
 @dataclass(frozen=True)
-class Warmup:
-    """The first `steps` steps are computed: everything is decided there, and predictors need something to go by. most: the share of
-    a run's steps that they are at most."""
+class Warmup(Policy):
+    """The first `steps` steps, and at most the share `max_share` of a run: they set the composition, and predictors need anchors."""
 
     steps: int
-    most: float = 1.0
+    max_share: float = 1.0
 
-    def start(self, setting: RunContext) -> Warmup:
-        steps = min(self.steps, math.ceil(self.most * setting.grid.steps))
-        setting.force(range(steps))
+    def start(self, context: RunContext) -> Warmup:
+        steps = min(self.steps, math.ceil(self.max_share * context.grid.steps))
+        context.force(range(steps))
         return replace(self, steps=steps)
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return COMPUTE("warmup") if clock.step < self.steps else None
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return COMPUTE(Reason.WARMUP) if clock.step < self.steps else None
 
 
 @dataclass(frozen=True)
-class Full:
-    """Everything is computed. why: one word of the report."""
+class Full(Policy):
+    """Every evaluation, for this reason."""
 
-    why: str
+    reason: Reason
 
-    def start(self, setting: RunContext) -> Full:
-        setting.force(range(setting.grid.steps))
+    def start(self, context: RunContext) -> Full:
+        context.force(range(context.grid.steps))
         return self
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return COMPUTE(self.why)
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return COMPUTE(self.reason)
 
 
 @dataclass(frozen=True)
-class LastStep:
-    """The last step is computed: no later one could mend it."""
+class LastStep(Policy):
+    """The last step: no later step could correct its error."""
 
-    def start(self, setting: RunContext) -> LastStep:
-        setting.force((setting.grid.steps - 1,))
+    def start(self, context: RunContext) -> LastStep:
+        context.force((context.grid.steps - 1,))
         return self
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return COMPUTE("last step") if clock.last_step else None
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return COMPUTE(Reason.LAST_STEP) if clock.last_step else None
 
 
 @dataclass(frozen=True)
-class Events:
-    """Steps at which a conditioning begins, ends or changes, known at the run's start: computed at the first look at them."""
+class ConditioningChanges(Policy):
+    """Steps at which a conditioning begins, ends or changes: computed when the sampler first reaches them."""
 
     steps: frozenset[int]
 
-    def start(self, setting: RunContext) -> Events:
-        setting.force(self.steps)
+    def start(self, context: RunContext) -> ConditioningChanges:
+        context.force(self.steps)
         return self
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return COMPUTE("event") if clock.arrived(self.steps) else None
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return COMPUTE(Reason.CONDITIONING_CHANGE) if clock.reached(self.steps) else None
 
 
 @dataclass(frozen=True)
-class Window:
-    """Outside start_percent..end_percent everything is computed. Percent as in ComfyUI: of the timestep range, or, with
-    `of_steps`, of the steps."""
+class Window(Policy):
+    """Evaluations outside start_percent..end_percent of the run.
+
+    Parameters
+    ----------
+    start_percent, end_percent: 0..1, of ComfyUI's timestep range.
+    of_steps: they are shares of the steps instead.
+    """
 
     start_percent: float
     end_percent: float
     of_steps: bool = False
-    high: float = 0.0
+    high: float = 0.0  # sigma; set by `start`
     low: float = 0.0
 
-    def start(self, setting: RunContext) -> Window:
-        grid = setting.grid
+    def start(self, context: RunContext) -> Window:
+        grid = context.grid
         if self.of_steps:
             first, end = (int(p * grid.steps) for p in (self.start_percent, self.end_percent))
             high = grid.sigmas[min(first, grid.steps)]
-            # the step at `end` is outside already
+            # the step at `end` is outside
             low = grid.sigmas[end - 1] if 0 < end <= grid.steps else high + 1
         else:
             high, low = grid.sigma_at(self.start_percent), grid.sigma_at(self.end_percent)
-        setting.force(i for i, s in enumerate(grid.sigmas[:-1]) if not low <= s <= high)
-        return Window(self.start_percent, self.end_percent, self.of_steps, high, low)
+        context.force(i for i, s in enumerate(grid.sigmas[:-1]) if not low <= s <= high)
+        return replace(self, high=high, low=low)
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return None if self.low <= clock.sigma <= self.high else COMPUTE("window")
-
-
-@dataclass(frozen=True)
-class Total:
-    """At most `skips` evaluations of the whole run are skipped; 0 means no limit."""
-
-    skips: int
-
-    def start(self, setting: RunContext) -> Total:
-        return self
-
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return COMPUTE("total") if self.skips and clock.skipped >= self.skips else None
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return None if self.low <= clock.sigma <= self.high else COMPUTE(Reason.WINDOW)
 
 
 @dataclass(frozen=True)
-class Cap:
-    """At most `skips` evaluations in a row are skipped; 0 means no limit."""
+class Total(Policy):
+    """All evaluations after `skips` were skipped in the run; 0 means no limit."""
 
     skips: int
 
-    def start(self, setting: RunContext) -> Cap:
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return COMPUTE(Reason.TOTAL) if self.skips and clock.skipped >= self.skips else None
+
+
+@dataclass(frozen=True)
+class Cap(Policy):
+    """The evaluation after `skips` in a row were skipped; 0 means no limit.
+
+    Planners count steps, so they are told how many whole steps that allows with this sampler.
+    """
+
+    skips: int
+
+    def start(self, context: RunContext) -> Cap:
         if self.skips:
-            setting.longest = min(setting.longest, self.skips)
+            context.max_skipped_steps = min(context.max_skipped_steps, self.skips // context.evaluations_per_step)
         return self
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        return COMPUTE("cap") if self.skips and clock.skips >= self.skips else None
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        return COMPUTE(Reason.CAP) if self.skips and clock.skips >= self.skips else None

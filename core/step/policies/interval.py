@@ -1,4 +1,4 @@
-"""Schedules that count: every so many steps, or at growing distances."""
+"""Counted schedules: every n-th step, or steps at growing distances."""
 
 from __future__ import annotations
 
@@ -6,17 +6,25 @@ import math
 from dataclasses import dataclass, replace
 
 from ..clock import Clock
+from ..context import RunContext
 from ..plan import Plan
-from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
+from ..reasons import Reason
+from .base import COMPUTE, SKIP, Decision, Policy, ReadIndicator
 
 
 @dataclass(frozen=True)
-class Interval:
-    """After `warmup` steps compute every `window`-th, and let the window grow by `flex` with every step computed.
+class Interval(Policy):
+    """After the warmup, compute a step when floor(window) - 1 steps before it were skipped.
 
-    flex 0 is TaylorSeer's fixed interval N (arXiv 2503.06923); flex > 0 is Spectrum's schedule: a step is computed when as
-    many as floor(window) - 1 before it were skipped. From the share `stop` of the steps on, all are computed. Raises
-    ValueError for a window below 1.
+    flex 0 is TaylorSeer's fixed interval N (https://arxiv.org/abs/2503.06923), flex > 0 Spectrum's schedule
+    (https://arxiv.org/abs/2603.01623). Raises ValueError for a window below 1 or a negative flex.
+
+    Parameters
+    ----------
+    warmup: steps computed at the start.
+    window: in steps.
+    flex: growth of the window per computed step after the warmup, in steps.
+    stop: share of the steps after which all are computed.
     """
 
     warmup: int
@@ -31,12 +39,12 @@ class Interval:
                 f"the window is a number of steps, at least 1, and grows by flex, at least 0; not {self.window:g} and {self.flex:g}"
             )
 
-    def start(self, setting: RunContext) -> Interval:
-        grid = setting.grid
+    def start(self, context: RunContext) -> Interval:
+        grid = context.grid
         window, skipped, anchors = self.window, 0, []
         stop = int(self.stop * grid.steps)
         for i in range(grid.steps):
-            if i >= max(self.warmup, 1) and i < stop and (skipped + 1) % int(window) != 0 and not setting.forced[i]:
+            if i >= max(self.warmup, 1) and i < stop and (skipped + 1) % int(window) != 0 and not context.forced[i]:
                 skipped += 1
                 continue
             anchors.append(i)
@@ -45,6 +53,6 @@ class Interval:
                 window += self.flex
         return replace(self, plan=Plan(grid, tuple(anchors)))
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision:
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:
         assert self.plan is not None
-        return COMPUTE("interval") if clock.arrived(self.plan.anchors) else SKIP("interval")
+        return COMPUTE(Reason.INTERVAL) if clock.reached(self.plan.anchors) else SKIP(Reason.INTERVAL)

@@ -1,4 +1,4 @@
-"""MagCache's schedule: how the residual's size changes from step to step is known beforehand, so what a skip costs is too."""
+"""MagCache's schedule: the residual's size from step to step is known beforehand, and with it the error of each skip."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from ..calibration.block_profile import BlockProfile
 from ..clock import Clock
+from ..context import RunContext
 from ..plan import Plan
 from ..published.coefficients import (
     AUTO,
@@ -21,74 +22,78 @@ from ..published.coefficients import (
     names,
     row_of,
 )
-from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
+from ..reasons import Reason
+from .base import COMPUTE, SKIP, Decision, Policy, ReadIndicator, check_threshold
+
+NO_RATIOS = "no magnitude ratios are published for this model and none were measured on it: every step is computed"
 
 
 @dataclass(frozen=True)
-class Ratios:
-    """Skip while the sum of |1 - rho| stays below `error`, rho the residual's size at a step over that at the last computed one, and
-    at most `most` steps in a row (0: no limit); the first `retention` of the steps are computed. (Ma et al., NeurIPS 2025.)
+class Ratios(Policy):
+    """Skip while the sum of |1 - rho| stays below `error`, with rho the residual's size at a step over that at the last anchor.
 
-    table: AUTO takes the ratios published for the model at hand, and those measured in a run of it where none are; MEASURED the
-    measured ones; otherwise a name in magcache.json. Without any, everything is computed. The schedule is worked out at the start,
-    from no tensor.
-    typical: above 0, the threshold is so many times the median |1 - ratio| of the run's steps, and `error` is of no account.
-    Raises ValueError for an unknown table, an error below 0, a retention that is no share.
+    Ma et al. 2025, https://arxiv.org/abs/2506.09045. The schedule is computed before the run and touches no tensor.
+    Raises ValueError for an unknown table, an error below 0, a retention outside 0..1, or a negative number of steps.
+
+    Parameters
+    ----------
+    error: the threshold on the sum.
+    retention: share of the steps computed at the start.
+    max_skips: steps skipped in a row at most; 0 means no limit.
+    table: AUTO: the ratios published for the model, else those measured on it. MEASURED: the measured ones. Otherwise a name in
+        published/magcache.json. Without ratios every step is computed.
+    typical: above 0, the threshold is this multiple of the run's median |1 - ratio|, and `error` is ignored.
     """
 
     error: float = 0.0
     retention: float = 0.0
-    most: int = 0
+    max_skips: int = 0
     table: str = AUTO
     typical: float = 0.0
     plan: Plan | None = None
     source: str = ""
     note: str = ""
-    smallest: float = math.inf  # sum that a skip would have had at least
+    smallest: float = math.inf  # the smallest sum that a skip would have had
 
     def __post_init__(self) -> None:
         check_name("table", self.table, names(MAGCACHE))
-        for value in (self.error, self.typical):
-            if not value >= 0:
-                raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
+        check_threshold(self.error, self.typical)
         if not 0 <= self.retention <= 1:
             raise ValueError(f"retention is a share of the steps, from 0 to 1, not {self.retention}")
-        if self.most < 0:
-            raise ValueError(f"the most steps to skip in a row is a number of steps, not {self.most}")
+        if self.max_skips < 0:
+            raise ValueError(f"the most steps to skip in a row is a number of steps, not {self.max_skips}")
 
-    def lacks(self, network: Network, lessons: BlockProfile | None) -> bool:
-        """Does it need a full run of the user's own model, and there was none?"""
-        return self._chosen(network, lessons, 0)[1] is None
+    def requires_profile(self, network: Network, profile: BlockProfile | None) -> bool:
+        return self._choose(network, profile, 0)[1] is None
 
-    def _chosen(self, network: Network, lessons: BlockProfile | None, steps: int) -> tuple[str, Magnitudes | None]:
+    def _choose(self, network: Network, profile: BlockProfile | None, steps: int) -> tuple[str, Magnitudes | None]:
         row = None if self.table == MEASURED else row_of(MAGCACHE, self.table, network, steps)
         if row is not None:
             return row.name, magnitudes(row.name)
-        return MEASURED, lessons.magnitudes if lessons else None
+        return MEASURED, profile.magnitudes if profile else None
 
-    def start(self, setting: RunContext) -> Ratios:
-        grid = setting.grid
-        name, sizes = self._chosen(setting.network, setting.lessons, grid.steps)
+    def start(self, context: RunContext) -> Ratios:
+        grid = context.grid
+        name, sizes = self._choose(context.network, context.block_profile, grid.steps)
+        everything = Plan(grid, tuple(range(grid.steps)))
         if sizes is None:
-            return replace(
-                self,
-                plan=Plan(grid, tuple(range(grid.steps))),
-                note="no magnitude ratios are published for this model, and none were measured in a run of it: everything is computed",
-            )
+            return replace(self, plan=everything, note=NO_RATIOS)
         if grid.steps < 1 or not grid.falling:
-            return replace(self, plan=Plan(grid, tuple(range(grid.steps))))
-        anchors, smallest, most = [], math.inf, min(self.most or math.inf, setting.longest)
-        total, rho, skipped, ratios = 0.0, 1.0, 0, sizes.ratios(grid)
-        error = (
-            self.typical * float(np.median(np.abs(1 - ratios[1:]))) if self.typical and grid.steps > 1 else self.error
-        )
+            return replace(self, plan=everything)
+        ratios = sizes.ratios(grid)
+        error = self.error
+        if self.typical and grid.steps > 1:
+            error = self.typical * float(np.median(np.abs(1 - ratios[1:])))
+        longest = min(self.max_skips or math.inf, context.max_skipped_steps)
+        anchors, smallest = [], math.inf
+        total, rho, skipped = 0.0, 1.0, 0
         for i, ratio in enumerate(ratios):
-            if i > 0 and i >= int(self.retention * grid.steps) and not setting.forced[i]:
+            if i > 0 and i >= int(self.retention * grid.steps) and not context.forced[i]:
                 rho *= ratio
                 total += abs(1 - rho)
                 skipped += 1
                 smallest = min(smallest, total)
-                if total < error and skipped <= most:
+                if total < error and skipped <= longest:
                     continue
             anchors.append(i)
             total, rho, skipped = 0.0, 1.0, 0
@@ -100,13 +105,12 @@ class Ratios:
             source="a run of this model" if name == MEASURED else name,
         )
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision:
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:
         assert self.plan is not None
-        return COMPUTE("ratio") if clock.arrived(self.plan.anchors) else SKIP("ratio")
+        return COMPUTE(Reason.RATIO) if clock.reached(self.plan.anchors) else SKIP(Reason.RATIO)
 
     def advice(self) -> str:
-        """For a run without a skip: how near it came, and what to turn."""
-        if self.note.startswith("no "):
+        if self.note == NO_RATIOS:
             return "connect a step_mask, or take First Block Cache, which needs no table"
         if not math.isfinite(self.smallest):
             return "no step was left to skip: lower warmup and start_percent, or take more steps"

@@ -1,4 +1,4 @@
-"""A step mask (cache-dit's steps computation mask, SCM): which steps to compute, said by the user, a string or a name."""
+"""Step masks (cache-dit's steps computation mask, SCM): the user names the steps to compute, as a string or a preset's name."""
 
 from __future__ import annotations
 
@@ -9,11 +9,14 @@ from typing import Literal
 import numpy as np
 
 from ..clock import Clock, Grid
+from ..context import RunContext
 from ..plan import Plan
-from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
+from ..reasons import Reason
+from .base import COMPUTE, SKIP, Decision, Policy, ReadIndicator
 
 Bins = tuple[tuple[int, ...], tuple[int, ...]]
-# cache-dit's predefined policies by number of steps: bins of computed steps and of skipped ones between them
+# cache-dit's predefined masks by number of steps: bins of computed steps, and of skipped steps between them
+# (cache_dit.steps_mask, https://github.com/vipshop/cache-dit)
 NAMED_BINS: dict[int, dict[str, Bins]] = {
     28: {
         "slow": ((8, 3, 3, 2, 1, 1), (1, 2, 2, 2, 3)),
@@ -45,7 +48,10 @@ LONGEST = 10_000
 
 
 def from_bins(compute: Sequence[int], cache: Sequence[int]) -> tuple[bool, ...]:
-    """compute[0] computed steps, cache[0] skipped ones, compute[1] computed ...; raises ValueError for what is no count of steps."""
+    """The mask of compute[0] computed steps, cache[0] skipped steps, compute[1] computed steps and so on; True means compute.
+
+    Raises ValueError for negative counts, or more than LONGEST steps.
+    """
     if not compute or any(n < 0 for n in (*compute, *cache)) or sum(compute) + sum(cache) > LONGEST:
         raise ValueError("bins are numbers of steps, separated by commas: compute 4,2,1 and cache 2,3, say")
     if not len(cache) <= len(compute) <= len(cache) + 1:
@@ -59,7 +65,7 @@ def from_bins(compute: Sequence[int], cache: Sequence[int]) -> tuple[bool, ...]:
 
 
 def from_text(text: str) -> tuple[bool, ...]:
-    """ "1,1,0,1" or "1101", 1 = compute. Raises ValueError for anything else."""
+    """The mask of a text such as "1,1,0,1" or "1101", 1 = compute. Raises ValueError for any other text."""
     marks = [c for c in text if c not in ", \t\n"]
     if not marks or len(marks) > LONGEST or set(marks) - {"0", "1"}:
         raise ValueError(f"a step mask is a list of 1 (compute) and 0 (skip), such as 1,1,1,0,0,1, not {text[:60]!r}")
@@ -68,8 +74,14 @@ def from_text(text: str) -> tuple[bool, ...]:
 
 @dataclass(frozen=True)
 class StepMask:
-    """A mask for `len(steps)` steps, or, by `name`, one that knows several lengths. static: a 0 is skipped. dynamic: at a 0
-    the method decides."""
+    """A mask as data. Raises ValueError for an unknown name, and for neither name nor steps.
+
+    Parameters
+    ----------
+    steps: True for a step to compute.
+    name: one of NAMES, in place of `steps`: a preset that depends on the number of steps.
+    policy: "static": steps that are not computed are skipped. "dynamic": the method decides about them.
+    """
 
     steps: tuple[bool, ...] = ()
     name: str = ""
@@ -82,8 +94,8 @@ class StepMask:
             raise ValueError("a step mask needs at least one step")
 
     def on(self, grid: Grid) -> tuple[bool, ...]:
-        """What the mask says of each of the grid's steps. A mask of another length is stretched: up to any step, the same share
-        of the mask is computed as of the run, to the nearest step, and the first step is."""
+        """The mask on the grid's N steps, shape (N,). A mask of another length is stretched so that up to any step the same share of
+        steps is computed, rounded to whole steps; its first step stays as it is."""
         steps = self.steps
         n = grid.steps
         if self.name:
@@ -98,22 +110,22 @@ class StepMask:
 
 
 @dataclass(frozen=True)
-class Mask:
-    """Follows a StepMask."""
+class Mask(Policy):
+    """Compute the steps of a StepMask."""
 
     mask: StepMask
     compute: frozenset[int] = frozenset()
     plan: Plan | None = None
 
-    def start(self, setting: RunContext) -> Mask:
-        steps = self.mask.on(setting.grid) if setting.grid.steps else ()
+    def start(self, context: RunContext) -> Mask:
+        steps = self.mask.on(context.grid) if context.grid.steps else ()
         compute = frozenset(i for i, c in enumerate(steps) if c)
-        setting.force(compute)
+        context.force(compute)
         static = self.mask.policy == "static"
-        anchors = tuple(i for i, f in enumerate(setting.forced) if f)
-        return replace(self, compute=compute, plan=Plan(setting.grid, anchors) if static else None)
+        anchors = tuple(i for i, f in enumerate(context.forced) if f)
+        return replace(self, compute=compute, plan=Plan(context.grid, anchors) if static else None)
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision | None:
-        if clock.arrived(self.compute):
-            return COMPUTE("mask")
-        return SKIP("mask") if self.plan is not None else None
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:
+        if clock.reached(self.compute):
+            return COMPUTE(Reason.MASK)
+        return SKIP(Reason.MASK) if self.plan is not None else None

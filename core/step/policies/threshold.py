@@ -1,4 +1,4 @@
-"""A bare threshold: nothing adds up, the indicator alone says whether this evaluation may be skipped."""
+"""Plain threshold: nothing adds up, the indicator's current value decides."""
 
 from __future__ import annotations
 
@@ -6,58 +6,44 @@ import math
 from dataclasses import dataclass
 
 from ..clock import Clock
-from .base import COMPUTE, SKIP, Decision, Indicator, RunContext
+from ..context import RunContext
+from ..reasons import Reason
+from .base import COMPUTE, AdaptiveState, Decision, Policy, ReadIndicator, check_threshold
 
 
 @dataclass(frozen=True)
-class Threshold:
-    """Skip while the indicator is below the threshold, as First Block Cache and DBCache do.
+class Threshold(Policy):
+    """Skip while the indicator is below the threshold, as First Block Cache and DBCache do. Raises ValueError for one below 0.
 
-    typical: above 0, the threshold is so many times the run's own typical change from one evaluation to the next
-    (`Clock.typical`): it needs no knowledge of the model, and `threshold` is of no account.
-    Raises ValueError for a threshold below 0.
+    Parameters
+    ----------
+    threshold: in the indicator's unit.
+    typical: above 0, the threshold is this multiple of `Reading.typical`, which needs no knowledge of the model; `threshold` is ignored.
     """
 
     threshold: float = 0.0
     typical: float = 0.0
 
     def __post_init__(self) -> None:
-        for value in (self.threshold, self.typical):
-            if not value >= 0:
-                raise ValueError(f"the threshold is at least 0 (which computes everything), not {value}")
+        check_threshold(self.threshold, self.typical)
 
-    def start(self, setting: RunContext) -> ThresholdState:
-        return ThresholdState(self.threshold, self.typical)
+    def start(self, context: RunContext) -> ThresholdState:
+        return ThresholdState(self)
 
 
-@dataclass
-class ThresholdState:
-    """A Threshold at work. threshold: what the indicator was last held against."""
+class ThresholdState(AdaptiveState):
+    """A Threshold in one run."""
 
-    threshold: float
-    typical: float = 0.0
-    held: tuple[float, float] | None = None  # what was last held against a threshold, and that threshold
-    smallest: float = math.inf  # indicator that was held against a threshold, and that threshold
-    against: float = math.nan
+    def __init__(self, config: Threshold) -> None:
+        super().__init__(config.threshold)
+        self.config = config
 
-    def decide(self, clock: Clock, indicator: Indicator) -> Decision:
-        value = indicator()
-        if value is None:
-            return COMPUTE("history")
-        if not math.isfinite(value):
-            return COMPUTE("not finite")
-        if self.typical:
-            self.threshold = self.typical * clock.typical
-        self.held = value, self.threshold
-        if value < self.smallest:
-            self.smallest, self.against = value, self.threshold
-        return SKIP("threshold") if value < self.threshold else COMPUTE("threshold")
-
-    def advice(self) -> str:
-        """For a run without a skip: how near it came, and what to turn."""
-        if not math.isfinite(self.smallest):
-            return "the threshold was never asked: widen start_percent..end_percent, lower warmup, or take more steps"
-        return (
-            f"raise the threshold of {self.against:.3g} above {self.smallest:.3g}, the smallest change, pick a faster preset, or "
-            "take more steps"
-        )
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:
+        reading = indicator()
+        if reading is None:
+            return COMPUTE(Reason.HISTORY)
+        if not math.isfinite(reading.value):
+            return COMPUTE(Reason.NOT_FINITE)
+        if self.config.typical:
+            self.threshold = self.config.typical * reading.typical
+        return self.compare(reading.value, self.threshold)

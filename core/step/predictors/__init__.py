@@ -1,7 +1,7 @@
-"""What a skipped evaluation returns: each predictor is one file, plain data, and speaks in weights over anchors."""
+"""What a skipped evaluation returns: each predictor is one file of frozen data and answers in weights over anchors."""
 
 from .base import Prediction, Predictor
-from .by_sampler import Auto, Integrator
+from .by_sampler import BySampler, Integrator
 from .jvp import JVP, RecursiveJVP
 from .linear import Corrected, Linear, Reuse
 from .probe_aligned import ProbeAligned
@@ -10,7 +10,7 @@ from .taylor import Taylor
 
 __all__ = [
     "JVP",
-    "Auto",
+    "BySampler",
     "Corrected",
     "Integrator",
     "Linear",

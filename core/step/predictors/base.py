@@ -1,45 +1,44 @@
-"""What a predictor is: frozen configuration that, started on a run's plan, turns the track of anchors into a prediction."""
+"""What a predictor is: frozen configuration that, started for a run's plan, turns the trajectory's anchors into a prediction."""
 
 from __future__ import annotations
 
-from typing import Protocol
-
 from ..clock import Clock
+from ..indicators.base import Reading
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights
 
 
-class Prediction(Protocol):
-    """A predictor at work in one run, for all its slots."""
+class Prediction:
+    """A predictor in one run, for all its slots."""
 
-    def computed(self, track: Trajectory) -> None:
-        """The model has spoken: its output is the track's newest entry."""
-        ...
+    def computed(self, trajectory: Trajectory) -> None:
+        """An evaluation was computed: it is the trajectory's newest entry."""
 
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
-        """The output of the current, skipped evaluation as a combination of the track's anchors."""
-        ...
+    def indicated(self, reading: Reading) -> None:
+        """The indicator was read in the current evaluation."""
+
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
+        """The output of the current, skipped evaluation as a linear combination of the trajectory's anchors."""
+        raise NotImplementedError
 
 
-class Predictor(Protocol):
-    def __hash__(self) -> int: ...
+class Predictor(Prediction):
+    """A predictor's configuration: hashable, so that a plan solved for it is found again. One without state is its own Prediction."""
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    need: int = 1  # with fewer anchors the evaluation is computed
+    reads_predictions: bool = False  # it uses predicted entries, so the anchors that these are made of are kept as well
 
     @property
     def depth(self) -> int:
-        """How many anchors are kept for it."""
-        ...
+        """Number of anchors that are kept for it."""
+        return 1
+
+    def start(self, plan: Plan) -> Prediction:
+        """The predictor for one run: a new object if it keeps state, itself if not."""
+        return self
 
     @property
-    def need(self) -> int:
-        """With fewer anchors it cannot predict, and the evaluation is computed."""
-        ...
-
-    @property
-    def reads_predictions(self) -> bool:
-        """Does it look at what was predicted since the anchors? Then what that was made of is kept as well."""
-        ...
-
-    def start(self, plan: Plan) -> Prediction: ...
+    def candidates(self) -> tuple[Predictor, ...]:
+        """The configurations that a plan may be solved for; the best one's `slope` is in the plan."""
+        return (self,)

@@ -13,20 +13,21 @@ from dataclasses import dataclass
 from ..clock import Clock
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, scaled
+from .base import Prediction, Predictor
 
 
-def jvp(track: Trajectory, start: int, end_sigma: float) -> Weights:
+def jvp(trajectory: Trajectory, start: int, end_sigma: float) -> Weights:
     """JVP over [sigma of entries[start], end_sigma], as weights; nothing (0) on an interval of no length."""
-    entry = track.entries[start]
+    entry = trajectory.entries[start]
     length = end_sigma - entry.sigma
     if length == 0:
         return {}
-    mean = scaled(track.displacement(start, end_sigma), 1 / length)
+    mean = scaled(trajectory.displacement(start, end_sigma), 1 / length)
     return scaled(added(mean, entry.weights, -1.0), 1 / length)
 
 
 @dataclass(frozen=True)
-class JVP:
+class JVP(Predictor):
     """As in the paper, in one shot: the steps of an edge [t, s] add up to (s - t) (v(t) + (s - t) JVP_K), v(t) and JVP_K known at t."""
 
     span: int = 3
@@ -42,27 +43,24 @@ class JVP:
         return _OneShot(plan, self.span)
 
 
-class _OneShot:
+class _OneShot(Prediction):
     def __init__(self, plan: Plan, span: int) -> None:
         self.plan, self.default = plan, span
 
-    def computed(self, track: Trajectory) -> None:
-        pass
-
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
-        at = max(i for i, e in enumerate(track.entries) if e.computed)
-        anchor = track.entries[at]
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
+        at = max(i for i, e in enumerate(trajectory.entries) if e.computed)
+        anchor = trajectory.entries[at]
         start = max(at - self.plan.span(clock.step, self.default), 0)
-        slope = jvp(track, start, anchor.sigma)
+        slope = jvp(trajectory, start, anchor.sigma)
         end = self.plan.end_of_step(clock.step)
         length = end - anchor.sigma
         wanted = added(scaled(anchor.weights, length), slope, length**2)
-        moved = track.displacement(at, clock.sigma)
+        moved = trajectory.displacement(at, clock.sigma)
         return scaled(added(wanted, moved, -1.0), 1 / (end - clock.sigma))
 
 
 @dataclass(frozen=True)
-class RecursiveJVP:
+class RecursiveJVP(Predictor):
     """As released by the authors: v(i) = v(i-1) + JVP_K (sigma_{i+1} - sigma_i), on top of what was predicted before, K in evaluations."""
 
     span: int = 3
@@ -78,15 +76,12 @@ class RecursiveJVP:
         return _Recursive(plan, self.span)
 
 
-class _Recursive:
+class _Recursive(Prediction):
     def __init__(self, plan: Plan, span: int) -> None:
         self.plan, self.default = plan, span
 
-    def computed(self, track: Trajectory) -> None:
-        pass
-
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
         span = self.plan.span(clock.step, self.default)
-        start = max(len(track.entries) - span, 0)
-        slope = jvp(track, start, clock.sigma)
-        return added(track.entries[-1].weights, slope, self.plan.end_of_step(clock.step) - clock.sigma)
+        start = max(len(trajectory.entries) - span, 0)
+        slope = jvp(trajectory, start, clock.sigma)
+        return added(trajectory.entries[-1].weights, slope, self.plan.end_of_step(clock.step) - clock.sigma)

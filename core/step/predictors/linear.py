@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from ..clock import Clock, Coordinate
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, lagrange, scaled
+from .base import Prediction, Predictor
 
 SLOPES = (0.5, 0.65, 0.8)  # of Corrected
 SPREAD = 0.1
@@ -17,27 +18,27 @@ def newest(nodes: dict[int, float], n: int) -> dict[int, float]:
     return dict(list(nodes.items())[-n:])
 
 
-def placed(clock: Clock, track: Trajectory, at: Coordinate) -> tuple[dict[int, float], float]:
+def placed(clock: Clock, trajectory: Trajectory, at: Coordinate) -> tuple[dict[int, float], float]:
     """The anchors' places in the coordinate `at`, oldest first, and the place of the clock's sigma. Of anchors at one place, such
     as a log-SNR's clamped ends, the newest stays."""
     place = clock.grid.along(at)
-    anchors = {place(sigma): k for k, sigma in track.nodes.items()}
+    anchors = {place(sigma): k for k, sigma in trajectory.nodes.items()}
     return {k: u for u, k in anchors.items()}, place(clock.sigma)
 
 
-def read(clock: Clock, track: Trajectory, anchors: int, at: Coordinate) -> Weights:
+def read(clock: Clock, trajectory: Trajectory, anchors: int, at: Coordinate) -> Weights:
     """The polynomial through the last `anchors` anchors, in the coordinate `at`, at the clock's sigma."""
-    nodes, here = placed(clock, track, at)
+    nodes, here = placed(clock, trajectory, at)
     return lagrange(here, newest(nodes, anchors))
 
 
-def line(clock: Clock, track: Trajectory, slope: float, at: Coordinate) -> Weights:
+def line(clock: Clock, trajectory: Trajectory, slope: float, at: Coordinate) -> Weights:
     """The last anchor's value plus `slope` times what the line through the last two adds to it at the clock's sigma."""
-    return added(scaled(read(clock, track, 1, at), 1 - slope), read(clock, track, 2, at), slope)
+    return added(scaled(read(clock, trajectory, 1, at), 1 - slope), read(clock, trajectory, 2, at), slope)
 
 
 @dataclass(frozen=True)
-class Reuse:
+class Reuse(Predictor):
     """The last anchor's output again."""
 
     name: str = "reuse"
@@ -45,18 +46,12 @@ class Reuse:
     need: int = 1
     reads_predictions: bool = False
 
-    def start(self, plan: Plan) -> Reuse:
-        return self
-
-    def computed(self, track: Trajectory) -> None:
-        pass
-
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
-        return read(clock, track, 1, "sigma")
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
+        return read(clock, trajectory, 1, "sigma")
 
 
 @dataclass(frozen=True)
-class Linear:
+class Linear(Predictor):
     """The line through the last two anchors, in the coordinate `at`. slope: 1 follows it, 0 is reuse."""
 
     slope: float = 1.0
@@ -66,18 +61,12 @@ class Linear:
     need: int = 1
     reads_predictions: bool = False
 
-    def start(self, plan: Plan) -> Linear:
-        return self
-
-    def computed(self, track: Trajectory) -> None:
-        pass
-
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
-        return line(clock, track, self.slope, self.at)
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
+        return line(clock, trajectory, self.slope, self.at)
 
 
 @dataclass(frozen=True)
-class Corrected:
+class Corrected(Predictor):
     """Damped linear extrapolation with the correction of a predictor-corrector method.
 
     When an anchor closes an edge, both ends of the edge are known, and what Euler's steps over the skipped part should
@@ -109,7 +98,7 @@ class Corrected:
         return _Correcting(plan, self)
 
 
-class _Correcting:
+class _Correcting(Prediction):
     def __init__(self, plan: Plan, rule: Corrected) -> None:
         self.plan, self.rule = plan, rule
         self.slope = next(s for s in (rule.slope, plan.slope, SLOPES[1]) if s is not None)
@@ -123,28 +112,28 @@ class _Correcting:
         signal = 1 - sigma if self.plan.grid.flow else 1.0
         return math.hypot(SPREAD * signal, sigma)
 
-    def computed(self, track: Trajectory) -> None:
+    def computed(self, trajectory: Trajectory) -> None:
         self.fresh = True
-        anchors = [i for i, e in enumerate(track.entries) if e.computed]
+        anchors = [i for i, e in enumerate(trajectory.entries) if e.computed]
         if len(anchors) < 2:
             self.owed = {}
             return
         start, end = anchors[-2], anchors[-1]
-        nodes = {k: self.place(sigma) for k, sigma in newest(track.nodes, 2).items()}
-        for entry, after in zip(track.entries[start + 1 : end], track.entries[start + 2 :], strict=False):
+        nodes = {k: self.place(sigma) for k, sigma in newest(trajectory.nodes, 2).items()}
+        for entry, after in zip(trajectory.entries[start + 1 : end], trajectory.entries[start + 2 :], strict=False):
             # what was given back on this edge was meant: it is no error of the edge
             said = added(entry.weights, self.rate, -1.0)
             error = added(lagrange(self.place(entry.sigma), nodes), said, -1.0)
             self.owed = added(self.owed, error, after.sigma - entry.sigma)
 
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
         if self.fresh:
             self.fresh = False
             # an anchor too old to be kept takes its debt with it
-            known = self.owed if self.owed.keys() <= track.needed else {}
+            known = self.owed if self.owed.keys() <= trajectory.needed else {}
             end = self.plan.end_of_edge(clock.step)
-            left = self._spread(max(end, 0.0)) / self._spread(next(reversed(track.nodes.values())))
+            left = self._spread(max(end, 0.0)) / self._spread(next(reversed(trajectory.nodes.values())))
             length = end - clock.sigma
             self.rate = {k: w * left / length for k, w in known.items()} if length else {}
             self.owed = {}
-        return added(line(clock, track, self.slope, self.rule.at), self.rate)
+        return added(line(clock, trajectory, self.slope, self.rule.at), self.rate)

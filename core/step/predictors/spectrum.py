@@ -9,13 +9,13 @@ import numpy as np
 from numpy.polynomial import chebyshev
 
 from ..clock import Clock, Coordinate
-from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, lagrange, scaled
+from .base import Predictor
 from .linear import newest, placed
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class Spectrum(Predictor):
     """w * Chebyshev of degree m + (1 - w) * line through the last two anchors, over the last `keep` anchors.
 
     lam: the ridge, on all coefficients but the constant one (penalised too, as in the reference code, it would predict a constant
@@ -46,14 +46,8 @@ class Spectrum:
     def depth(self) -> int:
         return max(self.keep, self.m + 1)
 
-    def start(self, plan: Plan) -> Spectrum:
-        return self
-
-    def computed(self, track: Trajectory) -> None:
-        pass
-
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
-        nodes, here = placed(clock, track, self.at)
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
+        nodes, here = placed(clock, trajectory, self.at)
         last = newest(nodes, 2)
         if self.half and len(last) == 2:
             old, new = last

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from math import factorial
 
 from ..clock import Clock, Coordinate
-from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, scaled
+from .base import Predictor
 from .linear import newest, placed, read
 
 
 @dataclass(frozen=True)
-class Taylor:
+class Taylor(Predictor):
     """The polynomial of degree `order` through the last order + 1 anchors (Newton's divided differences), in the coordinate
     `at`; of lower degree while there are fewer. Raises ValueError for an order out of 0..3.
 
@@ -35,16 +35,10 @@ class Taylor:
     def depth(self) -> int:
         return self.order + 1
 
-    def start(self, plan: Plan) -> Taylor:
-        return self
-
-    def computed(self, track: Trajectory) -> None:
-        pass
-
-    def weights(self, clock: Clock, track: Trajectory) -> Weights:
+    def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
         if not self.published:
-            return read(clock, track, self.order + 1, self.at)
-        every, here = placed(clock, track, self.at)
+            return read(clock, trajectory, self.order + 1, self.at)
+        every, here = placed(clock, trajectory, self.at)
         nodes = list(newest(every, self.order + 1).items())
         levels: list[Weights] = [{k: 1.0} for k, _ in nodes]
         total: Weights = {}

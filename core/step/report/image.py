@@ -25,31 +25,13 @@ from ...images.drawing import (
     width_of,
     wrapped,
 )
+from ..reasons import Reason
 from .report import Evaluation, Report
 
 WIDTH, MARGIN = 1200, 40
 INNER = WIDTH - 2 * MARGIN
 ROW = 60  # steps in one row of cells
 CELL, CHART, NUMBERS = 34, 110, 22  # heights: of a step with one evaluation, of the chart over it, of the numbers below
-LETTERS = {
-    "warmup": "W",
-    "window": "O",
-    "last step": "L",
-    "schedule": "S",
-    "threshold": "T",
-    "ratio": "R",
-    "interval": "I",
-    "mask": "M",
-    "cap": "C",
-    "total": "A",
-    "event": "E",
-    "new conditioning": "N",
-    "history": "H",
-    "method": "D",
-    "no place on the schedule": "P",
-    "not finite": "F",
-}
-OTHER = "?"
 
 
 def text_of(report: Report) -> str:
@@ -70,7 +52,7 @@ def text_of(report: Report) -> str:
         against = f", held against {report.threshold:.3g}" if report.threshold is not None else ""
         lines.append(f"indicator at {', '.join(f'{p}%' for p in report.percentiles)}: {spread}{against}")
     if report.error is not None:
-        lines.append(f"expected error: {report.error:.1%} of the run's way")
+        lines.append(f"expected error: {report.error:.1%} of the total displacement")
     return "\n".join([*lines, *report.notes, *_advice(report)])
 
 
@@ -112,7 +94,9 @@ class _Card:
         self.part = CELL if most <= 1 else max(2.0, min(26.0, 130 / most))  # height of one evaluation in a cell
         self.cell = self.part * max(most, 1)
         self.told = {id(e): held for e in report.evaluations if (held := _held(e)) is not None}
-        self.limits = [e.limit for e in report.evaluations if e.limit is not None and math.isfinite(e.limit)]
+        self.limits = [
+            e.threshold for e in report.evaluations if e.threshold is not None and math.isfinite(e.threshold)
+        ]
         self.chart = CHART if self.told else 0
         self.top = self._scale()
         self.facts = self._facts()
@@ -221,8 +205,8 @@ class _Card:
                 x = MARGIN + column * self.pitch + 1.5 + i * width
                 if id(e) in self.told:
                     self._bar(sheet, e, x, base, width, room)
-                if e.limit is not None and e.limit <= self.top and not steady:
-                    height = base - room * e.limit / self.top
+                if e.threshold is not None and e.threshold <= self.top and not steady:
+                    height = base - room * e.threshold / self.top
                     sheet.line(x - 1, height, x + width + 1, height, RED, 6)
         sheet.line(MARGIN, base, end, base)
         if steady and self.limits[0] <= self.top:
@@ -260,7 +244,7 @@ class _Card:
     def _cell(self, sheet: Sheet, e: Evaluation, x: float, y: float, width: float, height: float) -> None:
         _swatch(sheet, x, y, width, height, e.computed)
         if height >= 16 and width >= 12:
-            letter = LETTERS.get(e.reason, OTHER)
+            letter = e.reason.letter
             sheet.text(x + width / 2, y + height / 2 + 0.5, letter, 14, PAPER if e.computed else BROWN, "mm")
 
     # the legend
@@ -268,7 +252,7 @@ class _Card:
     def _keys(self) -> list[list[tuple[bool, str, str]]]:
         """Its lines: (computed, letter, words) in order."""
         keys = [
-            (computed, LETTERS.get(reason, OTHER), f"{reason} {n}")
+            (computed, reason.letter, f"{reason} {n}")
             for computed in (True, False)
             for reason, n in _reasons(self.report, computed)
         ]
@@ -299,7 +283,7 @@ def _swatch(sheet: Sheet, x: float, y: float, width: float, height: float, compu
     sheet.box(x, y, width, height, BLUE if computed else PALE_ORANGE, None if computed else ORANGE, 4)
 
 
-def _reasons(report: Report, computed: bool) -> list[tuple[str, int]]:
+def _reasons(report: Report, computed: bool) -> list[tuple[Reason, int]]:
     return Counter(e.reason for e in report.evaluations if e.computed == computed).most_common()
 
 
@@ -315,5 +299,5 @@ def _done(report: Report) -> int:
 
 def _held(e: Evaluation) -> float | None:
     """What was held against a threshold, or else what the indicator said."""
-    value = e.held if e.held is not None else e.indicator
+    value = e.score if e.score is not None else e.indicator
     return value if value is not None and math.isfinite(value) else None

@@ -7,6 +7,8 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ..reasons import Reason
+
 PERCENTILES = (5, 25, 50, 75, 95)
 LEARNING = "this run is computed in full, to learn what skipping costs on your model: the next one like it skips"
 VISIBLE = 30.0  # dB: what a picture below differs in from the full run's can be seen
@@ -16,16 +18,21 @@ MANY = 0.75  # of the evaluations: measured by `make bench-quality`, methods tha
 
 @dataclass
 class Evaluation:
-    """One call of the model by the sampler. indicator: what the policy's indicator said there, if it was asked. held: what the policy
-    made of it (the sum since the last computed evaluation, with some), and limit: what it was held against; above it is computed."""
+    """One call of the model by the sampler.
+
+    Parameters
+    ----------
+    indicator: the reading's value; None where the indicator was not read.
+    score, threshold: what an adaptive policy compared: it computes where score >= threshold.
+    """
 
     step: int
     sigma: float
     computed: bool
-    reason: str
+    reason: Reason
     indicator: float | None = None
-    held: float | None = None
-    limit: float | None = None
+    score: float | None = None
+    threshold: float | None = None
 
 
 @dataclass
@@ -128,11 +135,11 @@ class Report:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready: the fields, the counts, the reasons and the estimates. What is not finite is None."""
         data = asdict(self)
+        data["timeline"] = [e | {"reason": str(e["reason"])} for e in data["evaluations"]]
         data["evaluations"] = len(self.evaluations)
-        data["timeline"] = [asdict(e) for e in self.evaluations]
         data["computed"], data["skipped"] = self.computed, self.skipped
-        data["reasons"] = dict(Counter(e.reason for e in self.evaluations))
-        data["skip_reasons"] = dict(Counter(e.reason for e in self.evaluations if not e.computed))
+        data["reasons"] = dict(Counter(str(e.reason) for e in self.evaluations))
+        data["skip_reasons"] = dict(Counter(str(e.reason) for e in self.evaluations if not e.computed))
         data["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
         data["saved"], data["speedup"] = self.saved, self.speedup
         data["risk"], data["advice"] = self.risk, self.advice

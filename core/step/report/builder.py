@@ -1,0 +1,149 @@
+"""Fills a run's report: from the method and its policies when the run starts, from each decision, and from the run's end."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+
+from ..auto.selection import GUESS, decibels
+from ..clock import Clock
+from ..indicators.base import IndicatorState, Reading
+from ..method import Method
+from ..plan import Plan
+from ..policies import Decision, Reason, RunPolicy
+from ..predictors import Integrator
+from .report import Evaluation, Report
+from .timing import StepTimer
+
+Listener = Callable[[Report], None]
+
+NOT_FALLING = "nothing is skipped, because this sampler's sigmas do not fall from step to step"
+NOT_FINITE = "the indicator was not a finite number: those evaluations were computed"
+GENERAL_ADVICE = (
+    "to skip more take a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps"
+)
+
+
+class ReportBuilder:
+    """One run's report under construction.
+
+    Parameters
+    ----------
+    method: the run's method.
+    policies, indicator: as started for the run; `note`, `source`, `threshold` and `predicted_error` are taken from them.
+    plan: the run's plan; without anchors where policies decide as the run goes.
+    predictor: name of the predictor.
+    integrator: the sampler's kind.
+    learning: the run is computed in full because it is recorded.
+    own_costs: the costs are those of the user's own model.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        policies: Sequence[RunPolicy],
+        indicator: IndicatorState | None,
+        plan: Plan,
+        predictor: str,
+        integrator: Integrator,
+        *,
+        learning: bool,
+        own_costs: bool,
+    ) -> None:
+        steps = plan.grid.steps
+        self.policies = policies
+        self.choice = method.choice
+        self.timer = StepTimer() if method.blocks else None
+        self.watch: Listener | None = None  # receives the report after every decision
+        self.report = Report(
+            method.name,
+            method.variant,
+            steps,
+            predictor=predictor,
+            planned=list(plan.anchors),
+            threshold=self._threshold(),
+            learning=learning,
+        )
+        if self.choice:
+            self.report.chosen = self.choice.sentence(method.name, plan.anchors, steps, learning)
+            if self.choice.decibels and plan.anchors and not (learning or own_costs):
+                self.report.note(GUESS)
+        for policy in policies:
+            if policy.plan is plan and policy.predicted_error is not None:
+                self.report.error = policy.predicted_error
+                if own_costs and policy.predicted_error:
+                    self.report.decibels = decibels(policy.predicted_error, integrator)
+        if not learning:
+            for part in (*policies, indicator):
+                if part is not None and part.note:
+                    self.report.note(part.note)
+                if part is not None and part.source:
+                    self.report.costs = part.source
+        if not plan.grid.falling:
+            self.report.note(NOT_FALLING)
+        self.started = time.perf_counter()
+
+    def decided(
+        self, clock: Clock, decision: Decision, reading: Reading | None, deciding: float, device_idle: bool
+    ) -> None:
+        """A decision was made. deciding: seconds on the host that it took. device_idle: the host had waited for the device."""
+        value = reading.value if reading else None
+        if value is not None and not math.isfinite(value):
+            self.report.note(NOT_FINITE)
+        compared = None
+        if value is not None and math.isfinite(value):
+            compared = next((p.compared for p in self.policies if p.compared), None)
+        self.report.evaluations.append(
+            Evaluation(
+                clock.step,
+                clock.sigma,
+                decision.compute,
+                decision.reason,
+                value,
+                compared.score if compared else None,
+                compared.threshold if compared else None,
+            )
+        )
+        if self.timer:
+            self.timer.decided(decision.compute, device_idle)
+        self.report.deciding += deciding
+        self.report.seconds = time.perf_counter() - self.started
+        if self.watch:
+            self.watch(self.report)
+
+    def recomputed(self, reason: Reason) -> None:
+        """The last evaluation was decided to be skipped, and was computed after all."""
+        last = self.report.evaluations[-1]
+        last.computed, last.reason = True, reason
+
+    def close(self, finished: bool, falling: bool) -> Report:
+        """The run ended. finished: without an error or an interrupt. falling: the grid's sigmas fall."""
+        report = self.report
+        if finished and report.evaluations and not (report.skipped or report.learning) and falling:
+            report.hint = self._advice()
+            reasons = Counter(str(e.reason) for e in report.evaluations)
+            why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
+            report.note(f"nothing was skipped: every evaluation was computed for {why}; {report.hint}")
+        report.threshold = self._threshold()
+        if self.timer and self.timer.share is not None:
+            report.share = self.timer.share
+        report.finished = finished
+        report.seconds = time.perf_counter() - self.started
+        if finished and self.choice and not report.learning and (missed := self.choice.missed(report)):
+            report.note(missed)
+        return report
+
+    def _threshold(self) -> float | None:
+        return next((p.threshold for p in self.policies if p.threshold is not None), None)
+
+    def _advice(self) -> str:
+        if self.choice:
+            return self.choice.advice
+        return next(filter(None, (p.advice() for p in self.policies)), GENERAL_ADVICE)
+
+
+def first_plan(policies: Iterable[RunPolicy]) -> Plan | None:
+    """The plan of the first policy that has one."""
+    return next((p.plan for p in policies if p.plan is not None), None)
