@@ -359,7 +359,7 @@ def test_comfyui_is_told_of_streams_and_not_of_quantized_weights(told, flux, mon
 
 
 def test_comfyui_is_not_told_of_conditionings_that_do_not_run(told):
-    both = {"positive": [{}], "negative": [{}]}
+    both: dict[str, list[dict[str, Any]]] = {"positive": [{}], "negative": [{}]}
     assert told(conds=both) == 2 * told(conds=both, unused="negative")
 
 
@@ -392,7 +392,9 @@ def no_memory(device):
 def test_what_comfyui_made_room_for_has_room(flux, monkeypatch, patcher, free, where):
     """What it was told of stays where the model computes, though it is more than a quarter of what is free."""
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free)
-    run: Any = SimpleNamespace(device=None, trajectory=SimpleNamespace(anchors=1), histories={}, report=Report("", "", 1))
+    run: Any = SimpleNamespace(
+        device=None, trajectory=SimpleNamespace(anchors=1), histories={}, report=Report("", "", 1)
+    )
     hook = BlockHook(run, SigmaReader(None, [1.0, 0.0]), block_support_of(every(2), flux.model.diffusion_model), None)
     hook.patcher, hook.told = patcher, 200
     hook.settle(torch.device("cpu"), [torch.zeros(50)], ["a"])

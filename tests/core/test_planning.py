@@ -12,6 +12,7 @@ import pytest
 from skipstone.core.step.calibration.gram import Gram, default
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.planning import planner
+from skipstone.core.step.planning.edge_costs import edge_costs
 from skipstone.core.step.planning.planner import LARGEST, Question, solve
 from skipstone.core.step.policies import Budget, Full, Reason, RunContext, Schedule, Warmup
 from skipstone.core.step.predictors import Corrected, Linear
@@ -43,9 +44,13 @@ def test_memory_is_bounded(steps):
 @pytest.mark.parametrize("more", [{}, {"max_error": 0.01}], ids=["budget", "max_error"])
 def test_work_is_bounded(steps, more, monkeypatch):
     """The dynamic programme's size is that of its grid: no grid of more than LARGEST steps is solved, three candidates at most."""
-    sizes = []
-    real = planner.edge_costs
-    monkeypatch.setattr(planner, "edge_costs", lambda p, grid, costs: sizes.append(grid.steps) or real(p, grid, costs))
+    sizes: list[int] = []
+
+    def observed(predictor, grid, costs):
+        sizes.append(grid.steps)
+        return edge_costs(predictor, grid, costs)
+
+    monkeypatch.setattr(planner, "edge_costs", observed)
     solve(question(steps, **more))
     assert sizes and max(sizes) <= LARGEST and len(sizes) <= 3
 
@@ -90,7 +95,8 @@ def test_a_run_that_computes_everything_solves_nothing(monkeypatch):
     context = RunContext(Grid.of([1 - i / 500 for i in range(501)]), Linear())
     Full(Reason.CALIBRATION).start(context)
     Warmup(2).start(context)
-    assert len(Schedule(Budget.of(0.4)).start(context).plan.anchors) == 500
+    plan = Schedule(Budget.of(0.4)).start(context).plan
+    assert plan is not None and len(plan.anchors) == 500
 
 
 def test_nothing_of_the_model_is_kept_by_the_solutions():
