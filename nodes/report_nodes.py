@@ -11,7 +11,7 @@ from ..core.images import comparison_image
 from ..core.images.compare import compared
 from ..core.images.drawing import tensor_of
 from ..core.step.report import image
-from ..core.step.report.report_log import Entry
+from ..core.step.report.report_log import LoggedRun
 from ..patch.comfy_server import place, sources_of
 from ..patch.step.attach import listeners_of
 from .reporting import JOURNAL, Reporter
@@ -79,7 +79,7 @@ class StepReport(io.ComfyNode):
         return io.NodeOutput(latent, shown, text, told, ui=_shown(cls, shown, text))
 
 
-def _runs(graph: Any, node: str | None, latent: Any, model: Any) -> tuple[list[Entry], str]:
+def _runs(graph: Any, node: str | None, latent: Any, model: Any) -> tuple[list[LoggedRun], str]:
     """What there is to report, or else why there is nothing."""
     models = None
     if model is not None:
@@ -87,10 +87,10 @@ def _runs(graph: Any, node: str | None, latent: Any, model: Any) -> tuple[list[E
         if not models:
             return [], NO_CACHE
     samplers = sources_of(graph, node, "latent") if latent is not None else None
-    return JOURNAL.told(place(), samplers, models), NOT_YET if latent is None and models else NO_RUN
+    return JOURNAL.query(place(), samplers, models), NOT_YET if latent is None and models else NO_RUN
 
 
-def _where(graph: Any, entry: Entry) -> str:
+def _where(graph: Any, entry: LoggedRun) -> str:
     try:
         return f"{graph.get_node(entry.place.sampler)['class_type']} {entry.place.sampler}"
     except Exception:  # no graph, or a sampler that is not in this one

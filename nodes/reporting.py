@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from ..core.step.report.report import Report
-from ..core.step.report.report_log import Entry, ReportLog
+from ..core.step.report.report_log import LoggedRun, ReportLog
 from ..patch.comfy_server import place, server
 
 EVENT = "skipstone.report"
@@ -17,7 +17,7 @@ JOURNAL = ReportLog()
 
 
 class Reporter:
-    """Listens to one patched MODEL. Every message is the whole of what is known, `Entry.as_dict`: a lost one does no harm."""
+    """Listens to one patched MODEL. Every message is the whole of what is known, `LoggedRun.as_dict`: a lost one does no harm."""
 
     def __init__(self, node: str | None) -> None:
         self.node = node or ""
@@ -42,8 +42,8 @@ class Reporter:
         JOURNAL.keep(entry)
         tell(entry.as_dict())
 
-    def _entry(self, report: Report) -> Entry:
-        return Entry(self.source, self.node, place(), report)
+    def _entry(self, report: Report) -> LoggedRun:
+        return LoggedRun(self.source, self.node, place(), report)
 
 
 def tell(message: dict[str, Any]) -> None:

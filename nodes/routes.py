@@ -6,6 +6,7 @@ No path, no address and no program's option is taken from who asks, and none is 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -102,8 +103,12 @@ def _tried() -> tuple[bool, str]:
 async def _reports(request: web.Request) -> web.Response:
     """The last runs of a workflow, oldest first: of `?workflow=`, the id that the front end gave it. A prompt without one has none."""
     workflow = request.query.get("workflow", "")
+    return web.json_response(text=await _off_the_loop(_reports_of, workflow))
+
+
+def _reports_of(workflow: str) -> str:
     entries = JOURNAL.of_workflow(workflow) if workflow else []
-    return web.json_response([entry.as_dict() for entry in entries])
+    return json.dumps([entry.as_dict() for entry in entries], allow_nan=False)
 
 
 # what all have in common

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Container
 from typing import Any
 
 from ..core.step.report.report_log import Place
 
+log = logging.getLogger(__name__)
+
 
 def server() -> Any | None:
-    """ComfyUI's server; None where there is none, as in a script."""
+    """The PromptServer; None where there is none, as in a script."""
     try:
         from server import PromptServer
     except ImportError:
@@ -17,8 +20,8 @@ def server() -> Any | None:
     return getattr(PromptServer, "instance", None)
 
 
-def at_work(prompt: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Of a prompt that the server is working at: its nodes by their ids, and what was sent beside it."""
+def running_prompt(prompt: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """A running prompt's nodes by id, and its extra data; None if it is not running."""
     try:
         queue = server().prompt_queue  # type: ignore[union-attr]
         running, _ = getattr(queue, "get_current_queue_volatile", queue.get_current_queue)()
@@ -28,7 +31,7 @@ def at_work(prompt: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 
 def place() -> Place:
-    """Where the code that asks is running: empty where no server executes it (a script, a test)."""
+    """The place of the calling code's execution: empty where no server executes it (a script, a test)."""
     try:
         from comfy_execution.utils import get_executing_context
 
@@ -41,8 +44,8 @@ def place() -> Place:
 
 
 def _workflow(prompt: str) -> str:
-    """The id that the front end has given the workflow of a running prompt. A prompt of a script's may have none."""
-    _, beside = at_work(prompt) or ({}, {})
+    """The front end's id of a running prompt's workflow; "" for prompts of scripts without one."""
+    _, beside = running_prompt(prompt) or ({}, {})
     try:
         return str(beside["extra_pnginfo"]["workflow"]["id"])
     except (LookupError, TypeError):
@@ -50,21 +53,32 @@ def _workflow(prompt: str) -> str:
 
 
 def sources_of(graph: Any, node: str | None, name: str) -> set[str] | None:
-    """The ids of all nodes that an input of a running node comes from, near and far. None where there is no graph, as in a script."""
-    try:
-        found, ahead = set[str](), [graph.get_node(node)["inputs"][name]]
-        while ahead:
-            link = ahead.pop()
-            if isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
-                found.add(str(link[0]))
-                ahead += graph.get_node(link[0])["inputs"].values()
-        return found
-    except Exception:
+    """The ids of all nodes upstream of an input of a running node; None where there is no graph, as in a script.
+
+    Where a node of the graph cannot be read, its own upstream nodes are missing from the answer.
+    """
+    if graph is None or node is None:
         return None
+    found: set[str] = set()
+    pending = [_inputs(graph, node).get(name)]
+    while pending:
+        link = pending.pop()
+        if isinstance(link, list) and len(link) == 2 and str(link[0]) not in found:
+            found.add(str(link[0]))
+            pending += _inputs(graph, link[0]).values()
+    return found
+
+
+def _inputs(graph: Any, node: Any) -> dict[str, Any]:
+    try:
+        return dict(graph.get_node(node)["inputs"])
+    except Exception:
+        log.debug("[Skipstone] node %s of the running prompt cannot be read", node, exc_info=True)
+        return {}
 
 
 def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
-    """`handler` gets what was posted to /prompt and returns what is to be taken in its place; whether there is a server to ask for that."""
+    """Have `handler` receive each body posted to /prompt and return its replacement. False where there is no server."""
     add = getattr(server(), "add_on_prompt_handler", None)
     if add is None:
         return False

@@ -149,7 +149,7 @@ class Call:
         if run.indicator is not None and run.indicated_slot == own:
             run.indicator.observe_output(residuals[own])
         if hook.profiler is not None and self.taught:
-            hook.profiler.observe(run.clock.sigma, image(residuals[own]), self.modulated, channels)
+            hook.record(hook.profiler.observe, run.clock.sigma, image(residuals[own]), self.modulated, channels)
 
 
 class BlockHook(EvaluationHook):

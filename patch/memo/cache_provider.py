@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, key
-from ..comfy_server import at_work
+from ..comfy_server import running_prompt
 from . import fingerprint
 from .device_tags import Places, packed, unpacked
 from .graph_signature import PLAIN, embeddings, ground, is_comfys, settled, stamp
@@ -44,7 +44,7 @@ Graph = dict[str, Any]
 
 def running(prompt_id: str) -> Graph | None:
     """The nodes of the prompt that the server is working at."""
-    graph, _ = at_work(prompt_id) or (None, None)
+    graph, _ = running_prompt(prompt_id) or (None, None)
     return graph
 
 

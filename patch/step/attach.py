@@ -1,4 +1,4 @@
-"""Putting a step cache on a MODEL: one wrapper that holds configuration; a run's state is start_run in it and dies with it."""
+"""Attaches a step cache to a MODEL: one wrapper that holds configuration and creates each run's state."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What the user's own model taught: recorded while it samples in full, kept as JSON under ComfyUI's user directory.
+"""Calibrations of the user's own models: recorded while they sample in full, kept as JSON under ComfyUI's user directory.
 
-Costs of output-level methods (Gram), lessons of block-level ones (BlockProfile): one file a recipe: model and LoRAs, sampler, sigmas,
-CFG, size. Its name is a hash; nothing that a workflow says becomes a path.
+Gram matrices for output-level methods, block profiles for block-level ones. One file a recipe: model, LoRAs, sampler, sigmas, CFG, size.
+File names are hashes: no value of a workflow becomes part of a path.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a calibration is for. Every part must be the same for it to be used."""
+    """What a calibration was recorded of. It is used for runs whose recipe equals it in every part."""
 
     model: str
     prediction: str
@@ -46,7 +46,7 @@ class Recipe:
     size: str
     steps: int
     sigmas: tuple[float, ...]
-    blocks: str = ""  # which of them always run, where something is learned of the others
+    blocks: str = ""  # which always run, for a block profile
 
     @property
     def key(self) -> str:
@@ -61,7 +61,7 @@ class Recipe:
 
 
 def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor, blocks: str = "") -> Recipe:
-    """What this run is of. latent: the latents to be sampled, (B, C, ...). blocks: see Recipe."""
+    """The recipe of a run. latent: shape (B, C, ...). blocks: see Recipe."""
     patcher = guider.model_patcher
     cfg = getattr(guider, "cfg", None)
     return Recipe(
@@ -108,7 +108,7 @@ def folder() -> Path:
 
 
 def stored(recipe: Recipe, grid: Grid, kind: type[Gram] | type[BlockProfile]) -> tuple[Any, str]:
-    """What is kept for this recipe, or None and a sentence that says why it cannot be used; "" where there is nothing yet."""
+    """The calibration of this recipe, and ""; or None, and why it cannot be used ("" where none was recorded)."""
     path = folder() / f"{recipe.key}.json"
     try:
         if not path.is_file():
@@ -126,22 +126,22 @@ def stored(recipe: Recipe, grid: Grid, kind: type[Gram] | type[BlockProfile]) ->
 
 @lru_cache(maxsize=16)
 def _read(path: Path, changed: int, size: int, from_json: Callable[[str], Any]) -> Any:
-    """The same object for the same file, so that schedules solved with it are found again."""
+    """Cached by the file's time and size."""
     return from_json(path.read_text("utf-8"))
 
 
 def can_keep() -> str:
-    """Why nothing can be kept in the user directory; "" if it can."""
+    """Why the user directory cannot be written to; "" if it can."""
     try:
         folder().mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder()):
             return ""
     except OSError as error:
-        return f"what your model teaches cannot be recorded in ComfyUI's user directory ({error})"
+        return f"the costs of your model cannot be recorded in ComfyUI's user directory ({error})"
 
 
 def nearest(recipe: Recipe) -> str:
-    """How the calibration of the same model that is most like it differs from what this run needs; "" where there is none."""
+    """How the most similar calibration of the same model differs from this recipe; "" where there is none."""
     found: list[list[str]] = []
     wanted = asdict(recipe)
     for path in sorted(folder().glob("*.recipe.json")):
@@ -164,12 +164,12 @@ def nearest(recipe: Recipe) -> str:
 
 
 def _short(value: Any) -> str:
-    """A stranger's file may have said it."""
+    """Printable and short: the file may come from anybody."""
     return "".join(c for c in str(value)[:40] if c.isprintable())
 
 
 def keep(recipe: Recipe, grid: Grid, taught: Gram | BlockProfile) -> Gram | BlockProfile:
-    """Average with what is kept for this recipe, and keep it. Written aside and renamed: a reader never sees half a file."""
+    """Store the average with the recipe's earlier calibration. Written aside and renamed: readers never see half a file."""
     earlier, _ = stored(recipe, grid, type(taught))
     if earlier is not None:
         try:

@@ -1,4 +1,4 @@
-"""Where on a run's grid its conditionings begin, end or change: known before the first step."""
+"""The steps of a run's grid at which conditionings begin, end or change, found before the first step."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ Bounds = tuple[float, float]  # in force from the first percent to the second
 
 
 def changes(conds: Mapping[str, list[Any]], grid: Grid) -> frozenset[int]:
-    """The steps before which something in `conds` (a guider's, by name) begins, ends or changes: time ranges of prompts, ranges of
-    ControlNets, keyframes of hooks."""
+    """The steps at which a conditioning differs from the step before: time ranges of prompts and ControlNets, keyframes of hooks.
+
+    conds: a guider's conditionings, by name.
+    """
     if grid.percent_to_sigma is None:
         return frozenset()
     every = [cond for conditioning in conds.values() for cond in conditioning or ()]
@@ -26,29 +28,29 @@ def changes(conds: Mapping[str, list[Any]], grid: Grid) -> frozenset[int]:
         for hook in getattr(cond.get("hooks"), "hooks", ()):
             frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
             placed = [(grid.sigma_at(_percent(f.start_percent, 0.0)), int(f.guarantee_steps)) for f in frames]
-            steps |= set(_turns(placed, grid.sigmas[:-1]))
+            steps |= set(_keyframe_changes(placed, grid.sigmas[:-1]))
     return frozenset(steps)
 
 
-def _turns(frames: Sequence[tuple[float, int]], sigmas: Sequence[float]) -> Iterator[int]:
-    """The steps at which a hook comes to another of its keyframes (sigma, steps it is kept at least), by ComfyUI's rule: one that
-    is to be kept holds back those that begin in the same step."""
+def _keyframe_changes(frames: Sequence[tuple[float, int]], sigmas: Sequence[float]) -> Iterator[int]:
+    """The steps at which a hook reaches another of its keyframes (sigma, guarantee_steps), by ComfyUI's rule: a keyframe with
+    guaranteed steps delays those that begin in the same step."""
     at, used = 0, 0
     for step, sigma in enumerate(sigmas):
-        came = at
-        if frames and used >= _kept(frames[at], sigmas[0]):
+        before = at
+        if frames and used >= _guaranteed(frames[at], sigmas[0]):
             for i in range(at + 1, len(frames)):
                 if not within(sigma, frames[i][0], 0.0):
                     break
                 at, used = i, 0
-                if _kept(frames[i], sigmas[0]) > 0:
+                if _guaranteed(frames[i], sigmas[0]) > 0:
                     break
         used += 1
-        if step and at != came:
+        if step and at != before:
             yield step
 
 
-def _kept(frame: tuple[float, int], highest: float) -> int:
+def _guaranteed(frame: tuple[float, int], highest: float) -> int:
     return 0 if frame[0] > highest else frame[1]
 
 

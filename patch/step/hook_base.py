@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,10 @@ from ..families import STATES
 from .sigmas import SigmaReader
 from .slots import slots_of
 
+NOT_RECORDED = "this run teaches nothing about the model's costs: {}"
 STATEFUL = "this model keeps state from step to step, so every step is computed"
+
+log = logging.getLogger(__name__)
 
 
 class EvaluationHook:
@@ -27,6 +31,16 @@ class EvaluationHook:
         self.learner = learner
         self.at: Tensor | None = None  # sigma of the evaluation under way, as the sampler gave it
         self.calls = 0
+
+    def record(self, observe: Callable[..., None], *args: Any) -> None:
+        """Have the recording observe an evaluation. Its failure ends the recording and never the sampling."""
+        try:
+            observe(*args)
+        except Exception as error:
+            log.debug("[Skipstone] the recording failed", exc_info=True)
+            self.run.report.note(NOT_RECORDED.format(error))
+            if self.learner is not None:
+                self.learner.invalidate()
 
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:

@@ -1,6 +1,6 @@
-"""The output-level hook: skip whole evaluations, above batching, ControlNet and torch.compile, below guidance.
+"""The output-level hook: skips whole evaluations, above batching, ControlNet and torch.compile, and below guidance.
 
-There every model looks alike: a latent x at sigma goes in, one denoised D per conditioning comes out.
+All models look alike there: a latent x at sigma in, one denoised D per conditioning out.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from .sigmas import SigmaReader
 
 
 class OutputHook(EvaluationHook):
-    """One run's wrappers. Whatever is called otherwise than by the sampler's own evaluation passes through untouched."""
+    """One run's wrappers. Calls that are not part of a sampler's evaluation pass through unchanged."""
 
     def __init__(self, run: Run, sigmas: SigmaReader, recorder: GramRecorder | None = None) -> None:
         super().__init__(run, sigmas, recorder)
@@ -26,7 +26,7 @@ class OutputHook(EvaluationHook):
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         denoised = super().predict_noise(executor, x, timestep, *args, **kwargs)
         if self.recorder is not None:
-            self.recorder.observe(self.run.clock.sigma, x, denoised)
+            self.record(self.recorder.observe, self.run.clock.sigma, x, denoised)
         return denoised
 
     def calc_cond_batch(

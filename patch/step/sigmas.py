@@ -1,8 +1,7 @@
-"""Each evaluation's sigma on the host, without waiting for the device where it can be told beforehand.
+"""Each evaluation's sigma on the host, without a host sync where it is known beforehand.
 
-A sampler hands on its sigma as a tensor on the device. To read it is to wait for all that is queued there. Most samplers
-evaluate the model at known places of the grid: there the sigma is taken from the grid, and a copy, made without waiting, is
-compared with it once it has arrived.
+Samplers pass sigma as a tensor on the device, and reading it waits for everything queued there. Most samplers evaluate the model at known
+points of the grid: there sigma is taken from the grid, and an asynchronous copy is compared with it once it has arrived.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from torch import Tensor
 
 from .samplers import evaluated_sigmas
 
-TOLERANCE = 1e-3  # SDE samplers move the first sigma a little
+TOLERANCE = 1e-3  # relative; SDE samplers shift the first sigma slightly
 
 
 class PendingSigma:
-    """A value on its way from a CUDA device to the host."""
+    """An asynchronous copy of a scalar from a CUDA device to the host."""
 
     def __init__(self, value: Tensor) -> None:
         self.host = torch.empty(1, dtype=value.dtype, pin_memory=True)
@@ -28,12 +27,12 @@ class PendingSigma:
         self.event.record()
 
     def get(self) -> float | None:
-        """The value, or None while it is on its way."""
+        """The value, or None while the copy is pending."""
         return float(self.host.numpy()[0]) if self.event.query() else None
 
 
 def waits(value: Tensor) -> bool:
-    """Must reading this tensor wait for a device, and can it be copied without waiting?"""
+    """True if reading this tensor waits for its device, and it can be copied asynchronously."""
     return value.is_cuda
 
 
@@ -43,21 +42,20 @@ class SigmaReader:
     def __init__(self, sampler: Any, sigmas: Sequence[float]) -> None:
         self.expected: list[float] | None = evaluated_sigmas(sampler, sigmas)
         self.next = 0
-        self.arriving: list[tuple[PendingSigma, float]] = []
-        self.wrong = (
-            False  # an evaluation was taken for one at another sigma than it was; cleared by whoever acts on it
-        )
+        self.pending: list[tuple[PendingSigma, float]] = []
+        # an evaluation was at another sigma than expected; the reader's owner clears it
+        self.wrong = False
 
     def read(self, timestep: Tensor) -> float:
-        """Sigma of a new evaluation, in the order in which the sampler makes them. timestep: as the sampler gave it, (B,)."""
+        """Sigma of the next evaluation. timestep: the sampler's tensor, shape (B,)."""
         if not waits(timestep) or self.expected is None or self.next >= len(self.expected):
             return float(timestep.flatten()[0])
         sigma = self.expected[self.next]
         self.next += 1
-        self.arriving.append((PendingSigma(timestep), sigma))
-        while self.arriving and (value := self.arriving[0][0].get()) is not None:
-            _, meant = self.arriving.pop(0)
-            if abs(value - meant) > TOLERANCE * max(abs(meant), TOLERANCE):
-                self.expected, self.wrong, self.arriving = None, True, []
+        self.pending.append((PendingSigma(timestep), sigma))
+        while self.pending and (value := self.pending[0][0].get()) is not None:
+            _, expected = self.pending.pop(0)
+            if abs(value - expected) > TOLERANCE * max(abs(expected), TOLERANCE):
+                self.expected, self.wrong, self.pending = None, True, []
                 return float(timestep.flatten()[0])
         return sigma

@@ -1,13 +1,14 @@
-"""Which conditionings an evaluation asks about: a slot is a conditioning's own sequence of evaluations.
+"""Slots: each conditioning's own sequence of evaluations.
 
-A uuid is not enough: regional prompts copy it into the negative, context windows and guidance patches (SLG, PAG ...) ask
-about the same conditioning several times an evaluation. What is in force at this sigma belongs to the slot too, so
-that a prompt, ControlNet or hook that begins or ends makes a new slot, which has no history and is computed.
+A uuid does not identify a slot: regional prompts copy it into the negative, and context windows and guidance patches (SLG, PAG ...) run
+the same conditioning several times an evaluation. Prompts, ControlNets and hook keyframes in force at the current sigma are part of the
+key, so that a slot in which one begins or ends is new, has no history and is computed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,30 +19,56 @@ from ...core.step.run import Slot
 Cond = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Frame:
+    """A call of CALC_COND_BATCH within an evaluation.
+
+    call: its 0-based index. shape: of the latent. window: indices of the context window's frames. patches: the patches in force.
+    """
+
+    call: int
+    shape: tuple[int, ...]
+    window: tuple[int, ...]
+    patches: frozenset[object]
+
+
+@dataclass(frozen=True)
+class ConditioningSlot:
+    """A conditioning in a call: its position among the call's conditionings, and the parts of it that are in force."""
+
+    frame: Frame
+    position: int
+    active: tuple[object, ...]
+
+
 def slots_of(
     conds: Sequence[list[Cond] | None], x: Tensor, sigma: float, options: dict[str, Any], call: int
 ) -> list[Slot | None]:
-    """One slot for each of the call's conditionings; None for one that says nothing here (its output is zero).
+    """The slot of each of the call's conditionings; None for one that is not in force here (its output is zero).
 
-    conds: ComfyUI's lists of cond dicts, as CALC_COND_BATCH gets them. x: the latent. options: transformer_options.
-    call: the how manieth call of this evaluation it is.
+    Parameters
+    ----------
+    conds: ComfyUI's lists of cond dicts, as CALC_COND_BATCH receives them.
+    x: the latent, any shape.
+    sigma: of the current evaluation.
+    options: transformer_options.
+    call: 0-based index of this call within the evaluation.
     """
-    window = options.get("context_window")
-    frame = (call, tuple(x.shape), _window(window), _patches(options))
+    frame = Frame(call, tuple(x.shape), _window(options), _patches(options))
     slots: list[Slot | None] = []
     for position, cond in enumerate(conds):
         active = tuple(_in_force(c, sigma) for c in cond or () if _covers(c, sigma))
-        slots.append((*frame, position, active) if active else None)
+        slots.append(ConditioningSlot(frame, position, active) if active else None)
     return slots
 
 
 def _covers(cond: Cond, sigma: float) -> bool:
-    """As comfy.samplers.get_area_and_mult decides it. Default conds fill what others leave, so they always count."""
+    """ComfyUI's rule (comfy.samplers.get_area_and_mult). Default conds fill the area that others leave, so they are always in force."""
     return "default" in cond or within(sigma, cond.get("timestep_start", sigma), cond.get("timestep_end", sigma))
 
 
 def within(sigma: float, start: float, end: float) -> bool:
-    """ComfyUI compares bounds with the sigma tensor, in single precision: grids do hit the very sigma of a percent."""
+    """ComfyUI's comparison, in single precision: a grid's sigma can equal the bound exactly."""
     return bool(np.float32(end) <= np.float32(sigma) <= np.float32(start))
 
 
@@ -50,7 +77,7 @@ def _in_force(cond: Cond, sigma: float) -> tuple[object, ...]:
 
 
 def _controls(control: Any, sigma: float) -> Iterable[bool]:
-    """Of a chain of ControlNets: which are within their range of sigmas."""
+    """For each ControlNet of a chain, whether sigma is in its range."""
     while control is not None:
         span = getattr(control, "timestep_range", None)
         yield span is None or within(sigma, *span)
@@ -58,18 +85,22 @@ def _controls(control: Any, sigma: float) -> Iterable[bool]:
 
 
 def _keyframes(hooks: Any, sigma: float) -> Iterable[int]:
-    """Of a group of hooks: the keyframe that each has come to."""
+    """The index of each hook's current keyframe."""
     for hook in getattr(hooks, "hooks", ()):
         frames = getattr(getattr(hook, "hook_keyframe", None), "keyframes", ())
         yield sum(within(sigma, f.start_t, 0.0) for f in frames)
 
 
-def _window(window: Any) -> tuple[int, ...]:
-    return tuple(getattr(window, "index_list", ()))
+def _window(options: dict[str, Any]) -> tuple[int, ...]:
+    """The frames of a context window: ComfyUI's, or those of AnimateDiff-Evolved, which cuts the latent in a wrapper outside of ours."""
+    frames = getattr(options.get("context_window"), "index_list", None)
+    if frames is None:
+        frames = (options.get("ad_params") or {}).get("sub_idxs")
+    return tuple(frames or ())
 
 
 def _patches(options: dict[str, Any]) -> frozenset[object]:
-    """What is patched in this call, by place: guidance nodes run the model again with some blocks replaced."""
+    """The places patched in this call: guidance nodes run the model again with some blocks replaced."""
     replaced = options.get("patches_replace", {})
     added = options.get("patches", {})
     return frozenset(

@@ -1,4 +1,4 @@
-"""A run's state at block level is start_run with it, dies with it and is nobody else's; what cannot be done, or cannot be told, is said."""
+"""A run's state at block level is created with it, ends with it and is never shared; impossible requests are refused with a reason."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def model(request, flux, tiny_unet):
     return flux if request.param == "flux" else tiny_unet
 
 
-# A run's state is start_run with it and dies with it
+# A run's state is created with it and ends with it
 
 
 @pytest.mark.parametrize("how", METHODS)

@@ -16,7 +16,7 @@ from comfy_execution.graph import DynamicPrompt
 
 import nodes
 from skipstone.core.step.report.report import Report
-from skipstone.core.step.report.report_log import Entry, Place, ReportLog
+from skipstone.core.step.report.report_log import LoggedRun, Place, ReportLog
 from skipstone.nodes import GROUPS, reporting, routes, widgets
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
@@ -85,7 +85,7 @@ def test_the_runs_of_a_workflow_oldest_first(run, journal):
 @pytest.mark.parametrize("query", ["", "?workflow=", "?workflow=nobody", "?workflow=../../etc/passwd", "?other=w"])
 def test_who_names_no_workflow_of_ours_is_told_nothing(journal, query):
     for workflow in ("w", ""):
-        journal.keep(Entry("source", "4", Place(workflow, "p", "9"), Report("MeanCache", "Speed", STEPS)))
+        journal.keep(LoggedRun("source", "4", Place(workflow, "p", "9"), Report("MeanCache", "Speed", STEPS)))
     assert ask(f"/skipstone/reports{query}") == (200, [])
 
 

@@ -12,7 +12,10 @@ import pytest
 import torch
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
-from skipstone.patch.step.samplers import integrator_of
+from skipstone.core.step.auto.selection import SamplerInfo
+from skipstone.nodes.auto import auto_of
+from skipstone.patch.step import samplers
+from skipstone.patch.step.samplers import evaluations_per_step, integrator_of, second_order
 
 from .floors import SAME_PICTURE
 
@@ -57,6 +60,61 @@ def test_which_samplers_add_noise_on_the_way(studio, sampler):
     kind = integrator_of(comfy.samplers.sampler_object(sampler))
     assert (kind == "sde") == (not torch.equal(*outs))
     assert (kind == "euler") == (sampler in ("euler", "ddim"))
+
+
+@pytest.mark.parametrize("sampler", comfy.samplers.KSAMPLER_NAMES)
+def test_how_often_a_sampler_evaluates_the_model_is_known(studio, cached, sampler):
+    """Of all samplers of ComfyUI: the last step may have fewer evaluations."""
+    kind = comfy.samplers.sampler_object(sampler)
+    patched, reports = cached(auto_of("Balanced", first_run="skip at once"), studio.model)
+    studio.sample(patched, steps=STEPS, sampler=sampler, cfg=1.0)
+    if sampler not in ("dpm_fast", "dpm_adaptive"):
+        assert math.ceil(len(reports[0].evaluations) / STEPS) == evaluations_per_step(kind)
+        assert second_order(kind) == (evaluations_per_step(kind) > 1 and integrator_of(kind) != "sde")
+
+
+def test_an_unknown_sampler_is_observed(studio, meancache):
+    """The first run finds out, and the next one knows."""
+
+    def of_a_pack(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for sigma, after in pairwise(sigmas):
+            ones = x.new_ones([x.shape[0]])
+            d = (x - model(x, sigma * ones, **(extra_args or {}))) / sigma
+            if after > 0:
+                ahead = x + d * (after - sigma)
+                d = (d + (ahead - model(ahead, after * ones, **(extra_args or {}))) / after) / 2
+            x = x + d * (after - sigma)
+        return x
+
+    kind = comfy.samplers.KSAMPLER(of_a_pack)
+    samplers._observed.clear()
+    assert evaluations_per_step(kind) == 1 and not second_order(kind)
+    model, _ = meancache(**TURBO)
+    studio.sample_custom(model, torch.linspace(1, 0, STEPS + 1), sampler=kind)
+    assert evaluations_per_step(kind) == 2 and second_order(kind)
+    assert evaluations_per_step(comfy.samplers.KSAMPLER(lambda model, x, sigmas: x)) == 1
+
+
+def test_auto_takes_the_same_method_for_all_second_order_samplers():
+    wish = auto_of("Balanced")
+    names = {
+        name: wish.resolve(SamplerInfo(integrator_of(kind), 20, False, second_order(kind))).name
+        for name in ("heun", "exp_heun_2_x0", "dpm_2", "heunpp2")
+        for kind in [comfy.samplers.sampler_object(name)]
+    }
+    assert set(names.values()) == {"UCache"}, names
+
+
+@pytest.mark.parametrize("skips", [1, 2, 3, 4])
+def test_a_cap_in_evaluations_is_planned_in_steps(studio, meancache, watched, skips):
+    """heun evaluates twice a step: the plan keeps to the cap, so the cap breaks no plan."""
+    patched, reports = meancache(preset="Custom", budget=0.3, max_skips=skips, warmup=2)
+    model, watch = watched(patched)
+    out = studio.sample(model, steps=STEPS, sampler="heun")
+    sound(watch, reports, out)
+    assert "cap" not in reports[0].as_dict()["reasons"]
+    assert max(b - a - 1 for a, b in pairwise(reports[0].planned)) <= skips // 2
+    assert (reports[0].skipped > 0) == (skips > 1)
 
 
 @pytest.mark.parametrize("option", ["eta", "s_churn"])

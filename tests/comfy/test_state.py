@@ -1,4 +1,4 @@
-"""A node holds configuration only: a run's state is start_run with it, dies with it, and is nobody else's (laws 1 and 6)."""
+"""A node holds configuration only: a run's state is created with it, ends with it and is never shared (laws 1 and 6)."""
 
 from __future__ import annotations
 

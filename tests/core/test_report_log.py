@@ -1,9 +1,9 @@
 from skipstone.core.step.report.report import Report
-from skipstone.core.step.report.report_log import Entry, Place, ReportLog
+from skipstone.core.step.report.report_log import LoggedRun, Place, ReportLog
 
 
 def entry(source="a", workflow="w"):
-    return Entry(source, "7", Place(workflow, "p", "3"), Report("MeanCache", "Speed", 8))
+    return LoggedRun(source, "7", Place(workflow, "p", "3"), Report("MeanCache", "Speed", 8))
 
 
 def test_the_oldest_run_goes_first():
@@ -51,12 +51,12 @@ def kept(*runs):
     """A journal of (source, workflow, prompt, sampler), and the entries' places in it."""
     journal = ReportLog()
     for source, workflow, prompt, sampler in runs:
-        journal.keep(Entry(source, "4", Place(workflow, prompt, sampler), Report("Name", "", 8)))
+        journal.keep(LoggedRun(source, "4", Place(workflow, prompt, sampler), Report("Name", "", 8)))
     return journal
 
 
 def told(journal, *where, **what):
-    return [(e.place.prompt, e.place.sampler) for e in journal.told(Place(*where), **what)]
+    return [(e.place.prompt, e.place.sampler) for e in journal.query(Place(*where), **what)]
 
 
 def test_all_runs_of_this_prompt_that_a_latent_comes_from():

@@ -29,7 +29,12 @@ class GramRecorder:
         self.rows.clear()
 
     def observe(self, sigma: float, x: Tensor, denoised: Tensor) -> None:
-        """The guided D at the latent x, of one shape. Evaluations off the grid, and repeated ones, are ignored."""
+        """The guided D at the latent x. Evaluations off the grid, and repeated ones, are ignored.
+
+        Raises ValueError unless D is one tensor of x's shape: some guiders return several.
+        """
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            raise ValueError("the guider returns something else than one tensor of the latent's shape")
         step = self.grid.step_of(sigma)
         if (
             self.invalid

@@ -1,7 +1,7 @@
-"""Schedules published with MeanCache (UnicomAI's release, 50 steps): anchors and the span K of the edge from each to the next.
+"""Schedules released with MeanCache (https://github.com/UnicomAI/MeanCache, 50 steps): anchors, and the span K of each edge.
 
-K as released: 0 for adjacent anchors (never used), 1 for reuse, k for JVP_k. `shift` is that of the flow schedule the
-steps are read on when a run has another number of steps or another shift (ComfyUI's own default for the model).
+K: 0 for adjacent anchors (not used), 1 for reuse, k for JVP_k. Runs with another number of steps or another shift use the anchors at the
+same share of noise; `shift` is that of the release's flow schedule (ComfyUI's default for the model).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class PublishedSchedule:
     shift: float
 
     def plan(self, grid: Grid) -> Plan:
-        """The schedule on a run's grid: as released at 50 steps, else every anchor at the step nearest in noise share."""
+        """The schedule on a run's grid: as released at 50 steps, otherwise each anchor at the step with the nearest share of noise."""
         if grid.steps == STEPS:
             placed = list(self.anchors)
         else:
@@ -35,14 +35,14 @@ class PublishedSchedule:
 
 
 def _released(shift: float, head: int, rest: str, spans: str) -> PublishedSchedule:
-    """`head` adjacent anchors from 0 (all with K = 0 between them), then the others, and their spans."""
+    """head: number of adjacent anchors from step 0. rest: the other anchors. spans: K of the edges after the head."""
     anchors = (*range(head), *(int(a) for a in rest.split()))
     ks = (*(0 for _ in range(head - 1)), *(int(k) for k in spans.split()))
     assert len(ks) == len(anchors) - 1
     return PublishedSchedule(anchors, ks, shift)
 
 
-Z_IMAGE, QWEN = 3.0, 3.158  # Qwen-Image: ComfyUI names its logarithm, 1.15
+Z_IMAGE, QWEN = 3.0, 3.158  # Qwen-Image: exp(1.15), as ComfyUI gives its logarithm
 PUBLISHED_SCHEDULES: dict[str, PublishedSchedule] = {
     "Z-Image 25": _released(
         Z_IMAGE, 7, "8 10 11 12 13 15 16 17 18 20 22 29 37 42 45 47 48 49", "2 2 0 0 0 2 0 0 0 5 5 1 1 1 5 5 0 0"

@@ -1,9 +1,8 @@
-"""MeanCache's average-velocity predictors (arXiv 2601.19961), on the slot's own velocities.
+"""MeanCache's average-velocity predictors (https://arxiv.org/abs/2601.19961), on each slot's own velocities.
 
-The average velocity over [t, s] is u = v(t) + (s - t) JVP, and the unknown JVP is replaced by that of the past:
+The average velocity over [t, s] is u = v(t) + (s - t) JVP. The unknown JVP is replaced by that of the past:
 JVP_K = (u(r, t) - v(r)) / (t - r), with r K steps before t and u(r, t) = (z_t - z_r) / (t - r) (MeanFlow identity solved on
-[r, t]). K = 1 on an Euler trajectory gives JVP = 0: plain reuse. z_t - z_r is the sum of the slot's own Euler steps, so that
-each conditioning has its own.
+[r, t]). K = 1 on an Euler trajectory gives JVP = 0: plain reuse. z_t - z_r is the sum of the slot's own Euler steps.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from .base import Prediction, Predictor
 
 
 def jvp(trajectory: Trajectory, start: int, end_sigma: float) -> Weights:
-    """JVP over [sigma of entries[start], end_sigma], as weights; nothing (0) on an interval of no length."""
+    """JVP over [sigma of entries[start], end_sigma], as weights; empty (zero) on an interval of length 0."""
     entry = trajectory.entries[start]
     length = end_sigma - entry.sigma
     if length == 0:
@@ -28,7 +27,10 @@ def jvp(trajectory: Trajectory, start: int, end_sigma: float) -> Weights:
 
 @dataclass(frozen=True)
 class JVP(Predictor):
-    """As in the paper, in one shot: the steps of an edge [t, s] add up to (s - t) (v(t) + (s - t) JVP_K), v(t) and JVP_K known at t."""
+    """The paper's predictor: the steps of an edge [t, s] add up to (s - t) (v(t) + (s - t) JVP_K).
+
+    span: K in steps, where the plan has none for the edge.
+    """
 
     span: int = 3
     name: str = "jvp"
@@ -61,7 +63,10 @@ class _OneShot(Prediction):
 
 @dataclass(frozen=True)
 class RecursiveJVP(Predictor):
-    """As released by the authors: v(i) = v(i-1) + JVP_K (sigma_{i+1} - sigma_i), on top of what was predicted before, K in evaluations."""
+    """The released code's predictor: v(i) = v(i-1) + JVP_K (sigma_{i+1} - sigma_i), where v(i-1) may be a prediction.
+
+    span: K in evaluations, where the plan has none for the edge.
+    """
 
     span: int = 3
     name: str = "jvp recursive"

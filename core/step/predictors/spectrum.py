@@ -1,4 +1,4 @@
-"""Spectrum's forecast (arXiv 2603.01623): ridge regression on Chebyshev polynomials over the whole past, blended with a line."""
+"""Spectrum's forecast (https://arxiv.org/abs/2603.01623): ridge regression on Chebyshev polynomials, blended with a line."""
 
 from __future__ import annotations
 
@@ -16,12 +16,19 @@ from .linear import newest, placed
 
 @dataclass(frozen=True)
 class Spectrum(Predictor):
-    """w * Chebyshev of degree m + (1 - w) * line through the last two anchors, over the last `keep` anchors.
+    """w * Chebyshev + (1 - w) * line through the last two anchors. Weights are solved in float64 on the host.
 
-    lam: the ridge, on all coefficients but the constant one (penalised too, as in the reference code, it would predict a constant
-    at 73 to 94% of its size). Time runs from -1 to 1 over the run's own grid, in the coordinate `at`. half: the line is followed half
-    way to the next anchor's distance whatever the place, h + (h - h') / 2, as stable-diffusion.cpp does. Solved in double
-    precision on the host, applied in the history's own, at least float32. Raises ValueError for values out of range.
+    Raises ValueError for values out of range.
+
+    Parameters
+    ----------
+    w: share of the Chebyshev part, 0..1.
+    m: its degree, 1..12.
+    lam: ridge on all coefficients but the constant one. The reference code penalises that one too, which predicts a constant signal at 73
+        to 94% of its size.
+    keep: anchors used at most.
+    half: extrapolate the line by half an anchor distance at every position, h + (h - h') / 2, as stable-diffusion.cpp does.
+    at: the coordinate, scaled to -1..1 over the run's grid.
     """
 
     w: float = 1.0

@@ -1,4 +1,4 @@
-"""TaylorSeer's extrapolation (arXiv 2503.06923), in sigma or as published."""
+"""TaylorSeer's extrapolation (https://arxiv.org/abs/2503.06923)."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from .linear import newest, placed, read
 
 @dataclass(frozen=True)
 class Taylor(Predictor):
-    """The polynomial of degree `order` through the last order + 1 anchors (Newton's divided differences), in the coordinate
-    `at`; of lower degree while there are fewer. Raises ValueError for an order out of 0..3.
+    """The polynomial through the last order + 1 anchors; of lower degree while there are fewer.
 
-    published: the recursion of the reference code instead, D_{k+1} = (D_k(c) - D_k(c')) / (c - c') and the sum of D_k e^k / k!. From
-    order 2 on it is another polynomial where anchors are not evenly spaced.
+    Raises ValueError for an order outside 0..3.
+
+    Parameters
+    ----------
+    order: its degree, 0..3.
+    at: the coordinate.
+    published: use the reference code's recursion, D_{k+1} = (D_k(c) - D_k(c')) / (c - c') and the sum of D_k e^k / k!. From order 2 on it
+        differs from the interpolating polynomial where anchors are not evenly spaced.
     """
 
     order: int = 1

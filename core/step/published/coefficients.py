@@ -1,8 +1,7 @@
-"""Numbers published for models: TeaCache's polynomials (teacache.json), MagCache's magnitude ratios (magcache.json), and how a model is
-known to be one of theirs.
+"""Published numbers per model: TeaCache's polynomials (teacache.json) and MagCache's magnitude ratios (magcache.json).
 
-A model is known by ComfyUI's own description of it, the `unet_config` that it made from the weights, and by "reference": True where
-a picture is given beside the latent. A row says which facts of it must be so.
+A row lists the facts that a model must have: entries of the `unet_config` that ComfyUI detects from the weights, and "reference": True for
+a model that is given a picture beside the latent.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from numpy.typing import NDArray
 from ..clock import Grid
 
 Network = Mapping[str, object]
-"""What is known of the model at hand, see above; nothing where nothing is."""
+"""Facts about a model, see above."""
 
 AUTO, MEASURED = "auto", "measured"
 
 
 def fits(wanted: Network, network: Network) -> bool:
-    """Is every wanted fact so? None wants one that is None or not there."""
+    """True if the model has every wanted fact. A wanted None matches a fact that is None or missing."""
     return all(network.get(key) == value for key, value in wanted.items())
 
 
@@ -40,9 +39,13 @@ def check_name(what: str, name: str, known: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Polynomial:
-    """P(x): what change of the output a change x of the indicator foretells. coefficients: highest first. Held to [low, high], outside
-    of which the fit says nothing, and never below x / 2: where a polynomial says 0 or less no change would ever add up, and
-    everything would be skipped."""
+    """P(x): the expected change of the output for a change x of the indicator.
+
+    x is clamped to [low, high], the range of the fit. P is at least x / 2: where a polynomial is 0 or negative, changes would never
+    accumulate and every step would be skipped.
+
+    coefficients: highest power first.
+    """
 
     coefficients: tuple[float, ...]
     low: float = 0.0
@@ -57,9 +60,10 @@ class Polynomial:
 
     @classmethod
     def published(cls, coefficients: Iterable[float]) -> Polynomial:
-        """With the range that it can be believed in, as nobody has published those that they were fitted on: the first stretch of 0..1
-        where 0 <= P <= 1, since an output cannot change by more than all of itself; and where that ends with P falling, it ends at P's
-        last maximum, since a larger change of the input is no smaller one of the output."""
+        """A published polynomial with a plausible range, since the ranges of the fits are not published.
+
+        The first interval of 0..1 where 0 <= P <= 1; where P falls at its end, up to P's last maximum.
+        """
         coefficients = tuple(coefficients)
         x = np.linspace(0, 1, 10_001)
         y = np.polyval(coefficients, x)
@@ -73,20 +77,22 @@ class Polynomial:
 
 @dataclass(frozen=True, eq=False)
 class Magnitudes:
-    """How the residual's size goes along the schedule: `logs`, its logarithm at the falling `times` (t, the share of noise), both (n,).
-    The ratio between any two steps of any schedule is the difference of the logs at their times."""
+    """The residual's size along the schedule. The ratio between two steps of any schedule is exp of the difference of their logs.
+
+    times: falling t, the share of noise, shape (n,). logs: logarithm of the size at each time, shape (n,).
+    """
 
     times: NDArray[np.float64]
     logs: NDArray[np.float64]
 
     @classmethod
     def of(cls, times: Iterable[float], ratios: Iterable[float]) -> Magnitudes:
-        """ratios: of the residual's size at each time but the first to that at the time before."""
+        """ratios: of the residual's size at each time but the first to the previous one, shape (n - 1,)."""
         logs = np.concatenate(([0.0], np.cumsum(np.log(np.fromiter(ratios, np.float64)))))
         return cls(np.fromiter(times, np.float64), logs)
 
     def ratios(self, grid: Grid) -> NDArray[np.float64]:
-        """Of each of the grid's steps to the one before, shape (N,), the first 1. Below the last time the last slope goes on."""
+        """Of each of the grid's N steps to the previous one, shape (N,); the first is 1. Extrapolated linearly below the last time."""
         t = grid.times[:-1]
         logs = np.interp(-t, -self.times, self.logs)
         slope = (self.logs[-1] - self.logs[-2]) / (self.times[-1] - self.times[-2])
@@ -96,7 +102,7 @@ class Magnitudes:
 
 @dataclass(frozen=True)
 class Row:
-    """network: the facts a model of this row has; none where it is only taken by name. steps: of the run it was measured on."""
+    """network: the facts that a model of this row has; empty for a row that is only chosen by name. steps: of the measured run."""
 
     name: str
     network: Network
@@ -118,7 +124,7 @@ def names(file: str) -> list[str]:
 
 
 def row_of(file: str, name: str, network: Network, steps: int = 0) -> Row | None:
-    """By its name; for AUTO the first one that the model fits, of several such the one measured at the nearest number of steps."""
+    """The row of this name; for AUTO the first that fits the model, and of several alike the one with the nearest number of steps."""
     if name != AUTO:
         return next((row for row in rows(file) if row.name == name), None)
     found = [row for row in rows(file) if row.network and fits(row.network, network)]

@@ -1,4 +1,4 @@
-"""The reports of the last runs: what is shown after a run, and again after a page is loaded anew."""
+"""The reports of the last runs, for nodes that run later and for pages that are reloaded."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _numbers = itertools.count(1)
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run was asked for: the workflow's own id, the prompt, and the node that sampled, as far as they are known."""
+    """Where a run was executed: ids of the workflow, the prompt and the sampling node; "" where unknown."""
 
     workflow: str = ""
     prompt: str = ""
@@ -25,8 +25,11 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A run. source: whose it is, told apart from all other patched models; node: that node's id. The report grows as the run goes."""
+class LoggedRun:
+    """A run.
+
+    source: identifies the patched MODEL. node: id of the node that patched it. report: grows while the run goes on.
+    """
 
     source: str
     node: str
@@ -45,11 +48,11 @@ class ReportLog:
     """The last runs, oldest first. Safe from several threads."""
 
     def __init__(self, kept: int = KEPT) -> None:
-        self._entries: deque[Entry] = deque(maxlen=kept)
+        self._entries: deque[LoggedRun] = deque(maxlen=kept)
         self._lock = threading.Lock()
 
-    def keep(self, entry: Entry) -> None:
-        """A run that began, or anew one that is kept already."""
+    def keep(self, entry: LoggedRun) -> None:
+        """Add a run, or replace the one with its number."""
         with self._lock:
             for i, known in enumerate(self._entries):
                 if known.number == entry.number:
@@ -57,31 +60,32 @@ class ReportLog:
                     return
             self._entries.append(entry)
 
-    def of_report(self, report: Report) -> Entry | None:
+    def of_report(self, report: Report) -> LoggedRun | None:
         with self._lock:
             return next((e for e in self._entries if e.report is report), None)
 
-    def of_source(self, source: str) -> list[Entry]:
+    def of_source(self, source: str) -> list[LoggedRun]:
         with self._lock:
             return [e for e in self._entries if e.source == source]
 
-    def told(
+    def query(
         self, place: Place, samplers: Collection[str] | None = None, sources: Collection[str] | None = None
-    ) -> list[Entry]:
-        """What a node that runs at `place` can say of the runs of these sampling nodes, and of these patched models; None: of all.
+    ) -> list[LoggedRun]:
+        """Each sampler's runs from its most recent prompt, for a node that runs at `place`.
 
-        Of each sampler its runs in the last prompt that it ran in. That is this prompt, or where ComfyUI had no need to run it again an
-        earlier one of the same workflow; a patched model's runs are known as its own in every prompt.
+        That prompt is the current one, or an earlier one of the same workflow where ComfyUI took the sampler's output from its cache.
+
+        samplers: ids of the sampling nodes; None for all. sources: of patched models, whose runs count in any prompt; None for all.
         """
 
-        def wanted(e: Entry) -> bool:
+        def wanted(e: LoggedRun) -> bool:
             if samplers is not None and not any(f"{e.place.sampler}.".startswith(f"{s}.") for s in samplers):
-                return False  # "7.0.0.2" is what node 7 expanded to
+                return False  # "7.0.0.2" is a node that node 7 expanded to
             if sources is not None:
                 return e.source in sources
             return e.place.prompt == place.prompt != "" or e.place.workflow == place.workflow != ""
 
-        def group(e: Entry) -> str:
+        def group(e: LoggedRun) -> str:
             return e.place.sampler if samplers is not None else ""
 
         with self._lock:
@@ -89,6 +93,6 @@ class ReportLog:
         last = {group(e): e.place.prompt for e in found}
         return [e for e in found if e.place.prompt == last[group(e)]]
 
-    def of_workflow(self, workflow: str) -> list[Entry]:
+    def of_workflow(self, workflow: str) -> list[LoggedRun]:
         with self._lock:
             return [e for e in self._entries if e.place.workflow == workflow]

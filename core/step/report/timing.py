@@ -1,24 +1,24 @@
-"""How long a skipped evaluation takes, by the clock: what passes outside of the blocks, and what predicting costs, is in it."""
+"""The measured time of a skipped evaluation relative to a computed one, with the parts outside of the blocks and the prediction."""
 
 from __future__ import annotations
 
 import time
 from statistics import median
 
-LEAST = 3  # laps of each kind: a single one may be anything
+LEAST = 3  # minimum samples before a median is reported
 
 
 class StepTimer:
-    """From each evaluation's decision to the next one's. A lap counts where the host had waited for the device at both ends, and so its
-    clock tells what the device did; on the CPU that is always so."""
+    """Times from each decision to the next one. A time counts if the host had waited for the device at both ends: only then does the
+    host's clock measure the device. On the CPU that is always the case."""
 
     def __init__(self) -> None:
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
         self.began = 0.0
-        self.computed: bool | None = None  # the lap under way, if it began with a wait
+        self.computed: bool | None = None  # the current evaluation's decision, if its start was synchronised
 
     def decided(self, computed: bool, waited: bool) -> None:
-        """An evaluation's decision has fallen. waited: the host knew then that the device had nothing left to do."""
+        """An evaluation was decided. waited: the device had no work left then."""
         now = time.perf_counter()
         if waited and self.computed is not None:
             self.seconds[self.computed].append(now - self.began)
@@ -26,7 +26,7 @@ class StepTimer:
 
     @property
     def share(self) -> float | None:
-        """What of a computed evaluation's time a skipped one takes, at most 1; None where too few of them are known."""
+        """A skipped evaluation's time over a computed one's, at most 1; None with fewer than LEAST samples of either."""
         if min(map(len, self.seconds.values())) < LEAST:
             return None
         full, skipped = median(self.seconds[True]), median(self.seconds[False])

@@ -1,0 +1,126 @@
+"""Recording, learning and reporting never end a run or change its picture (law 14)."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import comfy.samplers
+import pytest
+import torch
+
+from skipstone.core.step.calibration.gram_recorder import GramRecorder
+from skipstone.core.step.report.builder import ReportBuilder
+from skipstone.core.step.report.report import Report
+from skipstone.nodes.meancache import method_of
+from skipstone.patch.step import run_setup
+from skipstone.patch.step.attach import attach
+
+pytestmark = [
+    pytest.mark.usefixtures("user"),
+    pytest.mark.filterwarnings("ignore:::(comfy|torchsde)"),  # their own, and none of ours
+]
+
+STEPS = 6
+ERRORS = [RuntimeError("of torch"), MemoryError(), KeyError("k"), OSError("disk full")]
+
+
+@pytest.fixture
+def learning(studio, cached):
+    """A run that is recorded: (picture, report)."""
+
+    def run(model=None, **how):
+        patched, reports = cached(method_of(preset="Speed", calibration="auto"), model or studio.model)
+        return studio.sample(patched, **{"steps": STEPS, **how}), reports[0]
+
+    return run
+
+
+def raising(error):
+    def fail(*args, **kwargs):
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "where",
+    [(GramRecorder, "observe"), (GramRecorder, "gram"), (run_setup, "keep"), (run_setup, "observe")],
+    ids=lambda w: f"{w[0].__name__.split('.')[-1]}.{w[1]}",
+)
+def test_a_failing_recording_changes_nothing(studio, learning, monkeypatch, where, error):
+    monkeypatch.setattr(*where, raising(error))
+    out, report = learning()
+    assert torch.equal(out, studio.full(steps=STEPS))
+    assert report.finished and report.skipped == 0
+    assert any("teaches nothing" in n or "could not be recorded" in n for n in report.notes)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+def test_a_failing_report_changes_nothing(studio, learning, monkeypatch, caplog, error):
+    monkeypatch.setattr(ReportBuilder, "close", raising(error))
+    out, _ = learning()
+    assert torch.equal(out, studio.full(steps=STEPS))
+    assert "the report of MeanCache failed" in caplog.text
+
+
+def test_the_error_that_ended_a_run_is_not_hidden_by_one_of_its_report(studio, cached, monkeypatch):
+    monkeypatch.setattr(ReportBuilder, "close", raising(RuntimeError("of the report")))
+    patched, _ = cached(method_of(preset="Speed", calibration="off"), studio.model)
+
+    def interrupted(step, *_):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        studio.sample(patched, steps=STEPS, callback=interrupted)
+
+
+def test_a_guider_that_returns_two_latents_teaches_nothing(studio, learning):
+    """As LanPaint's: what the sampler gets is no tensor of the latent's shape."""
+
+    class Guider(comfy.samplers.CFGGuider):
+        def predict_noise(self, *args, **kwargs):
+            denoised = super().predict_noise(*args, **kwargs)
+            return denoised, denoised
+
+    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for sigma, after in pairwise(sigmas):
+            denoised, _ = model(x, sigma * x.new_ones([x.shape[0]]), **(extra_args or {}))
+            x = x + (x - denoised) / sigma * (after - sigma)
+        return x
+
+    def sampled(model):
+        guider = Guider(model)
+        guider.set_conds(studio.prompt(), studio.prompt(""))
+        guider.set_cfg(3.0)
+        sigmas = torch.linspace(1, 0, STEPS + 1)
+        return guider.sample(studio.noise(), torch.zeros_like(studio.noise()), comfy.samplers.KSAMPLER(sampler), sigmas)
+
+    plain = sampled(studio.model)
+    reports: list[Report] = []
+    patched = attach(studio.model, method_of(preset="Speed", calibration="auto"), (reports.append,))
+    assert torch.equal(sampled(patched), plain)
+    assert any("one tensor of the latent's shape" in note for note in reports[0].notes)
+
+
+def test_a_latent_that_changes_its_size_teaches_nothing(studio, learning):
+    def grows(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        for i, (sigma, after) in enumerate(pairwise(sigmas)):
+            if i == 3:
+                x = torch.nn.functional.interpolate(x, scale_factor=2)
+            denoised = model(x, sigma * x.new_ones([x.shape[0]]), **(extra_args or {}))
+            x = x + (x - denoised) / sigma * (after - sigma)
+        return x
+
+    reports: list[Report] = []
+    patched = attach(studio.model, method_of(preset="Speed", calibration="auto"), (reports.append,))
+    kind = comfy.samplers.KSAMPLER(grows)
+    sigmas = torch.linspace(1, 0, STEPS + 1)
+    out = studio.sample_custom(patched, sigmas, sampler=kind)
+    assert torch.equal(out, studio.sample_custom(studio.model, sigmas, sampler=kind))
+    assert any("the latent's size changed" in note for note in reports[0].notes)
+
+
+def test_a_recorded_run_says_that_it_is_one(learning):
+    _, report = learning()
+    assert {str(e.reason) for e in report.evaluations} == {"calibration"}
