@@ -13,7 +13,7 @@ from .calibration.gram import Gram
 from .clock import Clock, Grid
 from .context import RunContext
 from .history import History
-from .indicators.base import Reading
+from .indicators.reading import Reading
 from .method import Method
 from .plan import Plan
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from skipstone.core.step.clock import Clock, Grid
-from skipstone.core.step.indicators.base import Reading
 from skipstone.core.step.indicators.blocks import FirstBlockChange, Modulated, Probed
+from skipstone.core.step.indicators.reading import Reading
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.policies import Accumulator, Cap, RunContext, Threshold, Total, Warmup

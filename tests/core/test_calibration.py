@@ -11,7 +11,7 @@ import torch
 from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.calibration.gram_recorder import GramRecorder
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators.base import SAMPLE
+from skipstone.core.step.indicators.reading import SAMPLE
 from skipstone.core.step.method import Method
 from skipstone.core.step.planning.edge_costs import edge_costs
 from skipstone.core.step.planning.pssp import Paths

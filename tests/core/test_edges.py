@@ -9,7 +9,7 @@ import torch
 
 from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators.base import subsample
+from skipstone.core.step.indicators.reading import subsample
 from skipstone.core.step.policies import Budget, Cap, Interval, Schedule, StepMask, Warmup
 from skipstone.core.step.policies.mask import NAMES
 from skipstone.core.step.predictors import Corrected, Linear, Spectrum, Taylor

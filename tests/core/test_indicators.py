@@ -10,8 +10,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipstone.core.step.clock import Grid
-from skipstone.core.step.indicators.base import subsample
 from skipstone.core.step.indicators.output import InputChange
+from skipstone.core.step.indicators.reading import subsample
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Reuse

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ..clock import SAME_STEP, Grid
-from ..indicators.base import subsample
+from ..indicators.reading import subsample
 from ..published.coefficients import Magnitudes, Polynomial
 
 Array = NDArray[np.float64]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..clock import SAME_STEP, Grid
-from ..indicators.base import subsample
+from ..indicators.reading import subsample
 from .gram import Gram
 
 

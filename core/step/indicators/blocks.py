@@ -29,7 +29,8 @@ from ..published.coefficients import (
     polynomial,
     row_of,
 )
-from .base import Indicator, IndicatorState, Reading, subsample
+from .base import Indicator, IndicatorState
+from .reading import Reading, subsample
 
 LIMIT = 65_536  # elements of a hidden state that are looked at
 

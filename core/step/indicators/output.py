@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..context import RunContext
-from .base import Indicator, IndicatorState, Reading, subsample
+from .base import Indicator, IndicatorState
+from .reading import Reading, subsample
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """When to run the model: each policy is one file of frozen data that decides evaluation by evaluation."""
 
 from ..context import RunContext
-from ..indicators.base import Reading
+from ..indicators.reading import Reading
 from ..reasons import Reason
 from .accumulator import Accumulator
 from .base import COMPUTE, SKIP, Comparison, Decision, Policy, ReadIndicator, RunPolicy

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from ..calibration.block_profile import BlockProfile
 from ..clock import Clock
-from ..indicators.base import Reading
+from ..context import RunContext
+from ..indicators.reading import Reading
 from ..plan import Plan
+from ..published.coefficients import Network
 from ..reasons import Reason
-
-if TYPE_CHECKING:
-    from ..calibration.block_profile import BlockProfile
-    from ..context import RunContext
-    from ..published.coefficients import Network
 
 ReadIndicator = Callable[[], Reading | None]
 """Reads the method's indicator for the current evaluation, in one host sync; None while too little is known."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..clock import Clock
-from ..indicators.base import Reading
+from ..indicators.reading import Reading
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights
 

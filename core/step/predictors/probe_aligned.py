@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..clock import Clock
-from ..indicators.base import Reading
+from ..indicators.reading import Reading
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights
 from .base import Prediction, Predictor

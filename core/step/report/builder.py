@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 from ..auto.selection import GUESS, decibels
 from ..clock import Clock
-from ..indicators.base import IndicatorState, Reading
+from ..indicators.base import IndicatorState
+from ..indicators.reading import Reading
 from ..method import Method
 from ..plan import Plan
 from ..policies import Decision, Reason, RunPolicy
