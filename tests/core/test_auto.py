@@ -30,9 +30,9 @@ def grid(steps):
     return Grid.of([1 - i / steps for i in range(steps + 1)])
 
 
-def run(wish, steps=20, integrator="euler", roams=False, twice=False, **more):
+def run(wish, steps=20, integrator="euler", adaptive_steps=False, second_order=False, **more):
     """A finished run of one that wishes: nothing is sampled, but everything is decided."""
-    method = wish.resolve(SamplerInfo(integrator, steps, roams, twice))
+    method = wish.resolve(SamplerInfo(integrator, steps, adaptive_steps, second_order))
     at = grid(steps)
     run = Run(method, at, integrator, **more)
     for sigma in at.sigmas[:-1]:
