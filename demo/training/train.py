@@ -34,7 +34,7 @@ from torch import Tensor, nn
 
 BATCH, RATE, DROP, WARMUP, SAVE_SECONDS = 32, 1e-3, 0.1, 100, 180
 MUON = 2.0  # its learning rate in units of AdamW's
-MIDDLE, SPREAD = 0.6, 1.2  # of the flow models' logit-normal noise levels
+SPREAD = 1.2  # of the flow models' logit-normal noise levels
 BOUNDARY = 0.5  # the sigma at which a run changes to the second expert
 EMA_SHARE, EMA_LONGEST = 0.1, 1000  # the average reaches back over this share of the steps, at most so many
 CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
@@ -43,16 +43,16 @@ Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, time, words -> 
 Lesson = tuple[Tensor, Tensor, Tensor, Tensor]  # noisy latents, time, what to predict, weight of each row's loss
 
 
-def flow_lesson(data: Tensor, noise: Tensor, share: Tensor, below: float) -> Lesson:
-    """Velocity at a sigma below `below` that is logit-normal and towards noise: where the object can be seen in the latent
-    nothing is learned about the word for it."""
-    limit = 1.0 if below >= 1 else float(torch.special.ndtr((torch.logit(torch.tensor(below)) - MIDDLE) / SPREAD))
-    sigma = torch.sigmoid(torch.special.ndtri((share * limit).clamp(1e-4, 1 - 1e-4)) * SPREAD + MIDDLE)
+def flow_lesson(data: Tensor, noise: Tensor, share: Tensor, below: float, middle: float) -> Lesson:
+    """Velocity at a sigma below `below` that is logit-normal and, with `middle` above 0, towards noise: where the object can be
+    seen in the latent nothing is learned about the word for it."""
+    limit = 1.0 if below >= 1 else float(torch.special.ndtr((torch.logit(torch.tensor(below)) - middle) / SPREAD))
+    sigma = torch.sigmoid(torch.special.ndtri((share * limit).clamp(1e-4, 1 - 1e-4)) * SPREAD + middle)
     mix = sigma[:, None, None, None]
     return data * (1 - mix) + noise * mix, sigma, noise - data, torch.ones_like(sigma)
 
 
-def eps_lesson(data: Tensor, noise: Tensor, share: Tensor, below: float) -> Lesson:
+def eps_lesson(data: Tensor, noise: Tensor, share: Tensor, below: float, middle: float) -> Lesson:
     """Noise at a timestep of Stable Diffusion's schedule, uniform in it, weighted as a velocity would be, up to a limit."""
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     time_step = (share * 1000).long().clamp(max=999)
@@ -61,7 +61,7 @@ def eps_lesson(data: Tensor, noise: Tensor, share: Tensor, below: float) -> Less
     return data * mix.sqrt() + noise * (1 - mix).sqrt(), time_step.float(), noise, (1 / signal).clamp(max=25)
 
 
-def pupil(name: str) -> tuple[nn.Module, Forward, Callable[[Tensor, Tensor, Tensor, float], Lesson]]:
+def pupil(name: str) -> tuple[nn.Module, Forward, Callable[[Tensor, Tensor, Tensor, float, float], Lesson]]:
     """The model called `name` with fresh weights, how to call it, and what it is taught."""
     if name.startswith("flux"):
         flux = Flux()
@@ -196,7 +196,7 @@ def train(args: argparse.Namespace) -> None:
         # one from each of the batch's equal shares of the noise levels
         share = (torch.arange(args.batch) + torch.rand(args.batch, generator=generator)) / args.batch
         noise = torch.randn(latents.shape, generator=generator)
-        noisy, at, target, weight = training.lesson(latents, noise, share, below)
+        noisy, at, target, weight = training.lesson(latents, noise, share, below, args.middle)
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             said = training.forward(noisy, at, words)
         loss = ((said.float() - target).pow(2).mean((1, 2, 3)) * weight).mean()
@@ -245,6 +245,9 @@ if __name__ == "__main__":
     parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rate", type=float, default=RATE, help="highest learning rate of AdamW; Muon's is twice that")
     parser.add_argument("--cool", type=float, default=0.15, help="share of the time in which the rate falls to zero")
+    parser.add_argument(
+        "--middle", type=float, default=0.9, help="flow models: logit of the middle sigma, 0.9 for shapes, 0 for edges"
+    )
     parser.add_argument(
         "--keep", action="store_true", help="write the state's average to checkpoints/ too, for other machines"
     )

@@ -43,8 +43,8 @@ def test_the_second_expert_learns_from_the_lower_noise_alone():
     from train import BOUNDARY, flow_lesson
 
     share, zeros = (torch.arange(64) + 0.5) / 64, torch.zeros(64, 1, 1, 1)
-    _, low, _, _ = flow_lesson(zeros, zeros, share, BOUNDARY)
-    _, whole, _, _ = flow_lesson(zeros, zeros, share, 1.0)
+    _, low, _, _ = flow_lesson(zeros, zeros, share, BOUNDARY, 0.9)
+    _, whole, _, _ = flow_lesson(zeros, zeros, share, 1.0, 0.9)
     assert float(low.max()) <= BOUNDARY < float(whole.max())
     assert float(low.max()) > 0.9 * BOUNDARY
 
