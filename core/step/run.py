@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable
 
@@ -12,18 +13,21 @@ from .calibration.block_profile import BlockProfile
 from .calibration.gram import Gram
 from .clock import Clock, Grid
 from .context import RunContext
-from .history import History
+from .history import History, HostMemory
 from .indicators.reading import Reading
 from .method import Method
 from .plan import Plan
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason
 from .predictors import Integrator
 from .published.coefficients import Network
+from .readback import Readback
 from .report.builder import ReportBuilder, first_plan
 from .report.report import Report
 from .trajectory import Trajectory, Weights
 
 Slot = Hashable
+
+NOT_FINITE = "the model's output was not finite: no evaluation was predicted from it"
 
 
 class Run:
@@ -45,6 +49,8 @@ class Run:
     block_profile: block-level measurements of full runs of the model.
     learning: compute everything, because the run is recorded.
     evaluations_per_step: of the sampler.
+    computes_on: the model's device, whose clock times evaluations; None: the host.
+    pinnable: bytes of the host's memory that may be page-locked.
     """
 
     def __init__(
@@ -60,6 +66,8 @@ class Run:
         block_profile: BlockProfile | None = None,
         learning: bool = False,
         evaluations_per_step: int = 1,
+        computes_on: torch.device | None = None,
+        pinnable: float = float("inf"),
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
         self.need = predictor.need
@@ -75,6 +83,8 @@ class Run:
         self.prediction = predictor.start(plan)
         self.trajectory = Trajectory(max(predictor.depth, 1), predictor.reads_predictions)
         self.histories: dict[Slot, History] = {}
+        self.memory = HostMemory(pinnable)
+        self.sizes: dict[int, list[float | Readback]] = {}  # by anchor: the largest absolute values of its outputs
         self.indicator = method.indicator.start(context) if method.indicator else None
         self.indicated_slot: Slot | None = None  # the slot that the indicator follows
         self.reading: Reading | None = None
@@ -89,11 +99,11 @@ class Run:
             integrator,
             learning=learning,
             own_costs=costs is not None,
+            computes_on=computes_on,
         )
         self.decision: Decision | None = None
         self.weights: Weights | None = None
         self.new_slot = False  # a slot appeared where a skip had been decided: the next evaluation is computed
-        self.on_host = False  # the newest value kept came from the CPU
 
     @property
     def report(self) -> Report:
@@ -102,6 +112,7 @@ class Run:
     def tick(self, sigma: float) -> None:
         """The sampler begins an evaluation at this sigma."""
         self._end_evaluation()
+        self.reports.begin_evaluation()
         self.clock.tick(sigma)
         if self.clock.sigma_rose:
             self.forget()
@@ -131,9 +142,7 @@ class Run:
             self.decision = self._decide(slots)
             self._follow(self.decision, slots)
             deciding = time.perf_counter() - began - self.reading_seconds
-            self.reports.decided(
-                self.clock, self.decision, self.reading, deciding, self.on_host or self.reading is not None
-            )
+            self.reports.decided(self.clock, self.decision, self.reading, deciding)
         if not self.decision.compute and not all(self._known(s) for s in slots):
             self.new_slot = True
             return COMPUTE(Reason.NEW_CONDITIONING)
@@ -191,7 +200,17 @@ class Run:
             return COMPUTE(Reason.HISTORY)
         if not all(self._known(s) for s in slots):
             return COMPUTE(Reason.NEW_CONDITIONING)
+        if not self._finite():
+            self.report.note(NOT_FINITE)
+            self.trajectory.clear()
+            return COMPUTE(Reason.NOT_FINITE)
         return opinion
+
+    def _finite(self) -> bool:
+        """False if an anchor is known not to be finite. A device that lags behind is not waited for: there it is known later."""
+        self.sizes = {k: v for k, v in self.sizes.items() if k in self.trajectory.needed}
+        found = (s.get() if isinstance(s, Readback) else s for several in self.sizes.values() for s in several)
+        return all(s is None or math.isfinite(s) for s in found)
 
     def _known(self, slot: Slot) -> bool:
         """Whether the slot has its own value for every anchor that a prediction may use."""
@@ -224,8 +243,11 @@ class Run:
 
     def keep(self, slot: Slot, value: Tensor) -> None:
         """Take `value`, a tensor of any shape that nobody else may write to, as the slot's output in this evaluation."""
-        self.on_host = value.device.type == "cpu"
-        history = self.histories.setdefault(slot, History(self.device))
+        size = Readback.largest(value, self.memory)
+        if size is not None:
+            self.sizes.setdefault(self.clock.evaluation, []).append(size)
+        history = self.histories.setdefault(slot, History(self.device, self.memory))
+        history.device = self.device
         history.observe(self.clock.evaluation, value, self.trajectory.needed)
 
     def predict(self, slot: Slot, x: Tensor) -> Tensor:
@@ -243,9 +265,10 @@ class Run:
         return self.histories[slot].combine(self.weights, device)
 
     def recompute(self, reason: Reason) -> None:
-        """The current evaluation was to be skipped and is computed after all."""
-        self.decision = COMPUTE(reason)
-        self.reports.recomputed(reason)
+        """The current evaluation is computed after all, if it was to be skipped."""
+        if self.decision is not None and not self.decision.compute:
+            self.decision = COMPUTE(reason)
+            self.reports.recomputed(reason)
 
     def _end_evaluation(self) -> None:
         if self.decision is not None:
@@ -255,8 +278,13 @@ class Run:
     def close(self, finished: bool, listeners: Iterable[Callable[[Report], None]] = ()) -> Report:
         """End of the run, also on error: frees the histories and hands the closed report to the listeners."""
         self._end_evaluation()
+        self.reports.wait()  # for the device, which may still read page-locked memory
+        for history in self.histories.values():
+            history.clear()
         self.histories.clear()
+        self.sizes.clear()
         self.trajectory.clear()
+        self.memory.close()
         self.indicator = None
         report = self.reports.close(finished, self.clock.grid.falling)
         for listener in listeners:

@@ -280,8 +280,7 @@ class BlockHook(EvaluationHook):
         run.drop()
         comfy.model_management.soft_empty_cache()
         _let_fetched_go()
-        if run.decision is not None and not run.decision.compute:
-            run.recompute(reason)
+        run.recompute(reason)
 
     def _keys(self, options: dict[str, Any]) -> list[Hashable]:
         """A name for each conditioning of the batch. Parts of a regional prompt share a slot and may share a uuid."""

@@ -104,6 +104,7 @@ class StepCache:
         """End a run. Nothing here may replace a finished picture, or the error that ended the run."""
         if finished:
             session.finish()
+        session.hook.close()
         try:
             report = session.run.close(finished)
             if report.chosen:

@@ -47,6 +47,10 @@ class EvaluationHook:
         """The wrappers of ComfyUI's functions for the run, by kind."""
         return {WrappersMP.PREDICT_NOISE: self.predict_noise, WrappersMP.CALC_COND_BATCH: self.calc_cond_batch}
 
+    def close(self) -> None:
+        """The run is over: drop the sigmas that are still on their way from the device."""
+        self.sigmas.pending.clear()
+
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
     ) -> list[Tensor]:

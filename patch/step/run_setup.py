@@ -26,7 +26,7 @@ from .conditioning_changes import changes
 from .hook_base import EvaluationHook
 from .output import OutputHook
 from .samplers import adaptive_steps, evaluations_per_step, integrator_of, observe, run_sigmas, second_order
-from .sigmas import SigmaReader
+from .sigmas import SigmaReader, pinnable
 
 ADAPTIVE_STEPS = "this sampler chooses its own steps, so that nothing can be learned from it"
 TOO_LONG = f"runs of more than {MOST_STEPS} steps are not recorded"
@@ -107,6 +107,8 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         events=changes(conds, grid),
         network=network,
         evaluations_per_step=evaluations_per_step(sampler),
+        computes_on=patcher.load_device,
+        pinnable=pinnable(patcher.load_device),
     )
     run = make(costs=costs, block_profile=profile, learning=learning)
     if calibration.problem and lacking:
@@ -116,7 +118,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         if difference:
             run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
 
-    reader, always = SigmaReader(sampler, grid.sigmas), method.calibration == "record"
+    reader, always = SigmaReader(sampler, grid.sigmas, run.memory), method.calibration == "record"
     if support is None:
         recorder = GramRecorder(grid, method.suited(integrator)[1]) if learning else None
         hook: EvaluationHook = OutputHook(run, reader, recorder)

@@ -6,43 +6,55 @@ points of the grid: there sigma is taken from the grid, and an asynchronous copy
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
+import comfy.model_management
 import torch
+from comfy.cli_args import args
 from torch import Tensor
 
+from ...core.step.history import QUEUES, HostMemory
+from ...core.step.readback import Readback
 from .samplers import evaluated_sigmas
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-3  # relative; SDE samplers shift the first sigma slightly
 
 
-class PendingSigma:
-    """An asynchronous copy of a scalar from a CUDA device to the host."""
-
-    def __init__(self, value: Tensor) -> None:
-        self.host = torch.empty(1, dtype=value.dtype, pin_memory=True)
-        self.host.copy_(value.flatten()[:1], non_blocking=True)
-        self.event = torch.cuda.Event()
-        self.event.record()
-
-    def get(self) -> float | None:
-        """The value, or None while the copy is pending."""
-        return float(self.host.numpy()[0]) if self.event.query() else None
-
-
 def waits(value: Tensor) -> bool:
     """True if reading this tensor waits for its device, and it can be copied asynchronously."""
-    return value.is_cuda
+    return value.device.type in QUEUES
+
+
+def pinnable(device: torch.device) -> float:
+    """Bytes of the host's memory that may be page-locked for a device.
+
+    None where ComfyUI's options forbid it, or forbid asynchronous copies; otherwise what is left of ComfyUI's own limit.
+    """
+    if device.type not in QUEUES or args.disable_pinned_memory:
+        return 0.0
+    try:
+        if not comfy.model_management.device_supports_non_blocking(device):
+            return 0.0
+    except Exception:
+        log.debug("[Skipstone] ComfyUI cannot tell about asynchronous copies", exc_info=True)
+        return 0.0
+    most = getattr(comfy.model_management, "MAX_PINNED_MEMORY", -1)
+    taken = getattr(comfy.model_management, "TOTAL_PINNED_MEMORY", 0)
+    return float(max(most - taken, 0)) if most > 0 else float("inf")
 
 
 class SigmaReader:
     """For one run of a ComfyUI SAMPLER on `sigmas` (N + 1 host floats)."""
 
-    def __init__(self, sampler: Any, sigmas: Sequence[float]) -> None:
+    def __init__(self, sampler: Any, sigmas: Sequence[float], memory: HostMemory | None = None) -> None:
+        self.memory = memory or HostMemory()
         self.expected: list[float] | None = evaluated_sigmas(sampler, sigmas)
         self.next = 0
-        self.pending: list[tuple[PendingSigma, float]] = []
+        self.pending: list[tuple[Readback, float]] = []
         # an evaluation was at another sigma than expected; the reader's owner clears it
         self.wrong = False
 
@@ -52,7 +64,11 @@ class SigmaReader:
             return float(timestep.flatten()[0])
         sigma = self.expected[self.next]
         self.next += 1
-        self.pending.append((PendingSigma(timestep), sigma))
+        pending = Readback.of(timestep, self.memory)
+        if pending is None:  # no page-locked memory
+            self.expected, self.pending = None, []
+            return float(timestep.flatten()[0])
+        self.pending.append((pending, sigma))
         while self.pending and (value := self.pending[0][0].get()) is not None:
             _, expected = self.pending.pop(0)
             if abs(value - expected) > TOLERANCE * max(abs(expected), TOLERANCE):

@@ -1,4 +1,4 @@
-"""What a skip takes of a computed evaluation, by the clock; and what the report makes of it."""
+"""How long evaluations take, by the clock of the device that computes, and what the report makes of it."""
 
 from __future__ import annotations
 
@@ -7,50 +7,96 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from skipstone.core.step import run as running
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
 from skipstone.core.step.report import timing
+from skipstone.core.step.report.timing import StepTimer
 from skipstone.core.step.run import Run
+from skipstone.tests.accelerator import Accelerator
+
+CUDA = torch.device("cuda")
 
 
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=0.0)
-    monkeypatch.setattr(timing, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
+    for module in (timing, running):
+        monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     return now
 
 
-def ran(clock, pattern, waited=lambda i: True):
-    """pattern: (computed, seconds) of each evaluation; one more decision ends the last."""
-    found = timing.StepTimer()
-    for i, (computed, seconds) in enumerate(pattern):
-        found.decided(computed, waited(i))
+def ran(clock, pattern):
+    """pattern: (computed, seconds) of each evaluation; None: it was not decided."""
+    found = StepTimer()
+    for computed, seconds in pattern:
+        found.mark()
+        if computed is not None:
+            found.decided(computed)
         clock.seconds += seconds
-    found.decided(True, waited(len(pattern)))
-    return found.share
+    found.close()
+    return found
 
 
-def test_a_share_is_the_median_skip_over_the_median_computed_evaluation(clock):
-    pattern = [(True, 90.0), (True, 8.0), (False, 2.0), (True, 8.0), (False, 2.0), (True, 8.0), (False, 7.0)]
-    assert ran(clock, pattern) == 0.25  # the first one compiled, and one skip was interrupted
+def test_a_share_is_what_a_skip_takes_of_a_computed_evaluation(clock):
+    pattern = [(True, 90.0), (True, 8.0), (False, 2.0), (True, 8.0), (False, 2.0), (True, 8.0), (False, 5.0)]
+    found = ran(clock, pattern)
+    assert (found.computed, found.share) == (8.0, 3 / 8)  # the first one compiled
 
 
-def test_too_few_say_nothing(clock):
-    assert ran(clock, [(True, 8.0), (False, 2.0)] * 2) is None
-    assert ran(clock, [(True, 8.0)] * 9) is None
+def test_one_of_each_is_enough_and_none_says_nothing(clock):
+    assert ran(clock, [(True, 8.0), (False, 2.0)]).share == 0.25
+    assert ran(clock, [(True, 8.0)] * 9).share is None
+    assert ran(clock, [(None, 8.0)] * 3).computed is None
 
 
-def test_a_lap_counts_where_the_host_waited_at_both_ends(clock):
-    """Elsewhere its clock says only how long it took to tell the device what to do."""
-    pattern = [(True, 1.0), (False, 1.0), *[(True, 8.0), (False, 2.0)] * 3]
-    assert ran(clock, pattern, lambda i: i >= 2) == 0.25
-    assert ran(clock, pattern, lambda i: i % 2 == 0) is None
+def test_what_was_not_decided_counts_for_nothing(clock):
+    assert ran(clock, [(True, 8.0), (None, 50.0), (False, 2.0), (None, 50.0)]).share == 0.25
+
+
+def test_the_last_word_counts(clock):
+    found = StepTimer()
+    found.mark()
+    found.decided(False)
+    found.decided(True)
+    clock.seconds += 3
+    found.close()
+    assert (found.computed, found.seconds[False]) == (3.0, [])
 
 
 def test_a_skip_takes_no_more_than_all(clock):
-    assert ran(clock, [(True, 1.0), (False, 3.0)] * 4) == 1.0
+    assert ran(clock, [(True, 1.0), (False, 3.0)] * 4).share == 1.0
+
+
+def test_a_devices_time_is_read_without_waiting_for_it():
+    """The host only queues work; the device takes a second for each operation."""
+    with torch.inference_mode(), Accelerator(cost=lambda name, result: 1.0) as gpu:
+        found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
+        for i in range(6):
+            found.mark()
+            found.decided(i % 2 == 0)
+            for _ in range(8 if i % 2 == 0 else 2):
+                x = x + 1
+            found.read()
+        assert not gpu.syncs and found.computed is None  # the device has done nothing yet
+        found.close()
+        assert len(gpu.syncs) == 1
+        assert found.computed == pytest.approx(8.0, rel=0.01)
+        assert found.share == pytest.approx(0.25, rel=0.01)
+
+
+def test_a_device_without_clocks_is_timed_by_the_hosts(clock, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", lambda **_: (_ for _ in ()).throw(RuntimeError("no such thing")))
+    found = StepTimer(CUDA)
+    for computed in (True, False):
+        found.mark()
+        found.decided(computed)
+        clock.seconds += 2
+    found.close()
+    assert (found.computed, found.share) == (2.0, 1.0)
+    assert StepTimer(torch.device("meta")).made is None
 
 
 def sampled(clock, blocks):
@@ -61,6 +107,7 @@ def sampled(clock, blocks):
         "euler",
     )
     run.report.share = 0.1
+    clock.seconds += 100  # the model is loaded
     for i in range(20):
         run.tick(1 - i / 20)
         if run.decide(["a"]).compute:
@@ -72,11 +119,11 @@ def sampled(clock, blocks):
     return run.close(True)
 
 
-def test_a_report_of_block_level_goes_by_the_clock(clock):
-    report = sampled(clock, Blocks(1, 0, "none"))
+@pytest.mark.parametrize("blocks", [Blocks(1, 0, "none"), None], ids=["blocks", "output"])
+def test_a_report_goes_by_the_clock(clock, blocks):
+    report = sampled(clock, blocks)
     assert report.skipped >= 8
     assert report.share == 0.25
-
-
-def test_at_output_level_a_skip_takes_nothing(clock):
-    assert sampled(clock, None).share == 0.1  # as it was set
+    assert report.seconds == 8 * report.computed + 2 * report.skipped
+    assert report.saved == 6 * report.skipped
+    assert report.speedup == pytest.approx(8 * 20 / report.seconds)

@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 
+import torch
+
 from ..auto.selection import GUESS, decibels
 from ..clock import Clock
 from ..indicators.base import IndicatorState
@@ -39,6 +41,7 @@ class ReportBuilder:
     integrator: the sampler's kind.
     learning: the run is computed in full because it is recorded.
     own_costs: the costs are those of the user's own model.
+    computes_on: the model's device; None: the host.
     """
 
     def __init__(
@@ -52,11 +55,12 @@ class ReportBuilder:
         *,
         learning: bool,
         own_costs: bool,
+        computes_on: torch.device | None = None,
     ) -> None:
         steps = plan.grid.steps
         self.policies = policies
         self.choice = method.choice
-        self.timer = StepTimer() if method.blocks else None
+        self.timer = StepTimer(computes_on)
         self.watch: Listener | None = None  # receives the report after every decision
         self.report = Report(
             method.name,
@@ -84,12 +88,16 @@ class ReportBuilder:
                     self.report.costs = part.source
         if not plan.grid.falling:
             self.report.note(NOT_FALLING)
-        self.started = time.perf_counter()
+        self.started: float | None = None
 
-    def decided(
-        self, clock: Clock, decision: Decision, reading: Reading | None, deciding: float, device_idle: bool
-    ) -> None:
-        """A decision was made. deciding: seconds on the host that it took. device_idle: the host had waited for the device."""
+    def begin_evaluation(self) -> None:
+        """An evaluation begins; the run's time counts from the first one, because the model is loaded before it."""
+        if self.started is None:
+            self.started = time.perf_counter()
+        self.timer.mark()
+
+    def decided(self, clock: Clock, decision: Decision, reading: Reading | None, deciding: float) -> None:
+        """A decision was made. deciding: seconds on the host that it took."""
         value = reading.value if reading else None
         if value is not None and not math.isfinite(value):
             self.report.note(NOT_FINITE)
@@ -107,17 +115,29 @@ class ReportBuilder:
                 compared.threshold if compared else None,
             )
         )
-        if self.timer:
-            self.timer.decided(decision.compute, device_idle)
+        self.timer.decided(decision.compute)
         self.report.deciding += deciding
-        self.report.seconds = time.perf_counter() - self.started
         if self.watch:
+            self._read_clocks()
             self.watch(self.report)
 
     def recomputed(self, reason: Reason) -> None:
         """The last evaluation was decided to be skipped, and was computed after all."""
         last = self.report.evaluations[-1]
         last.computed, last.reason = True, reason
+        self.timer.decided(True)
+
+    def wait(self) -> None:
+        """Wait for the device: the run is over."""
+        self.timer.close()
+
+    def _read_clocks(self) -> None:
+        self.timer.read()
+        report = self.report
+        report.seconds = 0.0 if self.started is None else time.perf_counter() - self.started
+        report.computed_seconds = self.timer.computed or 0.0
+        if self.timer.share is not None:
+            report.share = self.timer.share
 
     def close(self, finished: bool, falling: bool) -> Report:
         """The run ended. finished: without an error or an interrupt. falling: the grid's sigmas fall."""
@@ -128,10 +148,8 @@ class ReportBuilder:
             why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
             report.note(f"nothing was skipped: every evaluation was computed for {why}; {report.hint}")
         report.threshold = self._threshold()
-        if self.timer and self.timer.share is not None:
-            report.share = self.timer.share
         report.finished = finished
-        report.seconds = time.perf_counter() - self.started
+        self._read_clocks()
         if finished and self.choice and not report.learning and (missed := self.choice.missed(report)):
             report.note(missed)
         return report

@@ -42,8 +42,9 @@ class Report:
     chosen: what was chosen for the run and why, in one sentence, where a node chose for the person. threshold: what an adaptive
     policy's accumulated indicator was held against. error: the error that a solved schedule was expected to make, as a share of
     the whole run's displacement; costs: the recipe of the costs that it was told from, or whose polynomial or ratios were used.
-    seconds: of the whole run; deciding: of that, in policies and predictors, on the host. share: of a computed evaluation's
-    work, what a skipped one still takes: of the blocks, and by time where that was told in the run (see laps.py). decibels: what
+    seconds: from the first evaluation to the end; deciding: of that, in policies and predictors, on the host, without what it waited
+    for the device. computed_seconds: of a computed evaluation, measured on the device; 0 where it was not. share: of a computed
+    evaluation's work, what a skipped one still takes: of the blocks, and by time once that is known (see timing.py). decibels: what
     `error` is taken to keep the picture within of the full run's, where it was told from costs learned of the user's own model.
     learning: computed in full, to learn from it. hint: what to do about a run that skipped nothing, or what comes of one that was
     learned from.
@@ -61,6 +62,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
     deciding: float = 0.0
+    computed_seconds: float = 0.0
     share: float = 0.0
     chosen: str = ""
     decibels: float | None = None
@@ -78,8 +80,10 @@ class Report:
 
     @property
     def saved(self) -> float:
-        """Seconds that the skipped evaluations would have taken, at the price of those computed: an estimate."""
-        full = max(self.seconds - self.deciding, 0.0) / max(self.computed + self.share * self.skipped, 1)
+        """Seconds that the skipped evaluations would have taken more, at the price of those computed: an estimate."""
+        full = self.computed_seconds
+        if not full:
+            full = max(self.seconds - self.deciding, 0.0) / max(self.computed + self.share * self.skipped, 1)
         return self.skipped * (1 - self.share) * full
 
     @property

@@ -15,7 +15,12 @@ from skipstone.tests.comfy.block_observer import every
 pytestmark = [pytest.mark.usefixtures("no_gc"), pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")]
 
 STEPS = 9
-PREDICTORS = {"reuse": Reuse(), "line": Linear(), "taylor 2": Taylor(2), "probe-aligned": ProbeAligned()}
+PREDICTORS: dict[str, Any] = {
+    "reuse": Reuse(),
+    "line": Linear(),
+    "taylor 2": Taylor(2),
+    "probe-aligned": ProbeAligned(),
+}
 RESIDUAL = 64 * 64 * 4  # bytes: tokens, width, float32
 
 
