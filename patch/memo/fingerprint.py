@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from importlib import import_module
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -209,15 +210,16 @@ def as_loaded(patcher: Any, module: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _read(weights: Iterable[tuple[str, Any]]) -> str:
     """A digest of named weights: of all of them, or of samples where that would take long."""
-    parts = [(name, *part) for name, weight in weights for part in _parts(weight)]
+    parts = [(name, *part) for name, weight in weights for part in stored_parts(weight)]
     size = sum(part.nbytes for _, _, part in parts)
     if size > WHOLE:
         parts = [(name, [*about, str(list(part.shape))], _sample(part)) for name, about, part in parts]
     return digest(parts)
 
 
-def _parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
-    """Plain tensors that a weight is made of: itself, or a quantized weight's data and scales."""
+def stored_parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
+    """Plain tensors that a weight is made of, each with a few words about it: itself, or a quantized weight's data and scales, which are
+    not dequantized. Raises NotCacheable for another class."""
     if type(weight) in (Tensor, torch.nn.Parameter):
         yield [], weight.detach()
         return
@@ -465,11 +467,21 @@ def _machine(device: torch.device) -> list[str]:
     return [device.type, platform.platform()]
 
 
+def _precision(read: Callable[[], Any], *backends: str) -> Any:
+    """How float32 is multiplied. Once the names of torch 2.9 have been set, reading by the older ones raises."""
+    try:
+        return read()
+    except RuntimeError:
+        named = {name: attrgetter(f"{name}.fp32_precision") for name in backends}
+        values = {name: str(get(torch.backends)) for name, get in named.items()}
+        return {"": str(getattr(torch.backends, "fp32_precision", "")), **values}
+
+
 def _switches(device: torch.device) -> list[Any]:
     cuda = torch.backends.cuda
     return [
-        torch.get_float32_matmul_precision(),
-        torch.backends.cudnn.allow_tf32,
+        _precision(torch.get_float32_matmul_precision, "cuda.matmul", "mkldnn.matmul"),
+        _precision(lambda: torch.backends.cudnn.allow_tf32, "cudnn", "cudnn.conv", "cudnn.rnn"),
         torch.backends.cudnn.benchmark,
         torch.backends.cudnn.enabled,
         torch.backends.cudnn.deterministic,

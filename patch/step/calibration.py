@@ -12,27 +12,32 @@ import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ...core.memo.errors import NotCacheable
 from ...core.step.calibration.block_profile import BlockProfile
 from ...core.step.calibration.gram import Gram
 from ...core.step.clock import Grid
-from ..memo.fingerprint import originals, tensors_of
+from ..memo.fingerprint import originals, stored_parts, tensors_of
 from .samplers import function_of
 
 FOLDER = ("skipstone", "calibration")
 LARGEST = 40_000_000  # bytes of a file that is read
 MOST_STEPS = 1000  # of a run that is recorded: memory grows with the square
+KEPT = 8  # fingerprints of a model with different patches
 ELEMENTS = 32  # of each weight of a model that are looked at to know it again
 log = logging.getLogger(__name__)
+
+_FINGERPRINTS: WeakKeyDictionary[Any, dict[Hashable, str]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
@@ -77,28 +82,65 @@ def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor, blocks: str
 
 
 def fingerprint(patcher: Any) -> str:
-    """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches."""
+    """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches.
+
+    Kept for as long as the model lives, its weights are not written to, and its patches stay.
+    """
+    weights: dict[str, Tensor] = dict(patcher.model.diffusion_model.named_parameters())
+    written = sum(w._version for w in weights.values() if not w.is_inference())
+    seen = (getattr(patcher, "patches_uuid", None), sum(map(len, patcher.patches.values())), len(weights), written)
+    known = _FINGERPRINTS.setdefault(patcher.model, {})
+    if seen not in known:
+        while len(known) >= KEPT:
+            del known[next(iter(known))]
+        known[seen] = _fingerprint(patcher, weights)
+    return known[seen]
+
+
+def _fingerprint(patcher: Any, weights: dict[str, Tensor]) -> str:
     digest, samples = hashlib.sha256(), []
     before = originals(patcher)
-    weights: dict[str, Tensor] = dict(patcher.model.diffusion_model.named_parameters())
     for name in sorted(weights):
         weight = before.get(f"diffusion_model.{name}", weights[name])
         digest.update(f"{name} {tuple(weight.shape)}".encode())
-        samples.append(_sample(weight))
+        for about, part in _stored(weight):
+            digest.update(" ".join(about).encode())
+            samples.append(_sample(part))
     for key in sorted(patcher.patches):
         for patch in patcher.patches[key]:
             digest.update(f"{key} {patch[0]} {patch[2]}".encode())
             samples += [_sample(part) for part in tensors_of(patch[1])]
-    # one transfer a device, not one a tensor
-    for device in sorted({s.device for s in samples}, key=str):
-        there = torch.cat([s for s in samples if s.device == device])
-        digest.update(there.cpu().numpy().tobytes())
+    for sample in _on_host(samples):
+        digest.update(sample.numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
+def _stored(weight: Tensor) -> list[tuple[list[str], Tensor]]:
+    """A weight as it is stored: a quantized one is not dequantized for the sake of a few elements."""
+    try:
+        return list(stored_parts(weight))
+    except NotCacheable:  # of another pack's class
+        return [([], weight)]
+
+
+def _on_host(samples: list[Tensor]) -> list[Tensor]:
+    """The same on the CPU, in one transfer a device."""
+    found = list(samples)
+    for device in {s.device for s in samples}:
+        places = [i for i, s in enumerate(samples) if s.device == device]
+        there = torch.cat([samples[i] for i in places]).cpu()
+        for i, sample in zip(places, there.split([len(samples[i]) for i in places]), strict=True):
+            found[i] = sample
+    return found
+
+
 def _sample(value: Tensor) -> Tensor:
-    flat = value.detach().flatten()
-    return flat[:: max(flat.numel() // ELEMENTS, 1)][:ELEMENTS].to(torch.float32)
+    value = value.detach()
+    step = max(value.numel() // ELEMENTS, 1)
+    if type(value) is Tensor and value.is_contiguous():  # without a look at the rest
+        count = min(-(-value.numel() // step), ELEMENTS)
+        return value.as_strided((count,), (step,)).to(torch.float32)
+    return value.flatten()[::step][:ELEMENTS].to(torch.float32)
 
 
 def folder() -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
 import json
 import os
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.model_management
@@ -16,7 +20,13 @@ from comfy.patcher_extension import WrappersMP
 
 from skipstone.core.step.calibration.gram import Gram, default
 from skipstone.nodes.meancache import method_of
+from skipstone.patch.step import calibration
 from skipstone.patch.step.calibration import fingerprint
+
+try:
+    from comfy import quant_ops
+except ImportError:  # an earlier ComfyUI
+    quant_ops = SimpleNamespace()
 
 pytestmark = [
     pytest.mark.usefixtures("user"),
@@ -545,6 +555,97 @@ def test_a_model_with_other_weights_is_another_model(small_flux, size, which):
             if name.endswith(which):
                 weight.mul_(1.01)
     assert fingerprint(model) != before
+
+
+QUANTIZED = [
+    name
+    for name in (
+        "TensorCoreFP8Layout",
+        "TensorCoreFP8E5M2Layout",
+        "TensorCoreNVFP4Layout",
+        "TensorCoreMXFP8Layout",
+        "TensorWiseINT8Layout",
+        "TensorCoreConvRotW4A4Layout",
+    )
+    if hasattr(quant_ops, "QuantizedTensor")
+]
+
+
+def quantized(layout, factor=1.0, count=3):
+    """A MODEL, as far as its fingerprint goes, of weights that are stored in `layout`."""
+    generator = torch.Generator().manual_seed(0)
+    network = torch.nn.Module()
+    for i in range(count):
+        weight = torch.randn(256, 256, generator=generator).to(torch.bfloat16) * factor
+        stored = quant_ops.QuantizedTensor.from_float(weight, layout)
+        network.register_parameter(f"weight{i}", torch.nn.Parameter(stored, requires_grad=False))
+    model: Any = torch.nn.Module()
+    model.diffusion_model = network
+    return SimpleNamespace(model=model, patches={}, patches_uuid=1, backup={}, hook_backup={})
+
+
+@pytest.mark.parametrize("layout", QUANTIZED)
+def test_a_quantized_model_is_known_without_being_dequantized(layout, monkeypatch):
+    """For the sake of a few numbers of each weight."""
+    try:
+        model, same, other = quantized(layout), quantized(layout), quantized(layout, 1.5)
+    except Exception as error:
+        pytest.skip(f"cannot be made here: {error}")
+
+    def dequantized(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was dequantized")
+
+    monkeypatch.setattr(quant_ops.QuantizedTensor, "dequantize", dequantized)
+    assert fingerprint(model) == fingerprint(same) != fingerprint(other)
+
+
+def test_quantized_layouts_are_among_them():
+    assert "TensorCoreFP8Layout" in QUANTIZED or not hasattr(quant_ops, "QuantizedTensor")
+
+
+def earlier(model):
+    """The fingerprint of plain weights as it is in the names of people's files."""
+    digest, samples = hashlib.sha256(), []
+    for name, weight in sorted(model.model.diffusion_model.named_parameters()):
+        digest.update(f"{name} {tuple(weight.shape)}".encode())
+        flat = weight.detach().flatten()
+        samples.append(flat[:: max(flat.numel() // 32, 1)][:32].to(torch.float32))
+    digest.update(torch.cat(samples).numpy().tobytes())
+    return digest.hexdigest()[:32]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_files_of_plain_models_are_found_again(small_flux, dtype):
+    model = small_flux(hidden_size=32, num_heads=1)
+    model.model.diffusion_model.to(dtype)
+    network = model.model.diffusion_model
+    network.transposed = torch.nn.Parameter(torch.randn(40, 30).to(dtype).t())
+    assert not network.transposed.is_contiguous()
+    assert fingerprint(model) == earlier(model)
+
+
+def test_weights_are_looked_at_once(tiny_flux, monkeypatch):
+    """Not before every run."""
+    looked: list[Any] = []
+    sample = calibration._sample
+    monkeypatch.setattr(calibration, "_sample", lambda value: (looked.append(1), sample(value))[1])
+    monkeypatch.setattr(calibration, "_FINGERPRINTS", weakref.WeakKeyDictionary())
+    lora = with_lora(tiny_flux)
+    first = [fingerprint(m) for m in (tiny_flux, lora)]
+    assert looked
+    looked.clear()
+    assert [fingerprint(m.clone()) for m in (tiny_flux, lora)] == first
+    assert not looked
+    assert len(calibration._FINGERPRINTS) == 1
+
+
+def test_a_model_that_is_gone_is_forgotten(small_flux):
+    model = small_flux(hidden_size=32, num_heads=1)
+    fingerprint(model)
+    before = len(calibration._FINGERPRINTS)
+    del model
+    gc.collect()
+    assert len(calibration._FINGERPRINTS) < before
 
 
 # a budget by its error

@@ -172,3 +172,22 @@ def test_what_was_not_foreseen_is_refused(make_vae, make_clip, monkeypatch):
         fingerprint.of_vae(vae)
     with pytest.raises(NotCacheable, match="CLIP that is not understood"):
         fingerprint.of_clip(clip)
+
+
+@pytest.mark.parametrize("name", ["cuda.matmul", "cudnn.conv", "mkldnn.matmul"])
+def test_switches_of_precision_by_their_new_names(name):
+    """Once one has been set, PyTorch raises where it is read by its older name."""
+    backend = functools.reduce(getattr, name.split("."), torch.backends)
+    if not hasattr(backend, "fp32_precision"):
+        pytest.skip("a PyTorch without them")
+    device = torch.device("cpu")
+    before, plain = backend.fp32_precision, fingerprint.settings(device)
+    try:
+        found = []
+        for value in ("ieee", "tf32"):
+            backend.fp32_precision = value
+            found.append(fingerprint.settings(device))
+    finally:
+        backend.fp32_precision = before
+    assert len({plain, *found}) > 1
+    assert fingerprint.settings(device) == plain
