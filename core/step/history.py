@@ -55,7 +55,7 @@ class HostMemory:
             return
         self.had = 0
         try:
-            torch._C._host_emptyCache()  # type: ignore[attr-defined]
+            torch._C._host_emptyCache()
         except Exception:  # a PyTorch without it, or a device in an error state
             log.debug("[Skipstone] page-locked memory stays with PyTorch", exc_info=True)
 

@@ -314,7 +314,7 @@ class BlockHook(EvaluationHook):
             self.room = min(self.told, free) + ROOM * max(free - self.told, 0)
         others = [h for slot, h in run.histories.items() if h.device is None and slot[0] not in keys]  # type: ignore[index]
         held = [v for h in others for v in list(h.anchors.values())[-1:]]
-        size = sum(v.numel() * v.element_size() for v in (*held, *residuals)) * max(run.trajectory.anchors, 1)
+        size = sum(v.nbytes for v in (*held, *residuals)) * max(run.trajectory.anchors, 1)
         run.device = None if size <= self.room else offload
         if size > self.room:
             run.report.note(ELSEWHERE)

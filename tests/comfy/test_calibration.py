@@ -20,7 +20,7 @@ from comfy.patcher_extension import WrappersMP
 
 from skipstone.core.step.calibration.gram import Gram, default
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.step import calibration
+from skipstone.patch.step import calibration as fingerprints
 from skipstone.patch.step.calibration import fingerprint
 
 try:
@@ -627,25 +627,30 @@ def test_files_of_plain_models_are_found_again(small_flux, dtype):
 def test_weights_are_looked_at_once(tiny_flux, monkeypatch):
     """Not before every run."""
     looked: list[Any] = []
-    sample = calibration._sample
-    monkeypatch.setattr(calibration, "_sample", lambda value: (looked.append(1), sample(value))[1])
-    monkeypatch.setattr(calibration, "_FINGERPRINTS", weakref.WeakKeyDictionary())
+    sample = fingerprints._sample
+
+    def look(value: Any) -> Any:
+        looked.append(1)
+        return sample(value)
+
+    monkeypatch.setattr(fingerprints, "_sample", look)
+    monkeypatch.setattr(fingerprints, "_FINGERPRINTS", weakref.WeakKeyDictionary())
     lora = with_lora(tiny_flux)
     first = [fingerprint(m) for m in (tiny_flux, lora)]
     assert looked
     looked.clear()
     assert [fingerprint(m.clone()) for m in (tiny_flux, lora)] == first
     assert not looked
-    assert len(calibration._FINGERPRINTS) == 1
+    assert len(fingerprints._FINGERPRINTS) == 1
 
 
 def test_a_model_that_is_gone_is_forgotten(small_flux):
     model = small_flux(hidden_size=32, num_heads=1)
     fingerprint(model)
-    before = len(calibration._FINGERPRINTS)
+    before = len(fingerprints._FINGERPRINTS)
     del model
     gc.collect()
-    assert len(calibration._FINGERPRINTS) < before
+    assert len(fingerprints._FINGERPRINTS) < before
 
 
 # a budget by its error
