@@ -12,7 +12,7 @@ from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
-from skipstone.core.step.report import timing
+from skipstone.core.step.report import builder, timing
 from skipstone.core.step.report.timing import StepTimer
 from skipstone.core.step.run import Run
 from skipstone.tests.accelerator import Accelerator
@@ -23,7 +23,7 @@ CUDA = torch.device("cuda")
 @pytest.fixture
 def clock(monkeypatch):
     now = SimpleNamespace(seconds=0.0)
-    for module in (timing, running):
+    for module in (timing, builder, running):
         monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now.seconds))
     return now
 
