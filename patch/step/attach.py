@@ -62,7 +62,7 @@ def _refuse_second(
     others += [name for key, name in RIVALS.items() if key in outer]
     if others:
         raise StepCacheError(
-            f"Two step caches are on this model: {method.title} and {others[0]}. Use one: remove or bypass the other."
+            f"{method.title} and {others[0]} are both on this model. Use one step cache: remove or bypass the other."
         )
 
 
@@ -111,7 +111,8 @@ class StepCache:
                 log.info("[Skipstone] %s", report.chosen)
             log.info("[Skipstone] %s", report.line())
             for note in report.notes:
-                log.warning("[Skipstone] %s: %s", report.method, note)
+                level = logging.WARNING if note in report.warnings else logging.INFO
+                log.log(level, "[Skipstone] %s: %s", report.method, note)
         except Exception:
             log.exception("[Skipstone] the report of %s failed", self.method.name)
         self._send(self.listeners, session.run.report)

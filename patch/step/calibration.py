@@ -179,7 +179,7 @@ def can_keep() -> str:
         with tempfile.TemporaryFile(dir=folder()):
             return ""
     except OSError as error:
-        return f"the costs of your model cannot be recorded in ComfyUI's user directory ({error})"
+        return f"the calibration cannot be saved in ComfyUI's user directory ({error})"
 
 
 def nearest(recipe: Recipe) -> str:
@@ -196,13 +196,13 @@ def nearest(recipe: Recipe) -> str:
         if not isinstance(other, dict) or other.get("model") != recipe.model:
             continue
         differ = [k for k in wanted if json.dumps(other.get(k)) != json.dumps(wanted[k])]
-        phrases = [f"{k} {_short(other.get(k))} instead of {_short(wanted[k])}" for k in differ if k != "sigmas"]
+        phrases = [f"{k} {_short(wanted[k])}, was {_short(other.get(k))}" for k in differ if k != "sigmas"]
         if differ == ["sigmas"]:
-            phrases = ["another schedule of sigmas"]
+            phrases = ["a different sigma schedule"]
         if phrases:
             found.append(phrases)
     found.sort(key=len)
-    return ", ".join(found[0]) if found else ""
+    return "; ".join(found[0]) if found else ""
 
 
 def _short(value: Any) -> str:
@@ -217,7 +217,7 @@ def keep(recipe: Recipe, grid: Grid, taught: Gram | BlockProfile) -> Gram | Bloc
         try:
             taught = earlier.averaged(taught)
         except ValueError:
-            log.warning("[Skipstone] the calibration %s was of another kind and is replaced", recipe.key)
+            log.warning("[Skipstone] the calibration %s was of another kind and was replaced", recipe.key)
     place = folder()
     place.mkdir(parents=True, exist_ok=True)
     for name, text in (

@@ -18,6 +18,7 @@ from ...core.step.calibration.gram import Gram
 from ...core.step.calibration.gram_recorder import GramRecorder
 from ...core.step.clock import Grid
 from ...core.step.method import Method
+from ...core.step.report import messages
 from ...core.step.run import Run
 from ..blocks.hook import HOST, BlockHook
 from ..blocks.resolver import BlockSupport, block_support_of, known
@@ -28,7 +29,7 @@ from .output import OutputHook
 from .samplers import adaptive_steps, evaluations_per_step, integrator_of, observe, run_sigmas, second_order
 from .sigmas import SigmaReader, pinnable
 
-ADAPTIVE_STEPS = "this sampler chooses its own steps, so that nothing can be learned from it"
+ADAPTIVE_STEPS = "this sampler chooses its own steps, so a run with it cannot be used for calibration"
 TOO_LONG = f"runs of more than {MOST_STEPS} steps are not recorded"
 log = logging.getLogger(__name__)
 
@@ -59,7 +60,7 @@ class RunSession:
             self._learn()
         except Exception as error:
             log.debug("[Skipstone] nothing was learned", exc_info=True)
-            self.run.report.hint = f"the costs of your model could not be recorded: {error}"
+            self.run.report.hint = f"what this run measured could not be saved: {error}"
             self.run.report.note(self.run.report.hint)
 
     def _learn(self) -> None:
@@ -67,14 +68,12 @@ class RunSession:
             return
         report, grid = self.run.report, self.run.clock.grid
         kept = keep(self.recipe, grid, self.recorded(self.recipe.text))
-        then = "set calibration to auto to use them" if self.always else "runs like it skip from now on"
+        hint = "measured and saved. Set calibration to auto to use it" if self.always else messages.learned(None, 0)
         if self.plan_with and isinstance(kept, Gram) and not self.always:
             planned = self.plan_with(kept).report.planned
-            then = f"runs like it compute {len(planned)} of {grid.steps} steps from now on"
-        report.hint = f"learned what skipping costs on your model: {then}"
-        report.note(
-            f"this run was computed in full to learn the costs of your model ({self.recipe.text}; {kept.runs} run(s) kept): {then}"
-        )
+            hint = messages.learned(len(planned), grid.steps)
+        report.hint = hint
+        report.note(f"{hint} (setup: {self.recipe.text}; runs recorded: {kept.runs})", warning=False)
 
 
 def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> RunSession:
@@ -112,11 +111,11 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
     )
     run = make(costs=costs, block_profile=profile, learning=learning)
     if calibration.problem and lacking:
-        run.report.note(f"{calibration.problem}; default costs are used" if support is None else calibration.problem)
+        run.report.note(f"{calibration.problem}; built-in costs are used" if support is None else calibration.problem)
     elif learning and calibration.recipe is not None and costs is None and profile is None:
         difference = nearest(calibration.recipe)
         if difference:
-            run.report.note(f"there is a calibration of this model, but for {difference}: it is not used")
+            run.report.note(f"new settings ({difference}): learning again", warning=False)
 
     reader, always = SigmaReader(sampler, grid.sigmas, run.memory), method.calibration == "record"
     if support is None:
@@ -170,7 +169,7 @@ def _calibration(
             found.profile, found.problem = stored(found.recipe, grid, BlockProfile)
     except Exception as error:  # an unusual model is sampled without a calibration
         log.debug("[Skipstone] no recipe", exc_info=True)
-        found.problem = f"your model could not be told from others ({error})"
+        found.problem = f"the model could not be identified ({error})"
     missing = found.costs is None and found.profile is None
     if not found.problem and (method.calibration == "record" or (method.calibration == "auto" and missing)):
         if adaptive_steps(sampler):

@@ -131,7 +131,7 @@ def test_a_run_is_told_where_its_node_is(desk, timelines, request):
     picture.focus()
     skipped = next(i for i, e in enumerate(report["timeline"]) if not e["computed"])
     page.keyboard.press("Home")
-    assert "Step 1 of 12: computed, the first steps are computed" in shown.inner_text()
+    assert "Step 1 of 12: computed, the first steps are always computed" in shown.inner_text()
     for _ in range(skipped):
         page.keyboard.press("ArrowRight")
     held = report["timeline"][skipped]["held"]
@@ -239,16 +239,16 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         assert timelines.one().get_by_text("No run yet").count() == 1
         (told,) = journal(desk, graph)
         tab.nth(tab.count() - 2).click()
-        timelines.says("Learned: all 20 computed")
+        timelines.says("Learning run: all 20 computed")
         assert page.evaluate(CELLS, timelines.one().element_handle()) == expected(told)
-        assert "Learned what skipping costs on your model: set calibration to auto" in timelines.one().inner_text()
+        assert "Measured and saved. Set calibration to auto to use it" in timelines.one().inner_text()
         close_up(desk, f"timeline-light-{'vue' if vue else 'canvas'}")
 
         page.evaluate("() => { app.graph.getNodeById(8).widgets[0].value += 1 }")
         run(desk)
-        timelines.says("learning")
+        timelines.says("Learning run: step")
         ask(desk.server, "/interrupt", {})
-        timelines.says("Stopped at step")
+        timelines.says("Stopped: ")
         _, stopped = journal(desk, graph)
         assert not stopped["running"] and not stopped["report"]["finished"]
         assert page.evaluate(CELLS, timelines.one().element_handle()) == expected(stopped)

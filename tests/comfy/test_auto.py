@@ -30,7 +30,7 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 MODELS = ("flux", "nextdit", "unet")
 SMALL = "nextdit"
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
-LEARNED = "computed in full to learn"
+LEARNED = "learned. Next run: "
 
 
 @pytest.fixture(scope="session")
@@ -85,15 +85,14 @@ def test_the_first_run_learns_and_the_second_skips_by_it(trained, sampled, wishi
     assert torch.equal(first, full)
     assert learning.skipped == 0
     assert LEARNED in notes(learning)
-    assert learning.chosen.startswith("MeanCache: ")
-    assert "This run is computed in full, once, to learn" in learning.chosen
+    assert learning.chosen.startswith("method: MeanCache (")
     assert not torch.equal(second, full)
     assert torch.dist(second, full) < SAME_PICTURE * full.norm()
     assert skipping.costs == next(iter(learned_of(learning)))
     count = len(skipping.planned)
     assert 0 < count < 10
-    assert f"compute {count} of 10 steps from now on" in notes(learning)  # the first run said what the second would do
-    assert skipping.chosen.startswith(f"MeanCache, {count} of 10 steps: ")
+    assert f"Next run: {count} of 10 steps" in notes(learning)  # the first run said what the second would do
+    assert skipping.chosen.startswith(f"method: MeanCache, {count} of 10 steps (")
     assert skipping.notes == []
 
 
@@ -101,10 +100,12 @@ def learned_of(report):
     """The recipe that a run that learned says it has learned."""
     for note in report.notes:
         if LEARNED in note:
-            yield note.split("your model (", 1)[1].rsplit("; 1 run(s) kept", 1)[0]
+            yield note.split("(setup: ", 1)[1].rsplit("; runs recorded: 1", 1)[0]
 
 
-@pytest.mark.parametrize(("sampler", "why"), [("heun", "with heun"), ("dpm_adaptive", "chooses its own steps")])
+@pytest.mark.parametrize(
+    ("sampler", "why"), [("heun", "two evaluations a step"), ("dpm_adaptive", "chooses its own steps")]
+)
 @pytest.mark.parametrize("name", MODELS)
 def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled, wishing, name, sampler, why):
     """There is nothing to learn for that: the first run skips."""
@@ -113,7 +114,7 @@ def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled
     full = sampled(trained[name][0], name, sampler=sampler, steps=16)
     assert reports[0].skipped > 0
     assert reports[0].notes == []
-    assert reports[0].chosen.startswith("UCache: decided as it goes, ")
+    assert reports[0].chosen.startswith("method: UCache (decided during the run")
     assert why in reports[0].chosen
     assert torch.dist(out, full) < SAME_PICTURE * full.norm()
 
@@ -188,7 +189,7 @@ def test_a_speed_up_is_planned_for(sampled, wishing, times):
 def test_a_speed_up_that_cannot_be_had_is_said(sampled, wishing):
     model, reports = wishing(wish=SPEEDUP, speedup=8.0, first_run="skip at once")
     sampled(model, steps=8)
-    assert "the target was 8x, and" in notes(reports[0])
+    assert "target speed-up 8x not reached" in notes(reports[0])
 
 
 # decibels
@@ -234,7 +235,7 @@ def test_decibels_that_cannot_be_foretold_have_everything_computed(trained, samp
     model, reports = wishing(wish=DECIBELS)
     out = sampled(model, sampler=sampler)
     assert torch.equal(out, sampled(trained[SMALL][0], sampler=sampler))
-    assert "no decibels can be foretold" in reports[0].chosen
+    assert "a quality target does not work" in reports[0].chosen
 
 
 def test_decibels_without_costs_of_the_model_are_said_to_be_a_guess(sampled, wishing, user):
@@ -242,7 +243,7 @@ def test_decibels_without_costs_of_the_model_are_said_to_be_a_guess(sampled, wis
     user.write_text("")  # a file where the directory would be: nothing can be kept
     model, reports = wishing(wish=DECIBELS)
     sampled(model)
-    assert "the decibels are a guess" in notes(reports[0])
+    assert "the predicted similarity is a guess" in notes(reports[0])
 
 
 # beside others

@@ -6,6 +6,7 @@ import gc
 import hashlib
 import json
 import os
+import re
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -34,7 +35,7 @@ pytestmark = [
 ]
 
 STEPS = 10
-LEARNED = "computed in full to learn"
+LEARNED = "learned. Next run: "
 DEFAULT = default().recipe
 
 
@@ -205,8 +206,8 @@ def test_another_recipe_is_learned_for_itself(user, sampled, full, tiny_flux, ho
     assert LEARNED in notes(report)
     assert len(kept(user)) == 2
     if how in NAMED:
-        (said,) = (n for n in report.notes if "there is a calibration of this model" in n)
-        assert f"{NAMED[how]}" in said and "instead of" in said and "not used" in said
+        (said,) = (n for n in report.notes if "new settings (" in n)
+        assert f"{NAMED[how]}" in said and "learning again" in said and said not in report.warnings
     # and both are known from now on
     again: dict[str, Any]
     for again in ({}, other(how, tiny_flux)):
@@ -219,8 +220,8 @@ def test_a_mismatch_is_said_in_words_that_mean_something(sampled):
     sampled("auto")
     for how in ({"steps": STEPS + 2}, {"scheduler": "beta"}):
         _, report = sampled("auto", **how)
-        (said,) = (n for n in report.notes if "there is a calibration of this model" in n)
-        assert "others instead of others" not in said
+        (said,) = (n for n in report.notes if "new settings (" in n)
+        assert re.search(rf"\((steps {STEPS + 2}, was {STEPS}|a different sigma schedule)\)", said)
 
 
 @pytest.mark.parametrize("how", ["seed", "prompt", "batch", "about the same size", "preset", "a clone"])

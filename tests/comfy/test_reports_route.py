@@ -99,7 +99,8 @@ def test_a_first_run_learns_and_says_what_the_next_will_do_and_it_does(run):
     learned = run(method_of("Speed", calibration="auto"))["report"]
     assert learned["learning"] and learned["computed"] == STEPS and not learned["risk"]
     following = run(method_of("Speed", calibration="auto"))["report"]
-    assert learned["advice"].endswith(f"runs like it compute {following['computed']} of {STEPS} steps from now on")
+    assert learned["advice"].startswith(f"learned. Next run: {following['computed']} of {STEPS} steps, about ")
+    assert learned["notes"] and not learned["warnings"]
     assert not following["learning"] and following["skipped"] and following["decibels"] > 0
 
 

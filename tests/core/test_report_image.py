@@ -118,7 +118,7 @@ def test_a_threshold_that_moves_is_drawn_where_it_was():
 def test_a_run_that_ended_early_says_so():
     report = run(finished=False)
     del report.evaluations[6:]
-    assert "ended early, after 6 of 10 steps" in text_of(report)
+    assert "stopped after 6 of 10 steps" in text_of(report)
     assert drawn([("", report)]).width == WIDTH
 
 
@@ -153,7 +153,7 @@ def test_the_text_tells_what_the_picture_shows():
     assert "10.0 s, about 15.0 s saved" in lines
     assert "computed: warmup 2, threshold 2" in lines
     assert "skipped: threshold 6" in lines
-    assert any("held against 0.25" in line for line in lines)
+    assert any("threshold 0.25" in line for line in lines)
     assert lines[-1] == "careful"
 
 

@@ -174,7 +174,7 @@ def test_very_few_steps_are_computed_and_the_report_says_why(steps):
     run = Run(HALF, grid, "euler")
     euler(run, grid=grid)
     report = run.close(True)
-    assert report.skipped == 0 and any("nothing was skipped" in n for n in report.notes)
+    assert report.skipped == 0 and any("too few to skip" in n for n in report.notes)
 
 
 def test_a_closed_run_holds_no_tensor():

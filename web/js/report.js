@@ -4,25 +4,25 @@ import { el } from "./shared.js"
 
 const REASONS = {
   // reason: [why it was computed, why it was skipped]
-  warmup: ["the first steps are computed"],
-  "last step": ["the last step is computed"],
+  warmup: ["the first steps are always computed"],
+  "last step": ["the last step is always computed"],
   schedule: ["on the schedule", "not on the schedule"],
-  threshold: ["reached the threshold", "below the threshold"],
-  ratio: ["reached the threshold", "below the threshold"],
+  threshold: ["the threshold was reached", "below the threshold"],
+  ratio: ["the threshold was reached", "below the threshold"],
   interval: ["on the interval", "within the interval"],
-  mask: ["by the Step Mask", "by the Step Mask"],
+  mask: ["set by the Step Mask", "set by the Step Mask"],
   window: ["outside start_percent to end_percent"],
   cap: ["max_skips in a row were skipped"],
-  total: ["as many were skipped as may be"],
-  "conditioning change": ["the conditioning changes here"],
-  "quality target": ["no decibels can be predicted for this sampler"],
-  calibration: ["recorded to learn the costs of the model"],
+  total: ["max_cached steps were skipped"],
+  "conditioning change": ["a prompt, ControlNet or hook begins or ends here"],
+  "quality target": ["a quality target does not work with this sampler"],
+  calibration: ["to learn what skipping costs"],
   memory: ["skipping ran out of memory here"],
-  "model changed": ["the model ran otherwise than expected"],
-  "new conditioning": ["a conditioning that was not seen before"],
-  history: ["too little was computed before to predict from"],
-  "not finite": ["the indicator was not a number"],
-  "no place on the schedule": ["not a place of the schedule"],
+  "model changed": ["the model did not run as expected"],
+  "new conditioning": ["a new conditioning"],
+  history: ["too few computed steps to predict from"],
+  "not finite": ["the measured change was not a finite number"],
+  "no place on the schedule": ["its sigma is not on the schedule"],
 }
 
 /** A sentence's first letter; Python's sentences are made for log lines. */
@@ -49,12 +49,13 @@ export function headline({ running, report }) {
   const total = report.evaluations
   const count = report.skipped ? `${report.computed} of ${total} computed` : `all ${total} computed`
   if (running) {
-    const now = `Step ${done(report)} of ${report.steps}`
-    return report.learning ? `${now}, learning` : report.skipped ? `${now}, ${report.skipped} skipped` : now
+    const now = `${done(report)} of ${report.steps}`
+    if (report.learning) return `Learning run: step ${now}`
+    return report.skipped ? `Step ${now}, ${report.skipped} skipped` : `Step ${now}`
   }
   if (!report.finished)
-    return total ? `Stopped at step ${done(report)} of ${report.steps}, ${count}` : "Stopped before the first step"
-  return report.learning ? `Learned: ${count}` : capital(count)
+    return total ? `Stopped: ${done(report)} of ${report.steps} steps run` : "Stopped before the first step"
+  return report.learning ? `Learning run: ${count}` : capital(count)
 }
 
 /** What it gained, an estimate from the time of what was computed: ["2.4x", ", about 3.1 s saved"]. Empty where nothing was skipped. */
@@ -63,18 +64,19 @@ export function gain({ running, report }) {
   return [`${report.speedup.toFixed(1)}x`, `, about ${seconds(report.saved)} saved`]
 }
 
-/** Which tone the message has: "warn", "learn", "hint" or "". */
-export function tone({ report }) {
+/** Which tone the message has: "warn", "wait" (a learning run at work), "learn" (one that has learned), "hint" or "". */
+export function tone({ running, report }) {
   if (report.risk) return "warn"
-  if (report.learning) return "learn"
+  if (report.learning && running) return "wait"
+  if (report.learning && report.finished) return "learn"
   return report.advice ? "hint" : ""
 }
 
-/** What is to be said beside the count: advice first. Sentences. */
+/** Sentences beside the count: advice first. Notes that repeat the advice are left out, and those of a learning run with advice. */
 export function remarks({ report }) {
-  const { advice, chosen, notes } = report
+  const { advice, chosen, outlook, notes } = report
   const rest = notes.filter((note) => !advice || !note.includes(advice) || note.length > 2 * advice.length + 80)
-  return [advice, chosen, ...(report.learning && advice && !chosen ? [] : rest)].filter(Boolean).map(capital)
+  return [advice, chosen, outlook, ...(report.learning && advice ? [] : rest)].filter(Boolean).map(capital)
 }
 
 /** Which settings it ran with, and how many evaluations those of a sampler with several a step were. */
@@ -86,7 +88,7 @@ export function settings({ report }) {
 export const title = ({ report }) => `${report.method} ${report.variant}`.trim()
 
 function why(e, report) {
-  if (report.learning && e.computed) return "to learn from it"
+  if (report.learning && e.computed) return "to learn"
   return REASONS[e.reason]?.[e.computed ? 0 : 1] ?? e.reason
 }
 
@@ -114,7 +116,7 @@ export function sentences(run) {
   const { report, running } = run
   const evaluations = report.evaluations === report.steps ? "" : ` ${report.evaluations} evaluations,`
   const count = `${report.steps} steps,${evaluations} ${report.computed} computed, ${report.skipped} skipped`
-  const state = running ? "Running. " : report.finished ? "" : `Stopped at step ${done(report)}. `
+  const state = running ? "Running. " : report.finished ? "" : `Stopped after step ${done(report)}. `
   const gained = gain(run).join("")
   return [`${title(run)}: ${state}${count}.`, gained && `${capital(gained)}.`, ...remarks(run).map((r) => `${r}.`)]
     .filter(Boolean)

@@ -10,7 +10,10 @@ const WIDGET = "skipstone_timeline"
 const HEIGHT = 110 // px, always: a run moves nothing
 const MARGIN = 10
 const KEPT = 256 // runs
-const EMPTY = "After a run: a cell a step, which were computed, which were skipped and why, and what it saved."
+const EMPTY = "Queue to see which steps were skipped, and the time saved."
+const EMPTY_LEARNS = "Run once to learn your model, then steps are skipped. Bars will show which."
+const LEARNS = new Set(["SkipstoneAuto", "SkipstoneMeanCache"])
+const MARKS = { wait: "\u231b\ufe0e", learn: "\u2713", warn: "!" }
 
 const runs = new Map() // number -> message of the server's, see nodes/reporting.py
 const views = new WeakMap() // node -> View
@@ -52,6 +55,7 @@ function runsOf(node) {
 class View {
   constructor(node) {
     this.node = node
+    this.empty = LEARNS.has(node.comfyClass) ? EMPTY_LEARNS : EMPTY
     this.chosen = null // number of the run that was asked for, of `prompt`
     this.step = null // that is looked at
     this.build()
@@ -114,7 +118,7 @@ class View {
     this.gain.title = gain.join("")
     this.page()
     this.draw()
-    this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${EMPTY}`)
+    this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${this.empty}`)
     if (run) this.chart.setAttribute("aria-description", "The arrow keys tell each step.")
     this.look(run && this.step < run.report.steps ? this.step : null)
   }
@@ -175,7 +179,7 @@ class View {
     for (const [i, cell] of [...this.cells.children].entries()) cell.classList.toggle("chosen", i === step)
     if (step === null) this.say.removeAttribute("aria-live")
     this.say.classList.toggle("told", step !== null)
-    if (!this.run) return this.say.replaceChildren(EMPTY)
+    if (!this.run) return this.say.replaceChildren(this.empty)
     if (step !== null) {
       this.say.title = ""
       return this.say.replaceChildren(words.detail(this.run, step))
@@ -184,8 +188,7 @@ class View {
     const tone = words.tone(this.run)
     this.say.title = said.join("\n")
     if (said.length) {
-      const sign = tone === "learn" ? "\u2713" : tone === "warn" ? "!" : "i"
-      const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, sign)
+      const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, MARKS[tone] ?? "i")
       return this.say.replaceChildren(mark, said.join(". "))
     }
     const { computed, skipped } = this.run.report

@@ -7,22 +7,20 @@ from dataclasses import dataclass, replace
 from ..method import Method
 from ..policies import Full, Policy, Reason, Schedule
 from ..predictors import Integrator, Reuse
+from ..report import messages
 from .selection import Choice, SamplerInfo, tolerance
 
 NAME = "Step Cache (Auto)"
 WHY: dict[Integrator, str] = {
-    "euler": "the nearest to the full run of all methods, at every budget, with euler on three small models",
-    "multistep": "the nearest to the full run of all methods, at every budget, with dpmpp_2m on two small models",
-    "ode": "its steps can be planned, and held to a speed-up or to decibels",
-    "sde": "this sampler adds noise, where no method gains much",
+    "euler": "best for euler in our tests",
+    "multistep": "best for multistep samplers in our tests",
+    "ode": "its steps can be planned to meet a target",
+    "sde": "this sampler adds noise, so no method gains much",
 }
-LOOKS = "decided as it goes, 3.4 to 6.5 dB nearer to the full run than planned steps, with heun on three small models"
-FREE = "decided as it goes, because this sampler chooses its own steps and none can be planned"
-NO_DECIBELS = "no decibels can be foretold, because this sampler "
-NOT_HERE = "to skip, choose another mode or another sampler"
+LOOKS = "decided during the run; best for samplers with two evaluations a step in our tests"
+FREE = "decided during the run, because this sampler chooses its own steps"
 FULL = Method("Full run", "", (Full(Reason.TARGET),), Reuse())
-FEW = 12  # steps; shorter runs gain little by any method
-WHY_FEW = "planned steps; so few have little to spare, whatever the method"
+WHY_FEW = "short runs have few steps to skip, whatever the method"
 
 
 @dataclass(frozen=True)
@@ -51,7 +49,7 @@ class AutoMethod:
     def resolve(self, sampler: SamplerInfo) -> Method:
         """The method for this sampler, with the reason in `choice`."""
         method, choice = self._choose(sampler)
-        if sampler.steps < FEW and choice.why == WHY[sampler.integrator]:
+        if sampler.steps < messages.FEW and choice.why == WHY[sampler.integrator]:
             choice = replace(choice, why=WHY_FEW)
         return replace(method, variant=f"Auto, {self.text}", choice=choice)
 
@@ -59,8 +57,8 @@ class AutoMethod:
         exact = self.speedup > 0 or self.decibels > 0
         choice = Choice(WHY[sampler.integrator], self.speedup, self.decibels)
         if self.adaptive is None and (sampler.adaptive_steps or sampler.integrator == "sde"):
-            why = NO_DECIBELS + ("chooses its own steps" if sampler.adaptive_steps else "adds noise")
-            return FULL, replace(choice, why=why, advice=NOT_HERE)
+            why = messages.NO_TARGET_ADAPTIVE if sampler.adaptive_steps else messages.NO_TARGET_NOISE
+            return FULL, replace(choice, why=why, advice=messages.NO_TARGET)
         if self.adaptive is not None and (sampler.adaptive_steps or (sampler.second_order and not exact)):
             return self.adaptive, replace(choice, why=FREE if sampler.adaptive_steps else LOOKS)
         if self.decibels:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..predictors import Integrator
+from ..report import messages
 
 if TYPE_CHECKING:
     from ..report.report import Report
 
 # PSNR of a decoded picture minus that of the predicted error, reached by nine in ten; see bench/choices.md
 EXCESS: dict[Integrator, float] = {"euler": -4.0, "multistep": -10.0, "ode": -6.0, "sde": -7.0}
-GUESS = "the decibels are a guess, because nothing has been learned of your model"
 NEARLY = 0.95  # share of a target speed-up that counts as reached: work beside the model is not skipped
 
 
@@ -51,14 +51,11 @@ class Choice:
     why: str
     speedup: float = 0.0
     decibels: float = 0.0
-    advice: str = "to skip more, choose a faster mode or fewer decibels, or take more steps"
+    advice: str = messages.AUTO_TO_SKIP_MORE
 
     def sentence(self, name: str, planned: Sequence[int], steps: int, learning: bool) -> str:
         """The choice in a sentence. planned: the steps to compute; empty where the method decides as it goes."""
-        if learning:
-            return f"{name}: {self.why}. This run is computed in full, once, to learn what skipping costs on your model"
-        count = f", {len(planned)} of {steps} steps" if planned else ""
-        return f"{name}{count}: {self.why}"
+        return messages.method(name, 0 if learning else len(planned), steps, self.why)
 
     def missed(self, report: Report) -> str:
         """Why a finished run missed the target speed-up; "" where it did not."""
@@ -67,12 +64,9 @@ class Choice:
             return ""
         possible = total / computed
         if possible < NEARLY * self.speedup:
-            return (
-                f"the target was {self.speedup:g}x, and {computed} of {total} evaluations computed allow {possible:.1f}x: the first steps, "
-                "the last one and those where a prompt begins or ends are always computed"
-            )
+            return messages.target_impossible(self.speedup, computed, total)
         if report.speedup < NEARLY * self.speedup:
-            return f"the target was {self.speedup:g}x, and about {report.speedup:.1f}x was reached: deciding and predicting take time too"
+            return messages.target_missed(self.speedup, report.speedup)
         return ""
 
 

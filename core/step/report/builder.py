@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from ..auto.selection import GUESS, decibels
+from ..auto.selection import decibels
 from ..clock import Clock
 from ..indicators.base import IndicatorState
 from ..indicators.reading import Reading
@@ -17,16 +17,11 @@ from ..method import Method
 from ..plan import Plan
 from ..policies import Decision, Reason, RunPolicy
 from ..predictors import Integrator
+from . import messages
 from .report import Evaluation, Report
 from .timing import StepTimer
 
 Listener = Callable[[Report], None]
-
-NOT_FALLING = "nothing is skipped, because this sampler's sigmas do not fall from step to step"
-NOT_FINITE = "the indicator was not a finite number: those evaluations were computed"
-GENERAL_ADVICE = (
-    "to skip more take a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps"
-)
 
 
 class ReportBuilder:
@@ -74,7 +69,7 @@ class ReportBuilder:
         if self.choice:
             self.report.chosen = self.choice.sentence(method.name, plan.anchors, steps, learning)
             if self.choice.decibels and plan.anchors and not (learning or own_costs):
-                self.report.note(GUESS)
+                self.report.note(messages.UNCALIBRATED, warning=False)
         for policy in policies:
             if policy.plan is plan and policy.predicted_error is not None:
                 self.report.error = policy.predicted_error
@@ -87,7 +82,7 @@ class ReportBuilder:
                 if part is not None and part.source:
                     self.report.costs = part.source
         if not plan.grid.falling:
-            self.report.note(NOT_FALLING)
+            self.report.note(messages.NO_SCHEDULE)
         self.started: float | None = None
 
     def begin_evaluation(self) -> None:
@@ -100,7 +95,7 @@ class ReportBuilder:
         """A decision was made. deciding: seconds on the host that it took."""
         value = reading.value if reading else None
         if value is not None and not math.isfinite(value):
-            self.report.note(NOT_FINITE)
+            self.report.note(messages.NOT_FINITE)
         compared = None
         if value is not None and math.isfinite(value):
             compared = next((p.compared for p in self.policies if p.compared), None)
@@ -146,21 +141,33 @@ class ReportBuilder:
             report.hint = self._advice()
             reasons = Counter(str(e.reason) for e in report.evaluations)
             why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-            report.note(f"nothing was skipped: every evaluation was computed for {why}; {report.hint}")
+            if self._too_short():
+                report.note(report.hint, warning=False)
+            else:
+                report.note(messages.nothing_skipped(why, report.hint))
+        if report.learning and not finished:
+            report.hint = messages.STOPPED_LEARNING
         report.threshold = self._threshold()
         report.finished = finished
         self._read_clocks()
         if finished and self.choice and not report.learning and (missed := self.choice.missed(report)):
-            report.note(missed)
+            report.note(missed, warning=False)
         return report
 
     def _threshold(self) -> float | None:
         return next((p.threshold for p in self.policies if p.threshold is not None), None)
 
     def _advice(self) -> str:
+        if self._too_short():
+            return messages.too_few(self.report.steps)
         if self.choice:
             return self.choice.advice
-        return next(filter(None, (p.advice() for p in self.policies)), GENERAL_ADVICE)
+        return next(filter(None, (p.advice() for p in self.policies)), messages.TO_SKIP_MORE)
+
+    def _too_short(self) -> bool:
+        """Whether a plan computes every step of a short run. A target quality has other remedies than more steps."""
+        steps = self.report.steps
+        return steps < messages.FEW and len(self.report.planned) == steps and not (self.choice and self.choice.decibels)
 
 
 def first_plan(policies: Iterable[RunPolicy]) -> Plan | None:

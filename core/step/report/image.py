@@ -38,9 +38,11 @@ def text_of(report: Report) -> str:
     """A line for the run, and one for each thing to know about it."""
     lines = [report.line()]
     if not report.finished:
-        lines[0] += f" (ended early, after {_done(report)} of {report.steps} steps)"
+        lines[0] += f" (stopped after {_done(report)} of {report.steps} steps)"
     if report.chosen:
         lines.append(report.chosen)
+    if report.outlook:
+        lines.append(report.outlook)
     if report.skipped and report.seconds:
         lines.append(f"{report.seconds:.1f} s, about {report.saved:.1f} s saved")
     for skipped, kind in ((False, "computed"), (True, "skipped")):
@@ -49,10 +51,10 @@ def text_of(report: Report) -> str:
             lines.append(f"{kind}: " + ", ".join(f"{reason} {n}" for reason, n in reasons))
     if report.percentiles:
         spread = ", ".join(f"{v:.3g}" for v in report.percentiles.values())
-        against = f", held against {report.threshold:.3g}" if report.threshold is not None else ""
-        lines.append(f"indicator at {', '.join(f'{p}%' for p in report.percentiles)}: {spread}{against}")
+        against = f"; threshold {report.threshold:.3g}" if report.threshold is not None else ""
+        lines.append(f"measured change, percentiles {', '.join(map(str, report.percentiles))}: {spread}{against}")
     if report.error is not None:
-        lines.append(f"expected error: {report.error:.1%} of the total displacement")
+        lines.append(f"predicted error: {report.error:.1%} of the total displacement")
     return "\n".join([*lines, *report.notes, *_advice(report)])
 
 
@@ -100,7 +102,7 @@ class _Card:
         self.chart = CHART if self.told else 0
         self.top = self._scale()
         self.facts = self._facts()
-        self.chosen = wrapped(report.chosen, 17, INNER)
+        self.chosen = wrapped(". ".join(filter(None, (report.chosen, report.outlook))), 17, INNER)
         self.keys = self._keys()
         self.said = [(RED, wrapped(note, 17, INNER - 34)) for note in report.notes]
         self.said += [(RED if report.risk else BLUE, wrapped(line, 17, INNER - 34)) for line in _advice(report)]
@@ -169,7 +171,7 @@ class _Card:
             saved = f", about {report.saved:.1f} s saved" if report.skipped else ""
             facts.append(f"{report.seconds:.1f} s{saved}")
         if not report.finished:
-            facts.append(f"ended early, after {_done(report)} of {report.steps} steps")
+            facts.append(f"stopped after {_done(report)} of {report.steps} steps")
         lines: list[str] = []
         for fact in [*facts, *([self.where] if self.where else [])]:
             longer = f"{lines[-1]}   \u00b7   {fact}" if lines else fact
@@ -188,7 +190,7 @@ class _Card:
 
     def _chart_head(self, sheet: Sheet, y: float) -> None:
         adds = any(e.indicator is not None and self.told.get(id(e), 0) > e.indicator for e in self.report.evaluations)
-        words = "indicator, added up since the last computed step" if adds else "indicator"
+        words = "measured change, added up since the last computed step" if adds else "measured change"
         x = MARGIN + sheet.text(MARGIN, y, words, 15, GREY)
         if self.limits:
             low, high = (f"{limit:.3g}" for limit in (min(self.limits), max(self.limits)))

@@ -8,12 +8,11 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..reasons import Reason
+from . import messages
+from .messages import VISIBLE
 
 PERCENTILES = (5, 25, 50, 75, 95)
-LEARNING = "this run is computed in full, to learn what skipping costs on your model: the next one like it skips"
-VISIBLE = 30.0  # dB: what a picture below differs in from the full run's can be seen
-RUINED = 15.0  # dB: less is not told apart
-MANY = 0.75  # of the evaluations: measured by `make bench-quality`, methods that skip more and plan nothing fall to 29 to 33 dB
+MANY = 0.75  # share of skipped evaluations: `make bench-quality`, methods without a plan fall to 29 to 33 dB beyond it
 
 
 @dataclass
@@ -37,7 +36,7 @@ class Evaluation:
 
 @dataclass
 class Report:
-    """One run of a sampler. `notes` are sentences for the person who ran it.
+    """One run of a sampler. `notes` are sentences for the person who ran it; `warnings` are those of them that report a fault.
 
     chosen: what was chosen for the run and why, in one sentence, where a node chose for the person. threshold: what an adaptive
     policy's accumulated indicator was held against. error: the error that a solved schedule was expected to make, as a share of
@@ -60,6 +59,7 @@ class Report:
     costs: str = ""
     evaluations: list[Evaluation] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     deciding: float = 0.0
     computed_seconds: float = 0.0
@@ -103,25 +103,31 @@ class Report:
         if self.decibels is not None:
             if not self.skipped or self.decibels >= VISIBLE:
                 return ""
-            near = f"about {self.decibels:.0f} dB" if self.decibels >= RUINED else f"less than {RUINED:.0f} dB"
-            return f"quality is at risk, {near} of the full run's: take a slower preset or compute more steps"
+            return messages.visible(self.decibels)
         if self.finished and self.skipped > MANY * len(self.evaluations):
-            return (
-                f"quality is at risk, {self.skipped} of {len(self.evaluations)} were skipped: compare with a full run, or take a "
-                "slower preset"
-            )
+            return messages.many_skipped(self.skipped, len(self.evaluations))
         return ""
+
+    @property
+    def outlook(self) -> str:
+        """How far the image is predicted to be from the one without skipping, in one sentence; "" where nothing predicts it, and
+        where `risk` says it."""
+        if self.decibels is None or not self.skipped or self.decibels < VISIBLE:
+            return ""
+        return messages.outlook(self.decibels)
 
     @property
     def advice(self) -> str:
         """One sentence for the person who ran it: why quality is at risk, what would have had something skipped, or what is being
         learned and what comes of it. "" where all is well."""
-        return self.risk or self.hint or (LEARNING if self.learning and not self.finished else "")
+        return self.risk or self.hint or (messages.LEARNING if self.learning and not self.finished else "")
 
-    def note(self, sentence: str) -> None:
-        """Say it once, however often it happens."""
+    def note(self, sentence: str, warning: bool = True) -> None:
+        """Add a sentence to the notes, once, however often it happens. warning: it is logged as one."""
         if sentence not in self.notes:
             self.notes.append(sentence)
+            if warning:
+                self.warnings.append(sentence)
 
     def line(self) -> str:
         """One log line, as `MeanCache Balanced: 50 steps, 20 computed, 30 skipped (60%), 2.4x`."""
@@ -146,7 +152,7 @@ class Report:
         data["skip_reasons"] = dict(Counter(str(e.reason) for e in self.evaluations if not e.computed))
         data["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
         data["saved"], data["speedup"] = self.saved, self.speedup
-        data["risk"], data["advice"] = self.risk, self.advice
+        data["risk"], data["advice"], data["outlook"] = self.risk, self.advice, self.outlook
         return {k: _finite(v) for k, v in data.items()}
 
 

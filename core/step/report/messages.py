@@ -1,0 +1,86 @@
+"""Sentences about a run that people read: on the node, in Step Report, in the log. They begin in lower case and have no final full stop,
+because the log puts a name before them and the node a full stop after them."""
+
+from __future__ import annotations
+
+# a run that calibrates
+
+LEARNING = "learning run (once per setup): no steps are skipped. The next run is faster"
+STOPPED_LEARNING = "stopped before it had learned: the next run will be computed in full again"
+UNCALIBRATED = "the predicted similarity is a guess, because this setup is not calibrated"
+
+
+def learned(planned: int | None, steps: int) -> str:
+    """planned: steps that the next run computes, of `steps`; None where the policy decides during the run."""
+    if planned is None:
+        return "learned. The next run skips steps"
+    return f"learned. Next run: {planned} of {steps} steps, about {steps / max(planned, 1):.1f}x"
+
+
+# the predicted difference to the image without skipping, in dB (PSNR)
+
+VISIBLE = 30.0  # below: visible
+HARD_TO_SEE = 40.0
+INVISIBLE = 50.0
+RUINED = 15.0  # dB: lower predictions are not told apart
+
+
+def outlook(decibels: float) -> str:
+    """For a prediction of at least VISIBLE."""
+    seen = "not visible" if decibels >= INVISIBLE else "hard to see" if decibels >= HARD_TO_SEE else "slightly visible"
+    return f"predicted difference: {seen} (about {decibels:.0f} dB)"
+
+
+def visible(decibels: float) -> str:
+    """For a prediction below VISIBLE."""
+    similarity = f"about {decibels:.0f} dB" if decibels >= RUINED else f"below {RUINED:.0f} dB"
+    return f"expect a visibly different image (predicted similarity {similarity}). Use a slower preset or more steps"
+
+
+def many_skipped(skipped: int, evaluations: int) -> str:
+    return (
+        f"the image may be visibly different: {skipped} of {evaluations} evaluations were skipped. Compare it with a run without "
+        "this node, or use a slower preset"
+    )
+
+
+# a run that skips nothing
+
+TO_SKIP_MORE = "to skip more, use a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps"
+NO_SCHEDULE = "no steps are skipped, because this sampler's sigmas do not fall from step to step"
+NOT_FINITE = "the indicator was not a finite number: those evaluations were computed"
+FEW = 12  # steps: shorter runs gain little
+
+
+def nothing_skipped(reasons: str, remedy: str) -> str:
+    """reasons: why evaluations were computed, with counts."""
+    return f"nothing was skipped: {remedy}. Computed because of: {reasons}"
+
+
+def too_few(steps: int) -> str:
+    return f"{steps} step{'s are' if steps > 1 else ' is'} too few to skip any. Step caches help from about {FEW} steps; bypass this node"
+
+
+# Step Cache (Auto)
+
+AUTO_TO_SKIP_MORE = "to skip more, choose a faster mode, a lower target quality, or more steps"
+NO_TARGET = "choose a preset, or another sampler"
+NO_TARGET_NOISE = "a quality target does not work with ancestral and SDE samplers, because they add noise"
+NO_TARGET_ADAPTIVE = "a quality target does not work with samplers that choose their own steps, such as dpm_adaptive"
+
+
+def method(name: str, planned: int, steps: int, why: str) -> str:
+    """planned: steps that will be computed, 0 where the policy decides during the run."""
+    count = f", {planned} of {steps} steps" if planned else ""
+    return f"method: {name}{count} ({why})"
+
+
+def target_impossible(speedup: float, computed: int, evaluations: int) -> str:
+    return (
+        f"target speed-up {speedup:g}x not reached: {computed} of {evaluations} evaluations had to be computed, which allows "
+        f"{evaluations / computed:.1f}x. The first steps, the last one, and those where a prompt begins or ends are always computed"
+    )
+
+
+def target_missed(speedup: float, reached: float) -> str:
+    return f"target speed-up {speedup:g}x not reached: about {reached:.1f}x, because predicting takes time too"
