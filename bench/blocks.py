@@ -43,20 +43,23 @@ PROFILED = 50  # evaluations that are looked into
 
 def inside() -> Iterator[Entry]:
     """Every method of block level: its presets, and some values of its own."""
-    from skipstone.nodes import firstblock, forecast, teacache
-    from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of
-    from skipstone.nodes.forecast import taylorseer_of
-    from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of
+    from skipstone.nodes import dbcache, dicache, firstblock, magcache, taylorseer, teacache
+    from skipstone.nodes.dbcache import cachedit_of, dbcache_of
+    from skipstone.nodes.dicache import dicache_of
+    from skipstone.nodes.firstblock import firstblock_of
+    from skipstone.nodes.magcache import magcache_of
+    from skipstone.nodes.taylorseer import taylorseer_of
+    from skipstone.nodes.teacache import teacache_of
     from skipstone.nodes.widgets import CUSTOM
 
     for make, presets in (
-        (firstblock_of, (*firstblock.LEVELS, firstblock.AUTO, firstblock.WAVESPEED)),
-        (dbcache_of, firstblock.DB_PRESETS),
-        (cachedit_of, firstblock.DIT_PRESETS),
-        (teacache_of, (*teacache.TEA_LEVELS, teacache.PUBLISHED)),
-        (magcache_of, (*teacache.MAG_LEVELS, teacache.PUBLISHED)),
-        (dicache_of, (*teacache.DI_LEVELS, teacache.PUBLISHED)),
-        (partial(taylorseer_of, level="blocks"), (*forecast.TAYLOR_PRESETS, forecast.TAYLOR_PUBLISHED)),
+        (firstblock_of, firstblock.PRESETS),
+        (dbcache_of, dbcache.DB_PRESETS),
+        (cachedit_of, dbcache.DIT_PRESETS),
+        (teacache_of, teacache.PRESETS),
+        (magcache_of, magcache.PRESETS),
+        (dicache_of, dicache.PRESETS),
+        (partial(taylorseer_of, level="blocks"), taylorseer.PRESETS),
     ):
         for preset in presets:
             yield _entry("preset", preset, make(preset))

@@ -171,7 +171,7 @@ def _ucache(cell: Cell, every: bool) -> Iterator[Entry]:
 
 
 def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
-    from skipstone.nodes.forecast import PAPER, SPECTRUM_PRESETS, Spectrum, spectrum_of
+    from skipstone.nodes.spectrum import PAPER, PRESETS, Spectrum, spectrum_of
     from skipstone.nodes.widgets import CUSTOM
 
     for flex in FLEX if every else FEW_FLEX:
@@ -179,12 +179,13 @@ def _spectrum(cell: Cell, every: bool) -> Iterator[Entry]:
     for w in (0.5, 1.0) if every else ():
         for flex in FEW_FLEX:
             yield _ours(Spectrum, f"w {w:g}", f"flex {flex:g}", spectrum_of(CUSTOM, w=w, flex=flex))
-    for preset in SPECTRUM_PRESETS if every else (PAPER,):
+    for preset in PRESETS if every else (PAPER,):
         yield _ours(Spectrum, "preset", preset, spectrum_of(preset))
 
 
 def _taylorseer(cell: Cell, every: bool) -> Iterator[Entry]:
-    from skipstone.nodes.forecast import TAYLOR_PRESETS, TAYLOR_PUBLISHED, TaylorSeer, taylorseer_of
+    from skipstone.nodes.taylorseer import INTERVALS as TAYLOR_PRESETS
+    from skipstone.nodes.taylorseer import PUBLISHED, TaylorSeer, taylorseer_of
     from skipstone.nodes.widgets import CUSTOM
 
     variants: dict[str, dict[str, Any]] = {"order 1": {"order": 1, "predict": "velocity"}}
@@ -196,5 +197,5 @@ def _taylorseer(cell: Cell, every: bool) -> Iterator[Entry]:
         for interval in INTERVALS if every and variant == "order 1" else FEW_INTERVALS:
             method = taylorseer_of(CUSTOM, interval=interval, **values)
             yield _ours(TaylorSeer, variant, f"interval {interval}", method)
-    for preset in (*TAYLOR_PRESETS, TAYLOR_PUBLISHED) if every else (TAYLOR_PUBLISHED,):
+    for preset in (*TAYLOR_PRESETS, PUBLISHED) if every else (PUBLISHED,):
         yield _ours(TaylorSeer, "preset", preset, taylorseer_of(preset))

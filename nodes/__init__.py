@@ -1,4 +1,4 @@
-"""What people drag. A group that fails to import is left out with one log line and never takes the others with it."""
+"""The nodes. A module that fails to import is left out with one log line; the others work without it."""
 
 from __future__ import annotations
 
@@ -8,21 +8,15 @@ from importlib import import_module
 from comfy_api.latest import ComfyExtension, io
 
 GROUPS = (
-    "auto",
-    "meancache",
-    "easycache",
-    "forecast",
-    "firstblock",
-    "teacache",
-    "stepmask",
-    "compile",
-    "report_nodes",
-    "memo",
+    *("auto", "stepmask"),
+    *("meancache", "easycache", "spectrum", "taylorseer"),
+    *("firstblock", "dbcache", "teacache", "magcache", "dicache"),
+    *("report_nodes", "memo", "compile"),
 )
-# what registers itself beside the nodes: what is lost where it cannot
+# modules that register something beside nodes, and what is missing without them
 SERVICES = {
-    "provider": "what ComfyUI's own nodes return is not kept over a restart",
-    "routes": "the page's own parts, such as the memo's panel, are left out",
+    "provider": "outputs of ComfyUI's own encode nodes are not kept across restarts",
+    "routes": "the page's own parts, such as the encode cache's panel, are missing",
     "replacements": "nodes of earlier packs are not replaced",
 }
 log = logging.getLogger(__name__)
@@ -42,5 +36,5 @@ class SkipstoneExtension(ComfyExtension):
             try:
                 found += import_module(f".{group}", __package__).NODES
             except Exception:
-                log.exception("[Skipstone] the nodes of %s are left out", group)
+                log.exception("[Skipstone] the nodes of nodes/%s.py are left out", group)
         return found

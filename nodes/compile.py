@@ -21,7 +21,19 @@ def settings_of(
     options: str = "",
     compiler: str = TORCH,
 ) -> Settings:
-    """The widgets' values as data. Raises ValueError for one that is not among those there are, and for options that are not allowed."""
+    """The widgets' values as data.
+
+    Args:
+        compile (str, default EACH_BLOCK): EACH_BLOCK or WHOLE_MODEL.
+        mode (str, default "default"): one of MODES, torch.compile's mode for inductor.
+        backend (str, default "inductor"): a torch.compile back end that is installed.
+        fullgraph (bool, default False): no graph breaks are allowed.
+        dynamic (str, default "auto"): one of DYNAMIC, whether sizes are compiled as variables.
+        options (str, default ""): inductor's options as a JSON object.
+        compiler (str, default TORCH): TORCH, or a compiler that an installed package offers.
+
+    Raises ValueError for an unknown value, and for options that are not allowed.
+    """
     among("dynamic", dynamic, DYNAMIC)
     settings = Settings(compile, mode, backend, fullgraph, DYNAMIC[dynamic], options_of(options), compiler)
     settings.check(backends(), offered())
@@ -29,7 +41,7 @@ def settings_of(
 
 
 class CompileModel(io.ComfyNode):
-    """MODEL -> MODEL. See `core/compile_options.py` for what the widgets mean, and `patch/compile/model.py` for what is done."""
+    """MODEL -> MODEL. `settings_of` explains the widgets."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,9 +50,9 @@ class CompileModel(io.ComfyNode):
             display_name="Compile Model+",
             category="Skipstone/compile",
             description=(
-                "Compiles the model: faster steps on most GPUs, and the same picture up to rounding. The first step takes longer while "
-                "it compiles. Goes before or after step caches and LoRAs, whose strengths may change without compiling "
-                "anew. Where it cannot compile it says so in the log, and the model runs as it is."
+                "Compiles the model with torch.compile: faster steps on most GPUs, the same image up to rounding. The first step takes "
+                "longer while it compiles. Put it before or after step caches and LoRAs; LoRA strengths can change without compiling "
+                "again. If it cannot compile, the model runs uncompiled and the log gives the reason."
             ),
             search_aliases=[
                 "skipstone",
@@ -48,7 +60,6 @@ class CompileModel(io.ComfyNode):
                 "compile",
                 "inductor",
                 "triton",
-                "faster sampling",
             ],
             inputs=[
                 io.Model.Input("model", tooltip="The model to compile."),
@@ -57,9 +68,9 @@ class CompileModel(io.ComfyNode):
                     options=[EACH_BLOCK, WHOLE_MODEL],
                     default=EACH_BLOCK,
                     tooltip=(
-                        "each block: the model's repeated blocks. Equal ones share what is compiled, so that compiling takes as long "
-                        "for many as for one. whole model: one large graph of all blocks and what lies between them; "
-                        "compiling takes the longer the more blocks there are. Under a block-level cache it is always each block."
+                        "each block: the model's repeated blocks; equal blocks share compiled code, so compiling takes as long for many as "
+                        "for one. whole model: one graph of everything; compiling takes longer with every block. With a cache that works "
+                        "inside the model it is always each block."
                     ),
                 ),
                 io.Combo.Input(
@@ -67,10 +78,9 @@ class CompileModel(io.ComfyNode):
                     options=[*MODES],
                     default="default",
                     tooltip=(
-                        "Of inductor. default: a good balance. reduce-overhead: CUDA graphs, for small models and pictures where "
-                        "the GPU waits for Python; takes more memory, and sizes should stay the same. max-autotune: also times many "
-                        "versions of each kernel; compiling takes much longer. max-autotune-no-cudagraphs: that without "
-                        "CUDA graphs, for large models."
+                        "torch.compile mode of inductor. default: a good balance. reduce-overhead: CUDA graphs, for small models and "
+                        "images; uses more memory, and sizes should stay the same. max-autotune: also times many versions of each kernel; "
+                        "compiling takes much longer. max-autotune-no-cudagraphs: the same without CUDA graphs, for large models."
                     ),
                 ),
                 io.Combo.Input(
@@ -79,9 +89,9 @@ class CompileModel(io.ComfyNode):
                     default="inductor",
                     advanced=True,
                     tooltip=(
-                        "What makes code of the model. inductor: fused kernels, the fast one; needs Triton on a GPU, and a C "
-                        "compiler. cudagraphs: CUDA graphs alone. eager and aot_eager speed nothing up and show whether "
-                        "a problem is inductor's. Others need a package of their own."
+                        "Compiler back end. inductor: fused kernels, the fast one; needs Triton on a GPU, and a C compiler. cudagraphs: "
+                        "CUDA graphs alone. eager, aot_eager: no speed-up; they show whether inductor causes a problem. Others need a "
+                        "package of their own."
                     ),
                 ),
                 io.Boolean.Input(
@@ -89,8 +99,8 @@ class CompileModel(io.ComfyNode):
                     default=False,
                     advanced=True,
                     tooltip=(
-                        "Insist on one graph without a break back into Python. Where that cannot be had the model runs uncompiled and "
-                        "the log says what broke it: good for finding out, off for everyday use."
+                        "Allow no graph breaks. If there is one, the model runs uncompiled and the log says where: useful to find the "
+                        "cause, off for everyday use."
                     ),
                 ),
                 io.Combo.Input(
@@ -99,9 +109,9 @@ class CompileModel(io.ComfyNode):
                     default="auto",
                     advanced=True,
                     tooltip=(
-                        "Other picture sizes and prompt lengths. auto: compiles for the first size, and once more for any size when "
-                        "the second comes. true: for any size at once, slower to compile and slightly slower to run. false: anew for "
-                        "each size, fastest when the size stays the same."
+                        "Other image sizes and prompt lengths. auto: compiles for the first size, and once more for all sizes at the "
+                        "second. true: for all sizes at once; slower to compile and slightly slower to run. false: again for each size; "
+                        "fastest when the size stays the same."
                     ),
                 ),
                 io.String.Input(
@@ -110,9 +120,8 @@ class CompileModel(io.ComfyNode):
                     multiline=False,
                     advanced=True,
                     tooltip=(
-                        "Options of inductor as a JSON object, such as epilogue_fusion or coordinate_descent_tuning with true; they go "
-                        "over those of the mode. Only options that change speed, memory or precision are taken; an error names "
-                        "them all. Empty: none."
+                        "Inductor's options as a JSON object, such as epilogue_fusion or coordinate_descent_tuning with true; they replace "
+                        "those of the mode. Only options that change speed, memory or precision are allowed. Empty: none."
                     ),
                 ),
                 io.Combo.Input(
@@ -121,14 +130,14 @@ class CompileModel(io.ComfyNode):
                     default=TORCH,
                     advanced=True,
                     tooltip=(
-                        "torch.compile, or a compiler that an installed Python package offers to Skipstone. A workflow made with another "
-                        "one needs that package."
+                        "torch.compile, or a compiler that an installed Python package offers to Skipstone. A workflow made with one needs "
+                        "that package."
                     ),
                 ),
                 io.Boolean.Input(
                     "disable",
                     default=False,
-                    tooltip="Hand the model on as it came: to compare, without taking the node out.",
+                    tooltip="Pass the model through unchanged, to compare without removing the node.",
                 ),
             ],
             outputs=[io.Model.Output()],

@@ -1,17 +1,16 @@
-"""EasyCache and UCache: skip while the input has moved so little that the output cannot have changed much."""
+"""EasyCache and UCache: skip while the change of the output, estimated from that of the input, stays below a threshold."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from comfy_api.latest import io
 
 from ..core.step.indicators.output import InputChange
 from ..core.step.method import Kept, Method
 from ..core.step.policies import Accumulator
 from ..core.step.predictors import BySampler, Linear, Predictor, Reuse
 from . import widgets
-from .widgets import Guards, among
+from .method_node import MethodNode
+from .widgets import Guards, among, choice, flag, number
 
 # thresholds; measured on the small NextDiT and UNet, 50 steps, euler (`make bench-quality`)
 EASY_PRESETS = {"Quality": 0.025, "Balanced": 0.05, "Speed": 0.12, "Turbo": 0.2}
@@ -50,12 +49,13 @@ U: dict[str, widgets.Values] = {
 }
 
 
-# Where the next computed step is not known beforehand a correction comes too late. Lines in log-SNR were best on the small
-# NextDiT and UNet: 5 to 15 dB above plain sampling with as many evaluations, the published residual 2 to 8 dB below it.
+# A correction needs to know the next computed step, so there is none here. Lines in log-SNR were best on the small NextDiT and UNet:
+# 5 to 15 dB above plain sampling with as many evaluations; the published residual was 2 to 8 dB below it.
 LINES = BySampler(euler=Linear(0.5, "log-SNR"), multistep=Linear(0.5, "log-SNR"), ode=Linear(0.5, "log-SNR"))
 
 
 def _predicted(name: str) -> tuple[Predictor | BySampler, Kept]:
+    """The predictor of this name, and what it keeps."""
     among("predictor", name, PREDICTORS)
     return (LINES, "auto") if name == "auto" else (Reuse(), "residual")
 
@@ -64,7 +64,7 @@ def _predicted(name: str) -> tuple[Predictor | BySampler, Kept]:
 def easycache_of(
     preset: str = "Balanced",
     threshold: float = 0.05,
-    reference: str = "last computed step",
+    reference: str = REFERENCES[1],
     predictor: str = "auto",
     warmup: int = 4,
     start_percent: float = 0.0,
@@ -73,7 +73,19 @@ def easycache_of(
     history_device: str = "auto",
     step_mask: object = None,
 ) -> Method:
-    """EasyCache (arXiv 2507.02860) as data. Raises ValueError for a value out of its range, saying which range that is."""
+    """EasyCache (https://arxiv.org/abs/2507.02860) as data.
+
+    Args:
+        preset (str, default "Balanced"): one of EASY, or CUSTOM.
+        threshold (float, default 0.05): accumulated relative change of the output at which a step is computed, 0 or more.
+        reference (str, default "last computed step"): one of REFERENCES, the step that the input's change is measured from.
+        predictor (str, default "auto"): one of PREDICTORS.
+        warmup, start_percent, end_percent, max_skips: see `Guards`; shares of the timestep range.
+        history_device (str, default "auto"): one of DEVICES.
+        step_mask (StepMask, optional): steps chosen by hand.
+
+    Raises ValueError for a value out of its range.
+    """
     among("reference", reference, REFERENCES)
     guards = Guards(warmup, start_percent, end_percent, max_skips)
     predicted, keeps = _predicted(predictor)
@@ -103,7 +115,22 @@ def ucache_of(
     history_device: str = "auto",
     step_mask: object = None,
 ) -> Method:
-    """UCache (stable-diffusion.cpp, docs/caching.md) as data. Raises ValueError for a value out of its range."""
+    """UCache (stable-diffusion.cpp, docs/caching.md) as data.
+
+    Args:
+        preset (str, default "Balanced"): one of U, or CUSTOM.
+        threshold (float, default 1.0): accumulated change at which a step is computed, 0 or more; half of it for the first fifth of the
+            computed steps, 1.5 times it for the last.
+        decay (float, default 1.0): factor on the accumulated change from step to step, 0 to 1.
+        relative (bool, default True): changes are relative to the output's size and its usual change.
+        reset (bool, default True): the accumulated change starts again at 0 after a computed step.
+        predictor (str, default "auto"): one of PREDICTORS.
+        warmup, start_percent, end_percent, max_skips: see `Guards`; shares of the steps.
+        history_device (str, default "auto"): one of DEVICES.
+        step_mask (StepMask, optional): steps chosen by hand.
+
+    Raises ValueError for a value out of its range.
+    """
     guards = Guards(warmup, start_percent, end_percent, max_skips, of_steps=True)
     if not 0 <= decay <= 1:
         raise ValueError(f"decay is a factor from 0 to 1, not {decay}")
@@ -120,110 +147,81 @@ def ucache_of(
 
 
 PREDICTOR_TIP = (
-    "what a skipped step returns. auto: the line through the last two computed steps, at half its slope. residual: what the "
-    "network last added to its input, as published; with EasyCache, on our small NextDiT and UNet, plain sampling was better."
+    "what a skipped step returns. auto: extrapolation of the last two computed steps, at half the slope. residual: the last output minus "
+    "input of the network, as published; in our tests plain sampling with fewer steps was better than EasyCache with it."
 )
 
 
-class EasyCache(io.ComfyNode):
-    """MODEL -> MODEL. See `easycache_of` for what the widgets mean."""
+class EasyCache(MethodNode):
+    id = "SkipstoneEasyCache"
+    name = "Skipstone EasyCache"
+    description = (
+        "Decides at every step and for every image anew: skips while the estimated change of the output stays below a threshold. Works "
+        "with every model."
+    )
+    aliases = ("easycache", "lazycache")
+    method = staticmethod(easycache_of)
 
     @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SkipstoneEasyCache",
-            display_name="Skipstone EasyCache",
-            category=widgets.CATEGORY,
-            description=(
-                "Makes sampling faster: skips steps as long as the latent has moved so little that the output cannot have "
-                "changed by more than the threshold. Decides for every picture anew. Works with every model."
+    def inputs(cls) -> list[Any]:
+        return [
+            widgets.preset(
+                EASY,
+                "How much to skip. as published: values and prediction of the paper. as in ComfyUI: values of ComfyUI's EasyCache node; in "
+                "our tests plain sampling with fewer steps was better.",
             ),
-            search_aliases=[*widgets.ALIASES, "easycache", "lazycache"],
-            inputs=[
-                widgets.model(),
-                widgets.preset(
-                    EASY,
-                    "Balanced",
-                    "How much to skip. 'as published': the paper's own values and prediction. 'as in ComfyUI': those of "
-                    "ComfyUI's EasyCache node; on our small NextDiT and UNet plain sampling with as many steps is better.",
-                ),
-                widgets.number(
-                    "threshold",
-                    0.05,
-                    0.0,
-                    3.0,
-                    "how much change of the output may add up before a step is computed. 0.05 is 5%.",
-                    0.005,
-                ),
-                widgets.choice(
-                    "reference",
-                    REFERENCES,
-                    REFERENCES[1],
-                    "what the input's move is measured from; the second is more careful at the same threshold.",
-                ),
-                widgets.choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
-                *widgets.guards(OWN_GUARDS),
-                *widgets.common(),
-            ],
-            outputs=[io.Model.Output()],
-            hidden=[io.Hidden.unique_id],
-            not_idempotent=True,
-        )
-
-    @classmethod
-    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return widgets.patched(cls, model, easycache_of(**values))
-
-
-class UCache(io.ComfyNode):
-    """MODEL -> MODEL. See `ucache_of` for what the widgets mean."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SkipstoneUCache",
-            display_name="UCache",
-            category=widgets.CATEGORY,
-            description=(
-                "Makes sampling faster: EasyCache with a threshold that follows the size of the output and its changes, made "
-                "for UNets (SD 1.5, SDXL). Decides for every picture anew. Works with every model."
+            number(
+                "threshold",
+                0.05,
+                0.0,
+                3.0,
+                "a step is computed when the changes of the output since the last computed step add up to this. 0.05 is 5 %.",
+                0.005,
             ),
-            search_aliases=[*widgets.ALIASES, "ucache"],
-            inputs=[
-                widgets.model(),
-                widgets.preset(
-                    U,
-                    "Balanced",
-                    "How much to skip. 'as in stable-diffusion.cpp': its defaults and prediction.",
-                ),
-                widgets.number("threshold", 1.0, 0.0, 100.0, "how much change may add up before a step is computed."),
-                widgets.number("decay", 1.0, 0.0, 1.0, "what is kept of the added-up change from step to step."),
-                io.Boolean.Input(
-                    "relative",
-                    default=True,
-                    advanced=True,
-                    tooltip="Custom: measure changes against the output's size and its usual change.",
-                    extra_dict=widgets.custom(),
-                ),
-                io.Boolean.Input(
-                    "reset",
-                    default=True,
-                    advanced=True,
-                    tooltip="Custom: begin again at 0 after a computed step. Off is more careful; advised for ancestral samplers.",
-                    extra_dict=widgets.custom(),
-                ),
-                widgets.choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
-                *widgets.guards(U_GUARDS),
-                *widgets.common(),
-            ],
-            outputs=[io.Model.Output()],
-            hidden=[io.Hidden.unique_id],
-            not_idempotent=True,
-        )
+            choice(
+                "reference",
+                REFERENCES,
+                REFERENCES[1],
+                "the step that the input's change is measured from. The last computed step is more careful at the same threshold.",
+            ),
+            choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
+            *widgets.guards(OWN_GUARDS),
+            *widgets.common(),
+        ]
+
+
+class UCache(MethodNode):
+    id = "SkipstoneUCache"
+    name = "UCache"
+    description = (
+        "For UNets (SD 1.5, SDXL) and for heun: EasyCache with changes relative to the output's size and its usual change. Decides at "
+        "every step and for every image anew. Works with every model."
+    )
+    aliases = ("ucache",)
+    method = staticmethod(ucache_of)
 
     @classmethod
-    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return widgets.patched(cls, model, ucache_of(**values))
+    def inputs(cls) -> list[Any]:
+        return [
+            widgets.preset(U, "How much to skip. as in stable-diffusion.cpp: its default values and prediction."),
+            number(
+                "threshold",
+                1.0,
+                0.0,
+                100.0,
+                "a step is computed when the changes since the last computed step add up to this.",
+            ),
+            number("decay", 1.0, 0.0, 1.0, "factor on the accumulated change from step to step."),
+            flag("relative", True, "measure changes against the output's size and its usual change."),
+            flag(
+                "reset",
+                True,
+                "start again at 0 after a computed step. Off is more careful; advised for ancestral samplers.",
+            ),
+            choice("predictor", PREDICTORS, "auto", PREDICTOR_TIP),
+            *widgets.guards(U_GUARDS),
+            *widgets.common(),
+        ]
 
 
 NODES = [EasyCache, UCache]

@@ -1,10 +1,8 @@
-"""MeanCache: average-velocity prediction on a schedule solved by PSSP."""
+"""MeanCache: a plan of the steps to compute, solved by PSSP before the run, and extrapolation of the velocities in between."""
 
 from __future__ import annotations
 
 from typing import Any
-
-from comfy_api.latest import io
 
 from ..core.step.method import Method
 from ..core.step.planning.published_schedules import PUBLISHED_SCHEDULES
@@ -12,10 +10,11 @@ from ..core.step.policies import Budget, Schedule
 from ..core.step.policies.schedule import EVEN
 from ..core.step.predictors import JVP, BySampler, Linear, Predictor, RecursiveJVP, Reuse
 from . import widgets
-from .widgets import CUSTOM, Guards, among
+from .method_node import MethodNode
+from .widgets import CUSTOM, Guards, among, choice, count, number, option
 
-# Share of the steps that is computed at most, by the number of steps. A run of few steps has fewer to spare: there the
-# shares are what the demo's Flux needs for about the quality that the preset has at 50 steps (`make bench-presets`).
+# Largest share of computed steps, by the number of steps. The shares for short runs are what the demo's Flux needs for about the
+# quality that the preset has at 50 steps (`make bench-presets`).
 CURVES = {
     "Quality": Budget(((4, 1.0), (8, 0.88), (12, 0.76), (20, 0.66), (50, 0.60))),
     "Balanced": Budget(((4, 1.0), (8, 0.76), (12, 0.67), (20, 0.56), (50, 0.45))),
@@ -39,6 +38,7 @@ CALIBRATIONS = ("auto", "record", "default", "off")
 
 
 def predictor_of(name: str, span: int) -> Predictor | BySampler:
+    """name: as in the widget; span: steps, at least 1. Raises ValueError for an unknown name."""
     known: dict[str, Predictor | BySampler] = {
         "auto": BySampler(),
         "linear": Linear(),
@@ -67,12 +67,25 @@ def method_of(
     max_error: float = 0.0,
     step_mask: object = None,
 ) -> Method:
-    """MeanCache as data. A preset stands for all values but span, calibration, mask and the history's device, and its budget
-    depends on the number of steps.
+    """MeanCache (https://arxiv.org/abs/2601.19961) as data.
 
-    calibration: "auto" uses costs recorded of the user's own model, and records them where there are none; "record" computes in
-    full and adds to them; "default" takes those shipped; "off" looks at no costs and spaces the steps evenly. Raises
-    ValueError for a value out of its range, saying which range that is.
+    Args:
+        preset (str, default "Balanced"): one of PRESETS, or CUSTOM. A preset replaces every value in its row; its budget depends on the
+            number of steps (CURVES).
+        budget (float, default 0.45): share of the steps to compute, above 0 and at most 1.
+        schedule (str, default SOLVED): SOLVED for a plan solved by PSSP, or one of PUBLISHED_SCHEDULES.
+        predictor (str, default "auto"): what a skipped step returns: "auto", "linear", one of AVERAGES, or "reuse".
+        gamma (float, default 2.0): PSSP's exponent on edge costs, 1 to 16.
+        span (int, default 3): K, steps that the average velocity looks back, at least 1.
+        warmup, start_percent, end_percent, max_skips: see `Guards`; shares of the timestep range.
+        history_device (str, default "auto"): one of DEVICES.
+        calibration (str, default "default"): "auto" uses the recorded costs of the user's model and records them where there are none;
+            "record" computes in full and adds to them; "default" uses the built-in costs; "off" uses none and spaces the steps evenly.
+        max_error (float, default 0.0): above 0, the plan with the fewest steps whose predicted error is at most this share of the
+            total displacement; it replaces the budget. At most 1.
+        step_mask (StepMask, optional): steps chosen by hand.
+
+    Raises ValueError for a value out of its range.
     """
     among("calibration", calibration, CALIBRATIONS)
     budgets = CURVES.get(preset) or Budget.of(budget)
@@ -81,8 +94,7 @@ def method_of(
         raise ValueError(f"span is a number of steps, at least 1, not {span}")
     name = schedule if schedule != SOLVED else EVEN if calibration == "off" else ""
     plan = Schedule(budgets, gamma, name, max_error)
-    # no costs are looked at where a schedule is given
-    given = name or widgets.decides_alone(step_mask)
+    needs_no_costs = name or widgets.decides_alone(step_mask)
     variant = preset if preset != CUSTOM or schedule == SOLVED else schedule
     return Method(
         "MeanCache",
@@ -90,109 +102,89 @@ def method_of(
         (*guards.policies(step_mask), plan),
         predictor_of(predictor, span),
         history_device=widgets.device(history_device),
-        calibration="default" if given else calibration,
+        calibration="default" if needs_no_costs else calibration,
     )
 
 
-class MeanCache(io.ComfyNode):
-    """MODEL -> MODEL. See `method_of` for what the widgets mean."""
+class MeanCache(MethodNode):
+    id = "SkipstoneMeanCache"
+    name = "MeanCache"
+    description = (
+        "Plans before the run which steps to compute, by errors measured on your own model, and predicts the others from the computed "
+        "steps' velocities. Works with every model. Put it last before the sampler."
+    )
+    aliases = ("meancache", "pssp", "jvp")
+    method = staticmethod(method_of)
 
     @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="SkipstoneMeanCache",
-            display_name="MeanCache",
-            category=widgets.CATEGORY,
-            description=(
-                "Makes sampling faster: computes only the steps of a schedule chosen for the least error and predicts the "
-                "others from the velocities of those computed. Works with every model. Put it last before the sampler."
+    def inputs(cls) -> list[Any]:
+        return [
+            widgets.preset(
+                PRESETS,
+                "How much to skip. At 50 steps Quality computes 60 % of the steps, Balanced 45 %, Speed 33 %, Turbo 26 %. Shorter runs "
+                "skip less, and below 5 steps nothing is skipped. The budget shown is the one for 50 steps.",
             ),
-            search_aliases=[*widgets.ALIASES, "meancache", "pssp", "jvp"],
-            inputs=[
-                widgets.model(),
-                widgets.preset(
-                    PRESETS,
-                    "Balanced",
-                    "How much to skip. At 50 steps Quality computes 60% of them, Balanced 45%, Speed 33%, Turbo 26%; with "
-                    "fewer steps, more, and below 5 all. The budget shown is the one for 50 steps.",
-                ),
-                widgets.number(
-                    "budget",
-                    0.45,
-                    0.01,
-                    1.0,
-                    "the share of the steps that is computed. 0.45 of 50 steps is 22.",
-                    where={"schedule": [SOLVED], "max_error": [0]},
-                ),
-                widgets.choice(
-                    "schedule",
-                    [SOLVED, *PUBLISHED_SCHEDULES],
-                    SOLVED,
-                    "PSSP chooses the steps from edge costs, for your steps, shift and budget. The others are the schedules "
-                    "published with MeanCache for 50 steps, mapped by sigma to other runs.",
-                ),
-                widgets.choice(
-                    "predictor",
-                    ["auto", "linear", *AVERAGES, "reuse"],
-                    "auto",
-                    "what a skipped step returns. auto suits the sampler: for euler, extrapolation from the last two computed "
-                    "steps whose error is corrected at the next; for others, plain linear extrapolation.",
-                ),
-                widgets.number(
-                    "gamma",
-                    2.0,
-                    1.0,
-                    16.0,
-                    "PSSP's exponent on edge costs. Higher avoids single large errors, 1 minimises their sum.",
-                    0.1,
-                    where={"schedule": [SOLVED]},
-                ),
-                widgets.count(
-                    "span",
-                    3,
-                    1,
-                    8,
-                    "K, how many steps back the average velocity looks. 1 is plain reuse.",
-                    where={"predictor": AVERAGES},
-                ),
-                *widgets.guards(Guards()),
-                *widgets.common(),
-                io.Combo.Input(
-                    "calibration",
-                    options=[*CALIBRATIONS],
-                    default="auto",
-                    optional=True,  # files saved before there was calibration do not have it
-                    advanced=True,
-                    tooltip=(
-                        "Where the costs come from. auto: measured on your own model; the first run of a kind (model, LoRA, "
-                        "sampler, steps, CFG, size) is computed in full to learn them. record: always in full, adds to what is "
-                        "kept. default: the ones shipped, skips at once. off: none, steps are evenly spaced."
-                    ),
-                    extra_dict=widgets.shown({"schedule": [SOLVED]}),
-                ),
-                io.Float.Input(
-                    "max_error",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.001,
-                    optional=True,
-                    advanced=True,
-                    tooltip=(
-                        "Custom: above 0, compute as few steps as keep the predicted error below this share of the picture's "
-                        "whole way, instead of a budget. 0.01 is careful."
-                    ),
-                    extra_dict=widgets.custom({"schedule": [SOLVED]}),
-                ),
-            ],
-            outputs=[io.Model.Output()],
-            hidden=[io.Hidden.unique_id],
-            not_idempotent=True,
-        )
-
-    @classmethod
-    def execute(cls, model: Any, **values: Any) -> io.NodeOutput:
-        return widgets.patched(cls, model, method_of(**values))
+            number(
+                "budget",
+                0.45,
+                0.01,
+                1.0,
+                "share of the steps to compute. 0.45 of 50 steps is 22.",
+                where={"schedule": [SOLVED], "max_error": [0]},
+            ),
+            choice(
+                "schedule",
+                [SOLVED, *PUBLISHED_SCHEDULES],
+                SOLVED,
+                "which steps to compute. PSSP: solved for your number of steps, shift and budget. The others: published with MeanCache for "
+                "50 steps, mapped by sigma to other runs.",
+            ),
+            choice(
+                "predictor",
+                ["auto", "linear", *AVERAGES, "reuse"],
+                "auto",
+                "what a skipped step returns. auto: suits the sampler; with euler, extrapolation of the last two computed steps with a "
+                "correction at the next one, with others plain linear extrapolation.",
+            ),
+            number(
+                "gamma",
+                2.0,
+                1.0,
+                16.0,
+                "exponent on the errors that PSSP adds up. Higher values avoid single large errors; 1 minimises the sum.",
+                0.1,
+                where={"schedule": [SOLVED]},
+            ),
+            count(
+                "span",
+                3,
+                1,
+                8,
+                "K, how many steps back the average velocity looks. 1 is plain reuse.",
+                where={"predictor": AVERAGES},
+            ),
+            *widgets.guards(Guards()),
+            *widgets.common(),
+            option(
+                "calibration",
+                CALIBRATIONS,
+                "auto",
+                "Where errors of skips come from. auto: measured on your model, in a learning run without skips, once per setup (model, "
+                "LoRA, sampler, steps, CFG, size). record: every run learns and skips nothing. default: built-in values, no learning run. "
+                "off: none, evenly spaced steps.",
+                {"schedule": [SOLVED]},
+            ),
+            number(
+                "max_error",
+                0.0,
+                0.0,
+                1.0,
+                "above 0, compute as few steps as keep the predicted error below this share of the total displacement, instead of a "
+                "budget. 0.01 is careful.",
+                0.001,
+                where={"schedule": [SOLVED]},
+            ),
+        ]
 
 
 NODES = [MeanCache]

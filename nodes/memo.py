@@ -1,4 +1,4 @@
-"""The memo's nodes: encoders that remember, encodings that need no encoder when they are known, statistics and clearing."""
+"""The encode cache's nodes: cached encoders, encode nodes that load no encoder on a hit, statistics and clearing."""
 
 from __future__ import annotations
 
@@ -6,52 +6,45 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..core.memo.stats import size
+from ..core.memo.stats import WORDS, size
 from ..patch.memo.encoders import memo_clip, memo_vae
 from ..patch.memo.instance import opened
 from ..patch.memo.lazy_encode import PendingLatent, PendingPrompt, conditioning
 from .widgets import among
 
-CATEGORY = "Skipstone/memo"
-ALIASES = ["skipstone", "memo", "cache", "encode once", "faster"]
+CATEGORY = "Skipstone/encode cache"
+ALIASES = ["skipstone", "encode cache", "memo", "cache", "encode once"]
 ALL = "all"
 TIERS = (ALL, "memory", "disk", "redis")
-KINDS = {
-    ALL: None,
-    "latents": "vae",
-    "prompts": "text",
-    "pictures": "image",
-    "loaders": "loader",
-    "other nodes": "node",
-}
-OFF = "The memo is switched off in the settings (Skipstone.Memo) or by SKIPSTONE_MEMO."
+KINDS = {ALL: None, **{word: kind for kind, word in WORDS.items()}}
+OFF = "The encode cache is switched off in the settings (Skipstone, Encode cache) or by SKIPSTONE_MEMO."
 DictType = io.Custom("DICT")
 GONE = (
-    "there is no {0}, and what this node encodes is not in the memo: either the loader gives no {0}, as for a checkpoint without "
-    "one, or the memo dropped the value in the moment between being asked and being read; then queue the prompt again"
+    "there is no {0}, and the encode cache does not have the result. Either the loader has no {0}, as for a checkpoint without one, or "
+    "the cache dropped the entry just before it was read; then queue the prompt again"
 )
 
 
 class MemoVAE(io.ComfyNode):
-    """VAE -> VAE that remembers what it encodes."""
+    """VAE -> VAE whose encodings are cached."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SkipstoneMemoVAE",
-            display_name="Memo VAE",
+            display_name="Cached VAE",
             category=CATEGORY,
             description=(
-                "Remembers what this VAE encodes: every encode node after it gets a latent that was computed before, equal to the "
-                "bit, and the VAE is not even loaded. In memory and on disk, also after a restart."
+                "Caches what this VAE encodes, in memory and on disk, also across restarts: for a known image, every encode node after it "
+                "gets the same latent as before, bit for bit, and the VAE is not loaded."
             ),
             search_aliases=[*ALIASES, "vae cache", "latent cache"],
             inputs=[
-                io.Vae.Input("vae", tooltip="The VAE that is to remember."),
+                io.Vae.Input("vae", tooltip="The VAE whose encodings are cached."),
                 io.Boolean.Input(
                     "decode",
                     default=False,
-                    tooltip="Remember decoded pictures, too. They take a lot of room, and are rarely asked for twice.",
+                    tooltip="Cache decoded images too. They take a lot of room and are rarely needed twice.",
                     advanced=True,
                 ),
             ],
@@ -60,25 +53,25 @@ class MemoVAE(io.ComfyNode):
 
     @classmethod
     def execute(cls, vae: Any, decode: bool = False) -> io.NodeOutput:
-        opened()  # its tiers get ready while models are loaded
+        opened()  # tiers start while models are loaded
         return io.NodeOutput(memo_vae(vae, decode))
 
 
 class MemoCLIP(io.ComfyNode):
-    """CLIP -> CLIP that remembers its prompts."""
+    """CLIP -> CLIP whose encodings are cached."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SkipstoneMemoCLIP",
-            display_name="Memo CLIP",
+            display_name="Cached CLIP",
             category=CATEGORY,
             description=(
-                "Remembers the prompts that this text encoder encodes: every text encode node after it gets what was computed "
-                "before, equal to the bit, and the encoder is not even loaded. LoRAs and clip skip may come before it or after it."
+                "Caches the prompts that this text encoder encodes: for a known prompt, every text encode node after it gets the same "
+                "conditioning as before, bit for bit, and the encoder is not loaded. LoRAs and clip skip may come before or after it."
             ),
             search_aliases=[*ALIASES, "clip cache", "text encoder cache", "prompt cache", "conditioning cache"],
-            inputs=[io.Clip.Input("clip", tooltip="The text encoder that is to remember.")],
+            inputs=[io.Clip.Input("clip", tooltip="The text encoder whose encodings are cached.")],
             outputs=[io.Clip.Output()],
         )
 
@@ -89,7 +82,7 @@ class MemoCLIP(io.ComfyNode):
 
 
 class CachedVAEEncode(io.ComfyNode):
-    """IMAGE -> LATENT; asks for its VAE only where the latent is not known."""
+    """IMAGE -> LATENT. It asks for its VAE only where the latent is not cached."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -98,13 +91,13 @@ class CachedVAEEncode(io.ComfyNode):
             display_name="Cached VAE Encode",
             category=CATEGORY,
             description=(
-                "VAE Encode that does not need its VAE for a picture that it has seen: not even the node that loads the VAE runs. "
-                "That works when it comes straight from a loader of ComfyUI's, the second time that this loader's file is used."
+                "VAE Encode that needs no VAE for a known image: even the node that loads the VAE does not run. The VAE has to come "
+                "straight from one of ComfyUI's loaders, whose file was used before."
             ),
             search_aliases=[*ALIASES, "vae encode", "latent cache"],
             inputs=[
-                io.Image.Input("image", tooltip="The picture to encode."),
-                io.Vae.Input("vae", lazy=True, tooltip="The VAE: loaded only for a picture that is not known."),
+                io.Image.Input("image", tooltip="The image to encode."),
+                io.Vae.Input("vae", lazy=True, tooltip="The VAE: loaded only for an image that is not cached."),
             ],
             outputs=[io.Latent.Output()],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
@@ -126,7 +119,7 @@ class CachedVAEEncode(io.ComfyNode):
 
 
 class CachedTextEncode(io.ComfyNode):
-    """text -> CONDITIONING; asks for its CLIP only where the prompt is not known."""
+    """text -> CONDITIONING. It asks for its CLIP only where the prompt is not cached."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -135,14 +128,14 @@ class CachedTextEncode(io.ComfyNode):
             display_name="Cached Text Encode",
             category=CATEGORY,
             description=(
-                "CLIP Text Encode that does not need its text encoder for a prompt that it has seen: not even the node that loads "
-                "the encoder runs. That works when it comes from loaders of ComfyUI's, LoRAs and clip skip included."
+                "CLIP Text Encode that needs no text encoder for a known prompt: even the node that loads the encoder does not run. The "
+                "encoder has to come from ComfyUI's loaders; LoRAs and clip skip may come between."
             ),
             search_aliases=[*ALIASES, "clip text encode", "prompt cache"],
             inputs=[
                 io.String.Input("text", multiline=True, dynamic_prompts=True, tooltip="The prompt."),
                 io.Clip.Input(
-                    "clip", lazy=True, tooltip="The text encoder: loaded only for a prompt that is not known."
+                    "clip", lazy=True, tooltip="The text encoder: loaded only for a prompt that is not cached."
                 ),
             ],
             outputs=[io.Conditioning.Output()],
@@ -178,17 +171,17 @@ def _pending(node: Any, kind: Any, encoder: str, content: Any) -> Any:
 
 
 class MemoStats(io.ComfyNode):
-    """What the memo did since ComfyUI was started, and what it holds."""
+    """Statistics of the encode cache since ComfyUI was started."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SkipstoneMemoStats",
-            display_name="Memo Stats",
+            display_name="Encode Cache Stats",
             category=CATEGORY,
             description=(
-                "Hit rate, hits, misses, time saved, and entries and bytes in memory, on disk and in Redis, since ComfyUI was "
-                "started. Wire anything into it that should have run before."
+                "Shows the encode cache's hit rate, hits, misses and time saved since ComfyUI was started, and its size in memory, on disk "
+                "and in Redis. Wire anything into it that should run before."
             ),
             search_aliases=[*ALIASES, "hit rate", "statistics"],
             inputs=[_after()],
@@ -210,26 +203,29 @@ class MemoStats(io.ComfyNode):
 
 
 class MemoClear(io.ComfyNode):
-    """Removes entries, and says how many."""
+    """Removes entries of the encode cache, and reports how many."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SkipstoneMemoClear",
-            display_name="Memo Clear",
+            display_name="Encode Cache Clear",
             category=CATEGORY,
-            description="Removes what the memo keeps: of one tier or all, of one kind or all, all of it or what is no longer used.",
+            description=(
+                "Deletes entries of the encode cache: from memory, disk, Redis or all of them, of one kind or all, all entries or only "
+                "those unused for some days. They are computed again when needed."
+            ),
             search_aliases=[*ALIASES, "clear cache", "free"],
             inputs=[
-                io.Combo.Input("tier", options=list(TIERS), default=ALL, tooltip="Where from."),
-                io.Combo.Input("kind", options=list(KINDS), default=ALL, tooltip="What."),
+                io.Combo.Input("tier", options=list(TIERS), default=ALL, tooltip="Where to delete entries."),
+                io.Combo.Input("kind", options=list(KINDS), default=ALL, tooltip="Which kind of entries to delete."),
                 io.Float.Input(
                     "unused_days",
                     default=0.0,
                     min=0.0,
                     max=3650.0,
                     step=0.1,
-                    tooltip="Only what was not used for so many days; 0: everything.",
+                    tooltip="Delete only entries unused for this many days; 0: all entries.",
                 ),
                 _after(),
             ],
@@ -255,7 +251,7 @@ class MemoClear(io.ComfyNode):
 
 
 def cleared(tier: str, kind: str, unused_days: float) -> tuple[str, dict[str, Any]]:
-    """Remove that, of TIERS and KINDS: what was removed, for people and by tier; {} where there is nothing to remove from."""
+    """Delete entries. tier, kind: of TIERS and KINDS. Returns a text, and what was removed by tier; {} where the cache is off."""
     memo = opened()
     if memo is None:
         return OFF, {}
@@ -263,7 +259,7 @@ def cleared(tier: str, kind: str, unused_days: float) -> tuple[str, dict[str, An
         older_than = unused_days * 86400.0 if unused_days > 0 else None
         removed = memo.clear(None if tier == ALL else tier, KINDS[kind], older_than)
     except ValueError:
-        return f"There is no tier {tier} in the settings.", {}
+        return f"The settings have no {tier}.", {}
     told: dict[str, Any] = {}
     lines = []
     for name, gone in removed.items():
@@ -271,11 +267,13 @@ def cleared(tier: str, kind: str, unused_days: float) -> tuple[str, dict[str, An
         lines.append(
             f"{name}: " + ("does not answer" if gone is None else f"{gone.entries} entries removed, {size(gone.bytes)}")
         )
-    return "\n".join(lines) or "The memo has no tier.", told
+    return "\n".join(lines) or "The encode cache has no place to store anything: see the settings.", told
 
 
 def _after() -> Any:
-    return io.AnyType.Input("after", optional=True, tooltip="Anything that should have run before; not looked at.")
+    return io.AnyType.Input(
+        "after", optional=True, tooltip="Anything that should run before this node; its value is not used."
+    )
 
 
 NODES = [MemoVAE, MemoCLIP, CachedVAEEncode, CachedTextEncode, MemoStats, MemoClear]

@@ -1,4 +1,4 @@
-"""ComfyUI's external cache on our memo, where the settings switch it on."""
+"""ComfyUI's external cache on the encode cache, where the settings switch it on."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ log = logging.getLogger(__name__)
 
 
 async def register() -> bool:
-    """Once, as the pack is loaded; whether it is wanted."""
+    """Called once, when the pack is loaded. Returns whether the settings want it."""
     if not provider_wanted():
         return False
     from ..patch.memo.cache_provider import Provider
 
     await ComfyAPI().caching.register_provider(Provider())
-    log.info("[Skipstone] latents and conditionings of ComfyUI's own nodes are kept over a restart")
+    log.info("[Skipstone] latents and conditionings of ComfyUI's own nodes are cached across restarts")
     return True

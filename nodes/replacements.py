@@ -32,7 +32,7 @@ async def register() -> None:
 
         replacements = ComfyAPI().node_replacement
     except (ImportError, AttributeError):
-        log.info("[Skipstone] this ComfyUI offers no replacements for nodes of earlier packs in the front end")
+        log.info("[Skipstone] this ComfyUI cannot replace nodes of earlier packs in the front end")
         return
     for node in NODES:
         await replacements.register(
@@ -61,7 +61,7 @@ def adopted(asked: dict[str, Any]) -> dict[str, Any]:
             values = drawn.get("widgets_values") if drawn.get("type") == kind else None
             old = {**(earlier.named(values) if isinstance(values, list) else {}), **node["inputs"]}
             prompt[name] = {**node, "class_type": earlier.new, "inputs": earlier.inputs(old)}
-            log.info("[Skipstone] %s stands in for %s, node %s", earlier.new, earlier.id, name)
+            log.info("[Skipstone] %s replaces %s, node %s", earlier.new, earlier.id, name)
     return asked
 
 

@@ -1,4 +1,4 @@
-"""Nodes to look with: what a run did, and how alike two pictures are."""
+"""Step Report: what a run did. Compare Images: how similar two images are."""
 
 from __future__ import annotations
 
@@ -16,20 +16,17 @@ from ..patch.comfy_server import place, sources_of
 from ..patch.step.attach import listeners_of
 from .reporting import JOURNAL, Reporter
 
-CATEGORY = "Skipstone/look"
-NO_CACHE = "Nothing to report: this MODEL has no step cache of Skipstone. Wire the MODEL output of one here, or leave the input free."
-NOT_YET = (
-    "Nothing to report: this MODEL was not sampled yet. Wire the sampler's LATENT through this node, so that it "
-    "runs after the sampler."
-)
+CATEGORY = "Skipstone/inspect"
+NO_CACHE = "Nothing to report: this MODEL has no Skipstone step cache. Connect the MODEL output of one, or leave the input free."
+NOT_YET = "Nothing to report: this MODEL was not sampled yet. Wire the sampler's LATENT through this node, so that it runs later."
 NO_RUN = (
-    "Nothing to report: nothing that this node's inputs come from has sampled a model with a step cache of Skipstone. Put one between "
-    "the model and the sampler, and wire the sampler's LATENT through this node."
+    "Nothing to report: no sampler before this node used a Skipstone step cache. Put one between the model and the sampler, and wire the "
+    "sampler's LATENT through this node."
 )
 
 
 class StepReport(io.ComfyNode):
-    """LATENT -> the same LATENT, and what the runs that made it did."""
+    """LATENT -> the same LATENT, and a report of the runs that made it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -38,25 +35,25 @@ class StepReport(io.ComfyNode):
             display_name="Step Report",
             category=CATEGORY,
             description=(
-                "Shows what a step cache did: which steps were computed and which were skipped, why, what it was decided by, and what "
-                "it gained. Wire the sampler's LATENT through it, on its way to VAE Decode."
+                "Shows what a step cache did: which steps were computed or skipped and why, the measured changes, and the time saved. Wire "
+                "the sampler's LATENT through it, before VAE Decode."
             ),
             search_aliases=["skipstone", "step cache", "timeline", "statistics", "report", "skipped steps"],
             inputs=[
                 io.Latent.Input(
                     "latent",
                     optional=True,
-                    tooltip="From the sampler; handed on as it is. The runs that it comes from are reported, all of them.",
+                    tooltip="From the sampler; it is passed through unchanged. All runs that it comes from are reported.",
                 ),
                 io.Model.Input(
                     "model",
                     optional=True,
-                    tooltip="A model with a step cache on it: only its runs are reported. Wire the latent too, or this node may run first.",
+                    tooltip="A model with a step cache: only its runs are reported. Wire the latent too, or this node may run first.",
                 ),
             ],
             outputs=[
                 io.Latent.Output("latent_out", display_name="latent"),
-                io.Image.Output("picture", display_name="picture"),
+                io.Image.Output("picture", display_name="image"),
                 io.String.Output("text", display_name="text"),
                 io.String.Output("json", display_name="json"),
             ],
@@ -66,7 +63,7 @@ class StepReport(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **values: Any) -> object:
-        """With a latent there is news only when that is new. Without one nothing tells when the model is sampled."""
+        """With a latent, the report changes only when that does. Without one, it can change at any time."""
         return "" if "latent" in values else float("nan")
 
     @classmethod
@@ -80,7 +77,7 @@ class StepReport(io.ComfyNode):
 
 
 def _runs(graph: Any, node: str | None, latent: Any, model: Any) -> tuple[list[LoggedRun], str]:
-    """What there is to report, or else why there is nothing."""
+    """The runs to report, and the sentence to show where there are none."""
     models = None
     if model is not None:
         models = {listener.source for listener in listeners_of(model) if isinstance(listener, Reporter)}
@@ -98,38 +95,39 @@ def _where(graph: Any, entry: LoggedRun) -> str:
 
 
 class CompareImages(io.ComfyNode):
-    """Two IMAGEs -> PSNR, SSIM and a picture of both and their difference."""
+    """Two IMAGEs -> PSNR, SSIM, and an image of both with their difference."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SkipstoneCompareImages",
-            display_name="Compare Images",
+            display_name="Compare Images (PSNR)",
             category=CATEGORY,
             description=(
-                "How alike pictures are: PSNR and SSIM, and both side by side with their difference amplified. To judge a preset, "
-                "sample with one seed with the step cache and without it, and compare. A batch of one is compared with each of the "
-                "other batch's."
+                "Measures how similar images are: PSNR and SSIM, and both side by side with their difference amplified. To judge a preset, "
+                "sample one seed with and without the step cache, and compare. A batch of one is compared with each image of the other "
+                "batch."
             ),
-            search_aliases=["skipstone", "psnr", "ssim", "difference", "diff", "quality", "side by side"],
+            search_aliases=["skipstone", "compare", "psnr", "ssim", "difference", "diff", "quality", "side by side"],
             inputs=[
-                io.Image.Input("left", tooltip="As it should be: sampled without a step cache."),
-                io.Image.Input("right", tooltip="What to judge. Of the same size."),
+                io.Image.Input("left", tooltip="The reference: sampled without a step cache."),
+                io.Image.Input("right", tooltip="The image to judge, of the same size."),
                 io.Float.Input(
                     "amplify",
+                    optional=True,
                     default=0.0,
                     min=0.0,
                     max=50000.0,
                     step=1.0,
-                    tooltip="What differences are multiplied by, to be seen. 0: what suits them. PSNR and SSIM do not depend on it.",
+                    tooltip="Factor on the differences that are shown; 0: chosen to suit them. It does not change PSNR and SSIM.",
                 ),
-                io.String.Input("left_name", default="left", tooltip="Written over the left picture."),
-                io.String.Input("right_name", default="right", tooltip="Written over the right picture."),
+                io.String.Input("left_name", optional=True, default="left", tooltip="Title of the left image."),
+                io.String.Input("right_name", optional=True, default="right", tooltip="Title of the right image."),
             ],
             outputs=[
-                io.Float.Output("psnr", display_name="psnr", tooltip="dB, over all pairs; 150 for identical ones."),
-                io.Float.Output("ssim", display_name="ssim", tooltip="The mean over all pairs; 1 for identical ones."),
-                io.Image.Output("picture", display_name="picture"),
+                io.Float.Output("psnr", display_name="psnr", tooltip="dB, over all pairs; 150 for identical images."),
+                io.Float.Output("ssim", display_name="ssim", tooltip="Mean over all pairs; 1 for identical images."),
+                io.Image.Output("picture", display_name="image"),
                 io.String.Output("text", display_name="text"),
             ],
             is_output_node=True,
@@ -146,7 +144,7 @@ class CompareImages(io.ComfyNode):
 
 
 def _shown(node: Any, shown: Any, text: str) -> dict[str, Any]:
-    """On the node itself: the picture, and the text for readers that cannot see it."""
+    """What the node itself shows: the image, and the text for people who cannot see it."""
     return {**ui.PreviewImage(shown, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}
 
 

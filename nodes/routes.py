@@ -93,7 +93,7 @@ def _tried() -> tuple[bool, str]:
         return False, OFF
     ok, text = tried(memo)
     if standing()["changed"]:
-        text += " The settings were changed since ComfyUI was started: restart it to use and to test them."
+        text += " The settings have changed since ComfyUI was started: restart it to use and to test them."
     return ok, text
 
 
@@ -132,7 +132,7 @@ def _guarded(handler: Handler) -> Handler:
             raise
         except Exception:
             log.exception("[Skipstone] %s", request.path)
-            return web.json_response({"error": "That failed; ComfyUI's log says why."}, status=500)
+            return web.json_response({"error": "The request failed; see ComfyUI's log."}, status=500)
 
     return answer
 
@@ -143,13 +143,13 @@ async def _off_the_loop(function: Callable[..., T], *args: Any) -> T:
 
 async def _json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
-        raise _Refused("Ask with Content-Type: application/json.", web.HTTPUnsupportedMediaType.status_code)
+        raise _Refused("The Content-Type has to be application/json.", web.HTTPUnsupportedMediaType.status_code)
     try:
         asked = await request.json()
     except (ValueError, RecursionError):
         asked = None
     if not isinstance(asked, dict):
-        raise _Refused("What is asked has to be a JSON object.")
+        raise _Refused("The request has to be a JSON object.")
     return asked
 
 

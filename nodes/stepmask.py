@@ -1,4 +1,4 @@
-"""Step Mask: which steps to compute, written down or by name, for any of the method nodes."""
+"""Step Mask: the steps to compute, chosen by hand, for any of the method nodes."""
 
 from __future__ import annotations
 
@@ -8,17 +8,31 @@ from comfy_api.latest import io
 
 from ..core.step.policies import StepMask
 from ..core.step.policies.mask import NAMES, from_bins, from_text
-from . import widgets
+from . import method_node, widgets
 from .widgets import StepMaskType, among
 
 TEXT, BINS = "mask", "bins"
 POLICIES = ("static", "dynamic")
+MASK, COMPUTE_BINS, CACHE_BINS = "1,1,1,1,0,1,0,1", "4,1,1", "1,2"
 
 
 def step_mask_of(
-    source: str = "medium", mask: str = "", compute_bins: str = "", cache_bins: str = "", policy: str = "static"
+    source: str = "medium",
+    mask: str = MASK,
+    compute_bins: str = COMPUTE_BINS,
+    cache_bins: str = CACHE_BINS,
+    policy: str = "static",
 ) -> StepMask:
-    """Raises ValueError for what is no mask, saying what one looks like."""
+    """The node as data.
+
+    Args:
+        source (str, default "medium"): one of NAMES, TEXT or BINS.
+        mask (str): ones and zeros, a number a step. It counts with TEXT.
+        compute_bins, cache_bins (str): lengths in steps of runs of computed and skipped steps, in turn. They count with BINS.
+        policy (str, default "static"): "static" skips every 0; "dynamic" lets the method decide there.
+
+    Raises ValueError for text that is no mask; the message shows a valid one.
+    """
     among("source", source, (*NAMES, TEXT, BINS))
     among("policy", policy, POLICIES)
     chosen = cast(Literal["static", "dynamic"], policy)
@@ -34,22 +48,22 @@ def step_mask_of(
 def _numbers(name: str, text: str) -> list[int]:
     parts = [p for p in text.replace(",", " ").split() if p]
     if any(not (p.isascii() and p.isdigit()) or len(p) > 5 for p in parts):
-        raise ValueError(f"{name} is a list of numbers of steps, such as 4,2,1, not {text[:60]!r}")
+        raise ValueError(f"{name} is a list of step counts, such as 4,2,1, not {text[:60]!r}")
     return [int(p) for p in parts]
 
 
 class StepMaskNode(io.ComfyNode):
-    """-> STEP_MASK. See `step_mask_of` for what the widgets mean."""
+    """-> STEP_MASK. `step_mask_of` explains the widgets."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="SkipstoneStepMask",
             display_name="Step Mask",
-            category=widgets.CATEGORY,
+            category=method_node.AUTO,
             description=(
-                "Says which steps are computed (1) and which may be skipped (0). Connect it to step_mask of a method node. A mask "
-                "for another number of steps than the run has is stretched to the run's steps."
+                "Chooses by hand which steps are computed (1) and which may be skipped (0). Connect it to step_mask of a method node. A "
+                "mask for another number of steps is stretched to the run's."
             ),
             search_aliases=["skipstone", "scm", "steps computation mask", "step mask", "cache mask"],
             inputs=[
@@ -58,31 +72,35 @@ class StepMaskNode(io.ComfyNode):
                     options=[*NAMES, TEXT, BINS],
                     default="medium",
                     tooltip=(
-                        "slow, medium, fast and ultra are cache-dit's masks, each made for 28, 15, 9 and 8 steps and stretched to others. "
-                        "mask and bins use the fields below."
+                        "slow, medium, fast, ultra: cache-dit's masks, made for 28, 15, 9 and 8 steps and stretched to others. mask, bins: "
+                        "the fields below."
                     ),
                 ),
                 io.String.Input(
                     "mask",
-                    default="1,1,1,1,0,1,0,1",
-                    tooltip="For source mask: 1 computes a step, 0 may skip it.",
+                    optional=True,
+                    default=MASK,
+                    tooltip="Source mask: 1 computes a step, 0 may skip it.",
                     extra_dict=widgets.shown({"source": [TEXT]}),
                 ),
                 io.String.Input(
                     "compute_bins",
-                    default="4,1,1",
-                    tooltip="For source bins: runs of computed steps, in turn with cache_bins.",
+                    optional=True,
+                    default=COMPUTE_BINS,
+                    tooltip="Source bins: how many steps in a row are computed, in turn with cache_bins.",
                     extra_dict=widgets.shown({"source": [BINS]}),
                 ),
                 io.String.Input(
                     "cache_bins",
-                    default="1,2",
-                    tooltip="For source bins: runs of skipped steps between them.",
+                    optional=True,
+                    default=CACHE_BINS,
+                    tooltip="Source bins: how many steps in a row are skipped between them.",
                     extra_dict=widgets.shown({"source": [BINS]}),
                 ),
                 io.Combo.Input(
                     "policy",
                     options=[*POLICIES],
+                    optional=True,
                     default="static",
                     tooltip="static: every 0 is skipped. dynamic: at a 0 the method decides.",
                 ),
@@ -92,7 +110,7 @@ class StepMaskNode(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **values: Any) -> bool | str:
-        if any(v is None for v in values.values()):  # a linked value is not known yet
+        if any(v is None for v in values.values()):  # a linked value, which is not known yet
             return True
         try:
             step_mask_of(**values)

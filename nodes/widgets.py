@@ -1,4 +1,4 @@
-"""What the method nodes have in common: guards, the step mask, where the history is kept, and the checks of their values."""
+"""Inputs that method nodes share: presets, guards, the step mask, the device of the history; and checks of their values."""
 
 from __future__ import annotations
 
@@ -6,27 +6,23 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import wraps
 from inspect import signature
-from typing import Any, Literal, ParamSpec, TypeVar
+from typing import Any, Literal, ParamSpec, TypeVar, get_args
 
 from comfy_api.latest import io
 
-from ..core.step.auto.method import AutoMethod
-from ..core.step.method import Method
+from ..core.step.clock import Coordinate
 from ..core.step.policies import Cap, Mask, Policy, StepMask, Warmup, Window
-from ..patch.step.attach import attach
-from .reporting import Reporter
 
 CUSTOM = "Custom"
-CATEGORY = "Skipstone/step cache"
 DEVICES = ("auto", "gpu", "cpu")
+COORDINATES = get_args(Coordinate)
 StepMaskType = io.Custom("STEP_MASK")
-# where a preset depends on the number of steps, the widgets show what it is at so many
 TYPICAL_STEPS = 50
+"""Where a preset depends on the number of steps, the widgets show its values for this many."""
 Values = dict[str, Any]
-"""Of a node's widgets, by name."""
+"""Values of a node's widgets, by name."""
 P = ParamSpec("P")
 T = TypeVar("T")
-ALIASES = ["skipstone", "step cache", "cache", "skip steps"]
 
 
 def among(name: str, value: object, choices: Iterable[str]) -> None:
@@ -38,8 +34,18 @@ def among(name: str, value: object, choices: Iterable[str]) -> None:
 
 @dataclass(frozen=True)
 class Guards:
-    """Where everything is computed, whatever the method. most: share of the steps that are warmup at most. Raises ValueError for a
-    share out of 0..1 or a negative count."""
+    """Where every method computes.
+
+    Args:
+        warmup (int, default 2): the first steps.
+        start_percent (float, default 0.0): everything before this share of the schedule, 0 to 1.
+        end_percent (float, default 1.0): everything after this share of the schedule, 0 to 1.
+        max_skips (int, default 0): evaluations skipped in a row at most; 0 for no limit.
+        of_steps (bool, default False): the two shares are of the steps; otherwise of the timestep range, as in ControlNet nodes.
+        most (float, default 1.0): share of the run's steps that warmup takes at most.
+
+    Raises ValueError for a share outside 0 to 1 or a negative count.
+    """
 
     warmup: int = 2
     start_percent: float = 0.0
@@ -57,14 +63,15 @@ class Guards:
                 raise ValueError(f"{name} is a number of steps, not {getattr(self, name)}")
 
     def values(self, of_steps: bool = False) -> Values:
-        """Its widgets' values, on a node whose shares are of the steps or of the timestep range. A share of the steps is there shown as
-        the warmup that it is at TYPICAL_STEPS."""
+        """The widgets' values. of_steps: the node's shares are of the steps. On a node whose shares are of the timestep range, a share
+        of the steps is shown as warmup, as many steps as it is at TYPICAL_STEPS."""
         if self.of_steps and not of_steps:
             first = max(self.warmup, int(self.start_percent * TYPICAL_STEPS))
             return {**Guards(first, max_skips=self.max_skips).values(), "end_percent": self.end_percent}
         return {name: getattr(self, name) for name in ("warmup", "start_percent", "end_percent", "max_skips")}
 
     def policies(self, mask: object = None) -> tuple[Policy, ...]:
+        """The guards as policies, followed by the step mask where there is one. Raises ValueError where `mask` is no StepMask."""
         window = Window(self.start_percent, self.end_percent, self.of_steps)
         guards: tuple[Policy, ...] = (Warmup(self.warmup, self.most), window, Cap(self.max_skips))
         if mask is None:
@@ -75,31 +82,22 @@ class Guards:
 
 
 def decides_alone(mask: object) -> bool:
-    """Is it a step mask that leaves nothing to the method?"""
+    """Whether it is a step mask that leaves no decision to the method."""
     return isinstance(mask, StepMask) and mask.policy == "static"
 
 
 def device(value: str) -> Literal["auto", "gpu", "cpu"]:
+    """Raises ValueError unless it is one of DEVICES."""
     among("history_device", value, DEVICES)
     return value  # type: ignore[return-value]
 
 
-def patched(node: type[io.ComfyNode], model: Any, method: Method | AutoMethod) -> io.NodeOutput:
-    """What a method node returns: the MODEL with the method on it, whose reports go to the browser under the node's id.
-
-    Such nodes are `not_idempotent`: by that ComfyUI does not give one the MODEL that it cached for another with the same inputs.
-    """
-    reporter = Reporter(node.hidden.unique_id)
-    return io.NodeOutput(attach(model, method, (reporter,), (reporter.watch,)))
-
-
-def model() -> Any:
-    return io.Model.Input("model", tooltip="The model to sample faster.")
+# presets
 
 
 def presets(table: Mapping[str, Values]) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """For what makes a method of a node's values: a preset stands for those in `table`, whatever else is given for them. The same table
-    is given to `preset`, for the browser. Raises ValueError for a preset that is not in it."""
+    """Decorator of a function that makes a method of a node's values: a preset of `table` replaces the values that it stands for,
+    whatever else is given for them. Pass the same table to `preset`. The function raises ValueError for an unknown preset."""
 
     def known(make: Callable[P, T]) -> Callable[P, T]:
         default = signature(make).parameters["preset"].default
@@ -114,13 +112,13 @@ def presets(table: Mapping[str, Values]) -> Callable[[Callable[P, T]], Callable[
     return known
 
 
-def preset(table: Mapping[str, Values], default: str, tooltip: str) -> Any:
-    """The combo of presets. With it the browser is told the values that each stands for: web/js/presets.js shows them."""
+def preset(table: Mapping[str, Values], tooltip: str, default: str = "Balanced") -> Any:
+    """The combo of presets, the only required widget. The browser gets the values of each preset too: web/js/presets.js shows them."""
     return io.Combo.Input(
         "preset",
         options=[*table, CUSTOM],
         default=default,
-        tooltip=f"{tooltip} Changing one of the values makes it Custom.",
+        tooltip=f"{tooltip} Editing a value changes it to Custom.",
         extra_dict={
             "skipstone": {"presets": {name: dict(values) for name, values in table.items()}, "otherwise": CUSTOM}
         },
@@ -128,99 +126,107 @@ def preset(table: Mapping[str, Values], default: str, tooltip: str) -> Any:
 
 
 Shown = Mapping[str, Iterable[Any]] | None
-"""Where a widget has a meaning: with these values of others. Elsewhere the browser hides it."""
+"""Other widgets' values with which a widget has a meaning. With any other value the browser hides it."""
 
 
 def shown(where: Shown) -> dict[str, Any]:
-    """For an input's extra_dict."""
+    """An input's extra_dict for `where`."""
     return {"skipstone": {"shown": {name: [*values] for name, values in where.items()}}} if where else {}
 
 
 def custom(where: Shown = None) -> dict[str, Any]:
-    """Likewise, for a value that only counts with Custom: the browser folds it away with a preset."""
+    """An input's extra_dict, for a value that counts only with Custom: the browser folds it away with a preset."""
     return {"skipstone": {"custom": True, **shown(where).get("skipstone", {})}}
 
 
+# values that count only with Custom: a preset replaces them, so callers of the API need not send them
+
+
 def number(
-    name: str, default: float, low: float, high: float, tooltip: str, step: float = 0.01, where: Shown = None
+    name: str,
+    default: float,
+    low: float,
+    high: float,
+    tooltip: str,
+    step: float = 0.01,
+    where: Shown = None,
+    label: str | None = None,
 ) -> Any:
     return io.Float.Input(
         name,
+        display_name=label,
         default=default,
         min=low,
         max=high,
         step=step,
-        advanced=True,
-        tooltip=f"Custom: {tooltip}",
-        extra_dict=custom(where),
+        **_minor(f"Custom: {tooltip}", custom(where)),
     )
 
 
-def count(name: str, default: int, low: int, high: int, tooltip: str, where: Shown = None) -> Any:
+def count(
+    name: str, default: int, low: int, high: int, tooltip: str, where: Shown = None, label: str | None = None
+) -> Any:
     return io.Int.Input(
-        name,
-        default=default,
-        min=low,
-        max=high,
-        advanced=True,
-        tooltip=f"Custom: {tooltip}",
-        extra_dict=custom(where),
+        name, display_name=label, default=default, min=low, max=high, **_minor(f"Custom: {tooltip}", custom(where))
     )
 
 
 def limit(name: str, default: int, what: str) -> Any:
-    return count(
-        name,
-        default,
-        0,
-        1000,
-        f"at most so many evaluations {what}: one a step with most samplers, two with heun. 0: no limit.",
-    )
+    tooltip = f"maximum number of evaluations {what}. Most samplers make one evaluation a step, heun two. 0: no limit."
+    return count(name, default, 0, 1000, tooltip)
 
 
 def choice(name: str, options: Iterable[str], default: str, tooltip: str, where: Shown = None) -> Any:
-    return io.Combo.Input(
-        name,
-        options=[*options],
-        default=default,
-        advanced=True,
-        tooltip=f"Custom: {tooltip}",
-        extra_dict=custom(where),
+    return io.Combo.Input(name, options=[*options], default=default, **_minor(f"Custom: {tooltip}", custom(where)))
+
+
+def flag(name: str, default: bool, tooltip: str, where: Shown = None) -> Any:
+    return io.Boolean.Input(name, default=default, **_minor(f"Custom: {tooltip}", custom(where)))
+
+
+def coordinate(default: str, where: Shown = None) -> Any:
+    tooltip = (
+        "variable of the polynomial. sigma. time: sigma as a share of noise, 0 to 1. log-SNR: logarithm of signal to noise. index: "
+        "number of the step."
     )
+    return choice("coordinate", COORDINATES, default, tooltip, where)
 
 
 def guards(default: Guards) -> list[Any]:
     """Widgets for a Guards, with its values as defaults."""
-    share = (
-        "this share of the steps" if default.of_steps else "this share of the timestep range (as in ControlNet nodes)"
+    share = "share of the steps" if default.of_steps else "share of the timestep range (as in ControlNet nodes)"
+    return [
+        count("warmup", default.warmup, 0, 1000, "number of first steps that are always computed."),
+        number("start_percent", default.start_percent, 0.0, 1.0, f"no skips before this {share}."),
+        number("end_percent", default.end_percent, 0.0, 1.0, f"no skips after this {share}."),
+        limit("max_skips", default.max_skips, "skipped in a row"),
+    ]
+
+
+# values that count with every preset
+
+
+def option(name: str, options: Iterable[str], default: str, tooltip: str, where: Shown = None) -> Any:
+    return io.Combo.Input(name, options=[*options], default=default, **_minor(tooltip, shown(where)))
+
+
+def common(device: Any = None) -> list[Any]:
+    """The last inputs of every method. device: the widget for where the history is kept, by default `history_device()`."""
+    mask = StepMaskType.Input(
+        "step_mask",
+        optional=True,
+        tooltip=(
+            "From a Step Mask node: which steps to compute. A static mask replaces the method's decisions. A dynamic mask allows skips "
+            "only where it has a 0."
+        ),
     )
-    return [
-        count("warmup", default.warmup, 0, 1000, "the first steps, always computed."),
-        number("start_percent", default.start_percent, 0.0, 1.0, f"nothing is skipped before {share}."),
-        number("end_percent", default.end_percent, 0.0, 1.0, f"nothing is skipped after {share}."),
-        limit("max_skips", default.max_skips, "in a row are skipped"),
-    ]
+    return [device or history_device(), mask]
 
 
-SMALL = "Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight."
+def history_device(more: str = "") -> Any:
+    tooltip = "Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight."
+    return option("history_device", DEVICES, "auto", tooltip + more)
 
 
-def common(device: str = SMALL) -> list[Any]:
-    """The inputs that every method ends with. They hold with every preset. device: the tooltip of history_device."""
-    return [
-        io.Combo.Input(
-            "history_device",
-            options=[*DEVICES],
-            default="auto",
-            advanced=True,
-            tooltip=device,
-        ),
-        StepMaskType.Input(
-            "step_mask",
-            optional=True,
-            tooltip=(
-                "From a Step Mask node: which steps to compute. A static mask decides alone, a dynamic one lets the method skip "
-                "only where it has a 0."
-            ),
-        ),
-    ]
+def _minor(tooltip: str, extra: dict[str, Any]) -> dict[str, Any]:
+    return {"optional": True, "advanced": True, "tooltip": tooltip, "extra_dict": extra}

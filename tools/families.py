@@ -33,9 +33,12 @@ from skipstone.core.step.indicators.blocks import Modulated  # noqa: E402
 from skipstone.core.step.method import Method  # noqa: E402
 from skipstone.core.step.policies import PerModel, Ratios  # noqa: E402
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, Row, rows  # noqa: E402
-from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of  # noqa: E402
-from skipstone.nodes.forecast import taylorseer_of  # noqa: E402
-from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of  # noqa: E402
+from skipstone.nodes.dbcache import cachedit_of, dbcache_of  # noqa: E402
+from skipstone.nodes.dicache import dicache_of  # noqa: E402
+from skipstone.nodes.firstblock import firstblock_of  # noqa: E402
+from skipstone.nodes.magcache import magcache_of  # noqa: E402
+from skipstone.nodes.taylorseer import taylorseer_of  # noqa: E402
+from skipstone.nodes.teacache import teacache_of  # noqa: E402
 from skipstone.patch.blocks.resolver import block_support_of, objection  # noqa: E402
 from skipstone.patch.errors import StepCacheError  # noqa: E402
 from skipstone.patch.families import FAMILIES, LEFT_OUT, Family, LeftOut, family_of  # noqa: E402

@@ -146,7 +146,7 @@ def english() -> dict[str, Texts]:
 
 
 def _texts(schema: Any) -> Texts:
-    inputs = {i.id: {"name": i.id, "tooltip": i.tooltip} for i in schema.inputs}
+    inputs = {i.id: {"name": i.display_name or i.id, "tooltip": i.tooltip} for i in schema.inputs}
     # the front end has names of its own for the others: those of their types
     named = {str(n): _output(o) for n, o in enumerate(schema.outputs) if o.display_name not in (None, o.io_type)}
     outputs = {"outputs": named} if named else {}

@@ -28,12 +28,16 @@ import torch  # noqa: E402
 from skipstone.core.step.clock import Grid  # noqa: E402
 from skipstone.core.step.method import Method  # noqa: E402
 from skipstone.core.step.report.report import Report  # noqa: E402
+from skipstone.nodes.dbcache import cachedit_of, dbcache_of  # noqa: E402
+from skipstone.nodes.dicache import dicache_of  # noqa: E402
 from skipstone.nodes.easycache import easycache_of, ucache_of  # noqa: E402
-from skipstone.nodes.firstblock import cachedit_of, dbcache_of, firstblock_of  # noqa: E402
-from skipstone.nodes.forecast import spectrum_of, taylorseer_of  # noqa: E402
+from skipstone.nodes.firstblock import firstblock_of  # noqa: E402
+from skipstone.nodes.magcache import magcache_of  # noqa: E402
 from skipstone.nodes.meancache import method_of  # noqa: E402
+from skipstone.nodes.spectrum import spectrum_of  # noqa: E402
 from skipstone.nodes.stepmask import step_mask_of  # noqa: E402
-from skipstone.nodes.teacache import dicache_of, magcache_of, teacache_of  # noqa: E402
+from skipstone.nodes.taylorseer import taylorseer_of  # noqa: E402
+from skipstone.nodes.teacache import teacache_of  # noqa: E402
 from skipstone.patch.step.attach import attach  # noqa: E402
 
 PACK = Path(__file__).resolve().parent.parent

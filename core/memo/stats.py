@@ -11,6 +11,8 @@ from typing import Any
 from .tiers.base import Usage
 
 log = logging.getLogger(__name__)
+WORDS = {"vae": "latents", "text": "prompts", "image": "pictures", "loader": "loaders", "node": "other nodes"}
+"""Names of kinds that people read, by kind."""
 
 
 class Stats:
@@ -57,7 +59,7 @@ class Stats:
                 return
             sentence = f"{tier}: {what}" + (f" ({detail})" if detail else "")
             self._troubles[tier, what] = sentence
-        log.warning("[Skipstone] memo: %s", sentence)
+        log.warning("[Skipstone] encode cache: %s", sentence)
 
     @property
     def troubles(self) -> list[tuple[str, str]]:
@@ -108,9 +110,9 @@ class Stats:
     def text(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> str:
         """The same for people, some lines."""
         told = self.as_dict(usage)
-        lines = [_line("memo", told)]
+        lines = [_line("encode cache", told)]
         if len(told["kinds"]) > 1:
-            lines += [_line(kind, counts) for kind, counts in told["kinds"].items()]
+            lines += [_line(WORDS.get(kind, kind), counts) for kind, counts in told["kinds"].items()]
         for tier, counts in told["tiers"].items():
             held = (
                 f", {counts['entries']} entries, {size(counts['bytes'])}"
@@ -142,6 +144,8 @@ def _rate(hits: int, misses: int) -> float | None:
 
 def _line(name: str, counts: Mapping[str, Any]) -> str:
     if counts["hit_rate"] is None:
-        return f"{name}: nothing asked for yet"
+        return f"{name}: not used yet"
     asked = counts["hits"] + counts["misses"]
-    return f"{name}: {counts['hits']} of {asked} hit ({counts['hit_rate']:.0%}), {counts['saved_seconds']:.1f} s saved"
+    return (
+        f"{name}: {counts['hits']} of {asked} reused ({counts['hit_rate']:.0%}), {counts['saved_seconds']:.1f} s saved"
+    )

@@ -30,9 +30,9 @@ def tried(store: Store) -> tuple[bool, str]:
     """Whether the Redis of this store takes a word and gives it back, and a sentence that says so or what is wrong."""
     tier = store.tiers.get(RedisTier.name)
     if not isinstance(tier, RedisTier):
-        return False, "No Redis is set."
+        return False, "No Redis address is set."
     try:
-        return True, f"Redis keeps what it is given ({tier.trial() * 1000:.1f} ms)."
+        return True, f"Redis works ({tier.trial() * 1000:.1f} ms to write and read)."
     except Exception as error:
         text = _without_place(str(error), tier)
         return False, f"{text[:1].upper()}{text[1:]}."

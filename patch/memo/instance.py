@@ -119,7 +119,7 @@ def _made() -> Store | None:
         store.ready(REDIS_SECONDS)
         return store
     except Exception:
-        log.exception("[Skipstone] memo: cannot be opened; nothing is remembered")
+        log.exception("[Skipstone] encode cache: cannot be opened; nothing is cached")
         return None
 
 
@@ -147,14 +147,14 @@ def _settings(said: SettingsReader) -> Settings:
     address = str(said.get("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
     if with_password(address) and "Skipstone.Memo.Redis" not in said.of_environment:
         said.complain(
-            "memo: Redis is not used: its address holds a password, and every page of this server can read the settings: "
+            "encode cache: Redis is not used: its address holds a password, and every page of this server can read the settings: "
             "give it in SKIPSTONE_MEMO_REDIS instead"
         )
         address = ""
     try:
         return Settings(**chosen, redis=address)
     except ValueError as error:  # which does not repeat the address
-        said.complain("memo: Redis is not used: %s", error)
+        said.complain("encode cache: Redis is not used: %s", error)
         return Settings(**chosen)
 
 

@@ -53,8 +53,8 @@ def tab(desk):
     """The panel, opened as a person does."""
     desk.page.set_default_timeout(WAIT)
     expect.set_options(timeout=WAIT)
-    desk.page.get_by_test_id("side-toolbar").get_by_role("button", name="Skipstone memo").click()
-    panel = desk.page.get_by_role("region", name="Skipstone memo")
+    desk.page.get_by_test_id("side-toolbar").get_by_role("button", name="Encode cache").click()
+    panel = desk.page.get_by_role("region", name="Encode cache")
     expect(panel.get_by_role("group", name="Redis")).to_be_visible()
     return panel
 
@@ -81,7 +81,7 @@ def confirm(desk, button):
 def test_numbers_and_clearing(open_desk, redis):
     desk = open_desk()
     panel = tab(desk)
-    expect(panel).to_contain_text("Nothing was asked of the memo")
+    expect(panel).to_contain_text("Nothing cached yet.")
     expect(panel.get_by_role("group", name="Redis")).to_contain_text("connected" if redis else "off")
     expect(panel.get_by_role("button", name="Clear everything")).to_be_disabled()
     assert not any(word in panel.inner_text() for word in SECRETS)
@@ -104,7 +104,9 @@ def test_numbers_and_clearing(open_desk, redis):
             [picture, color],
         )
         desk.queue()
-    expect(panel).to_contain_text("1 of 3 were known, 2 were computed")  # without a click: it follows what is run
+    expect(panel).to_contain_text(
+        "1 of 3 reused, 2 new (saved for next time)"
+    )  # without a click: it follows what is run
     expect(panel).to_contain_text("33% hit rate")
     expect(panel.get_by_role("row", name="latents")).to_contain_text(re.compile(r"1\s*2\s*33%"))
     memory, disk = panel.get_by_role("group", name="Memory"), panel.get_by_role("group", name="Disk")
@@ -116,7 +118,7 @@ def test_numbers_and_clearing(open_desk, redis):
     clear = panel.get_by_role("button", name="Clear latents from memory")
     clear.focus()
     desk.page.keyboard.press("Enter")
-    expect(desk.page.get_by_role("dialog")).to_contain_text("Remove 2 entries of latents")
+    expect(desk.page.get_by_role("dialog")).to_contain_text("Delete 2 entries of latents")
     desk.shoot("memo-confirm-light")
     confirm(desk, "Cancel")
     panel.get_by_role("button", name="Refresh").click()
@@ -132,7 +134,7 @@ def test_numbers_and_clearing(open_desk, redis):
     expect(disk).to_contain_text("0 entries")
 
     # away and back
-    button = desk.page.get_by_test_id("side-toolbar").get_by_role("button", name="Skipstone memo")
+    button = desk.page.get_by_test_id("side-toolbar").get_by_role("button", name="Encode cache")
     button.click()
     expect(panel).to_have_count(0)
     button.click()
@@ -163,12 +165,12 @@ def test_settings(open_desk, redis):
 
     panel.get_by_role("button", name="Settings").click()
     dialog = page.get_by_test_id("settings-dialog")
-    dialog.get_by_placeholder(re.compile("Search Settings")).fill("Largest entry for Redis")
+    dialog.get_by_placeholder(re.compile("Search Settings")).fill("skip entries larger")
     expect(setting("Skipstone.Memo.RedisMB")).to_be_visible()
     dialog.get_by_placeholder(re.compile("Search Settings")).fill("")
     dialog.get_by_role("button", name="Skipstone", exact=True).click()
     expect(setting("Skipstone.Memo")).to_be_visible()
-    expect(setting("Skipstone.Memo.Memory").get_by_placeholder("a tenth")).to_be_visible()
+    expect(setting("Skipstone.Memo.Memory").get_by_placeholder("10% of RAM")).to_be_visible()
     desk.shoot("memo-settings-light")
     assert said() == {}
 
@@ -198,9 +200,9 @@ def test_settings(open_desk, redis):
     assert said() == {f"Skipstone.Memo{name}": value for name, value in expected.items()}
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
-    expect(panel).to_contain_text("The settings were changed. They count when ComfyUI is restarted.")
+    expect(panel).to_contain_text("The settings have changed. Restart ComfyUI to apply them.")
     overruled = "Folder, Redis" if redis else "Folder"
-    expect(panel).to_contain_text(f"Set by the environment, whatever the settings say: {overruled}.")
+    expect(panel).to_contain_text(f"Set by environment variables, not by the settings: {overruled}.")
 
 
 def test_the_connection(open_desk, redis):
@@ -213,9 +215,9 @@ def test_the_connection(open_desk, redis):
     button, told = tested.get_by_role("button", name="Test connection"), tested.get_by_role("status")
     button.click()
     if redis is None:
-        expect(told).to_contain_text("No Redis is set.")
+        expect(told).to_contain_text("No Redis address is set.")
         pytest.skip("redis-server is missing (Debian: apt-get install redis-server)")
-    expect(told).to_contain_text("✓ Redis keeps what it is given")
+    expect(told).to_contain_text("✓ Redis works")
     desk.shoot("memo-connection-dark")
     redis.stop()
     button.click()
@@ -226,8 +228,8 @@ def test_the_connection(open_desk, redis):
     state = panel.get_by_role("group", name="Redis")
     for _ in range(40):  # it is noticed by itself within 15 s
         panel.get_by_role("button", name="Refresh").click()
-        if "not answering" in state.inner_text():
+        if "not responding" in state.inner_text():
             break
         desk.page.wait_for_timeout(500)
-    expect(state).to_contain_text("not answering")
+    expect(state).to_contain_text("not responding")
     shown(desk, panel, "memo-without-redis")

@@ -14,7 +14,7 @@ from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.policies import Accumulator, Mask, Ratios, RunContext, StepMask, Threshold, Total
 from skipstone.core.step.predictors import Linear, ProbeAligned, Reuse, Taylor
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows
-from skipstone.nodes import firstblock, forecast, teacache
+from skipstone.nodes import dbcache, dicache, firstblock, magcache, taylorseer, teacache
 from skipstone.patch.blocks.resolver import objection
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.families import Family
@@ -25,11 +25,11 @@ from .floors import SAME_PICTURE
 
 OF: dict[str, Any] = {
     "First Block Cache": firstblock.firstblock_of,
-    "DBCache": firstblock.dbcache_of,
-    "Cache-DiT": firstblock.cachedit_of,
+    "DBCache": dbcache.dbcache_of,
+    "Cache-DiT": dbcache.cachedit_of,
     "TeaCache": teacache.teacache_of,
-    "MagCache": teacache.magcache_of,
-    "DiCache": teacache.dicache_of,
+    "MagCache": magcache.magcache_of,
+    "DiCache": dicache.dicache_of,
 }
 FOUR = ("Quality", "Balanced", "Speed", "Turbo")
 PRESETS = {
@@ -130,33 +130,33 @@ def test_first_block_cache_by_hand():
 
 
 def test_dbcache_by_hand():
-    method = firstblock.dbcache_of(
+    method = dbcache.dbcache_of(
         "Custom", 3, 2, 0.2, "relative change", "taylor", 2, "index", max_cached=7, warmup=5, max_skips=2
     )
     assert method.blocks == Blocks(3, 2)  # as many as were asked for, or an error
     assert method.predictor == Taylor(2, "index")
     assert Total(7) in method.policies
     assert rule(method) == Threshold(0.2)
-    assert rule(firstblock.dbcache_of("as in cache-dit")) == Threshold(0.08)
-    assert firstblock.dbcache_of("as in cache-dit").predictor == Reuse()
-    published = firstblock.dbcache_of("as in cache-dit").blocks
+    assert rule(dbcache.dbcache_of("as in cache-dit")) == Threshold(0.08)
+    assert dbcache.dbcache_of("as in cache-dit").predictor == Reuse()
+    published = dbcache.dbcache_of("as in cache-dit").blocks
     assert published is not None
     assert (published.prefix, published.suffix, published.fit) == (8, 0, True)
 
 
 def test_the_presets_fewer_blocks_for_more_speed():
-    fns = [b.prefix for b in (firstblock.dbcache_of(p).blocks for p in FOUR) if b]
+    fns = [b.prefix for b in (dbcache.dbcache_of(p).blocks for p in FOUR) if b]
     assert fns == sorted(fns, reverse=True)
 
 
 def test_more_blocks_than_the_model_has_is_an_error_that_says_how_many_there_are(flux):
-    for of in (firstblock.dbcache_of, firstblock.cachedit_of):
+    for of in (dbcache.dbcache_of, dbcache.cachedit_of):
         with pytest.raises(StepCacheError, match=r"(?s)8 \+ 0 blocks.*has 4"):
             attach(flux, of("Custom", fn=8))
         attach(flux, of("Balanced"))
         attach(flux, of("Custom", fn=2, bn=1))
     with pytest.raises(StepCacheError, match=r"9 \+ 0 blocks"):
-        attach(flux, teacache.dicache_of("Custom", probe=9))
+        attach(flux, dicache.dicache_of("Custom", probe=9))
 
 
 def skipped_steps(reports):
@@ -177,7 +177,7 @@ def test_cache_dits_mask_is_in_force(studio, cached, flux):
     steps = StepMask(name="ultra").on(flow(STEPS))
     holes = [i for i, c in enumerate(steps) if not c and i >= 3 and i < STEPS - 1]
     for policy, threshold, wanted in (("static", 0.0, holes), ("dynamic", 0.0, []), ("dynamic", 50.0, holes)):
-        method = firstblock.cachedit_of(
+        method = dbcache.cachedit_of(
             "Custom", fn=1, threshold=threshold, warmup=3, skip_interval=0, mask="ultra", mask_policy=policy
         )
         model, reports = cached(method, flux)
@@ -187,7 +187,7 @@ def test_cache_dits_mask_is_in_force(studio, cached, flux):
 
 def test_a_step_mask_that_is_connected_goes_before_cache_dits_own():
     own = StepMask((True, False))
-    method = firstblock.cachedit_of("Custom", mask="fast", step_mask=own)
+    method = dbcache.cachedit_of("Custom", mask="fast", step_mask=own)
     assert [p.mask for p in method.policies if isinstance(p, Mask)] == [own]
 
 
@@ -195,16 +195,16 @@ def test_cache_dit_forecasts(studio, cached, flux):
     """TaylorSeer's derivatives are kept in stable-diffusion.cpp, and never used."""
     outs = []
     for order in (1, 2):
-        method = firstblock.cachedit_of("Custom", fn=1, threshold=50.0, warmup=6, order=order, skip_interval=3)
+        method = dbcache.cachedit_of("Custom", fn=1, threshold=50.0, warmup=6, order=order, skip_interval=3)
         assert method.predictor == Taylor(order, "log-SNR")
         outs.append(studio.sample(cached(method, flux)[0], steps=STEPS, cfg=1.0))
-    reuse = firstblock.dbcache_of("Custom", fn=1, threshold=50.0, warmup=6, predictor="none", max_skips=3)
+    reuse = dbcache.dbcache_of("Custom", fn=1, threshold=50.0, warmup=6, predictor="none", max_skips=3)
     outs.append(studio.sample(cached(reuse, flux)[0], steps=STEPS, cfg=1.0))
     assert all(not torch.equal(a, b) for a, b in pairwise(outs))
 
 
 def test_cache_dit_as_documented_by_stable_diffusion_cpp():
-    method = firstblock.cachedit_of("stable-diffusion.cpp")
+    method = dbcache.cachedit_of("stable-diffusion.cpp")
     assert rule(method) == Threshold(0.08)
     assert method.predictor == Taylor(1, "index")
     assert method.blocks is not None and (method.blocks.prefix, method.blocks.suffix) == (8, 0)
@@ -252,11 +252,11 @@ def test_a_polynomial_of_what_no_block_sees_is_a_guess_and_says_so(studio, cache
 def test_a_tea_cache_cannot_leave_out_a_block_that_must_run():
     family = Family("Example", (), least=1, modulated="arg:e")
     assert "must always run" in objection(teacache.teacache_of(), family)
-    assert not objection(teacache.magcache_of(), family)
+    assert not objection(magcache.magcache_of(), family)
     assert not objection(firstblock.firstblock_of(), family)
 
 
-@pytest.mark.parametrize("of", [firstblock.dbcache_of, firstblock.cachedit_of])
+@pytest.mark.parametrize("of", [dbcache.dbcache_of, dbcache.cachedit_of])
 def test_in_few_steps_a_presets_warmup_leaves_half_of_them(of):
     for preset in FOUR:
         assert windows(of(preset), {}, steps=8)[:4] == [4, 5, 6, 7]
@@ -284,24 +284,24 @@ def test_magcache_has_the_recommended_values_where_there_are():
     for row in rows(MAGCACHE):
         if row.network and "threshold" in row.data:
             data = row.data
-            assert rule(teacache.magcache_of("as published"), row.network) == Ratios(
+            assert rule(magcache.magcache_of("as published"), row.network) == Ratios(
                 data["threshold"], data["retention"], data["most"]
             )
-            turbo = rule(teacache.magcache_of("Turbo"), row.network)
+            turbo = rule(magcache.magcache_of("Turbo"), row.network)
             assert turbo.error == data["threshold"] and turbo.most <= data["most"]
-            errors = [rule(teacache.magcache_of(p), row.network).error for p in FOUR]
+            errors = [rule(magcache.magcache_of(p), row.network).error for p in FOUR]
             assert errors == sorted(errors)
 
 
 def test_magcache_by_hand_and_as_a_schedule_that_is_known_beforehand(studio, cached, flux):
-    method = teacache.magcache_of("Custom", 0.3, "Flux", start_percent=0.25, max_skips=3)
+    method = magcache.magcache_of("Custom", 0.3, "Flux", start_percent=0.25, max_skips=3)
     assert rule(method) == Ratios(0.3, table="Flux")
     model, reports = cached(method, flux)
     studio.sample(model, steps=STEPS, cfg=1.0)
     assert reports[0].planned == [i for i in range(STEPS) if i not in skipped_steps(reports)]
     assert min(skipped_steps(reports)) == 4
     with pytest.raises(ValueError, match="table is one of auto, measured, Flux Kontext"):
-        teacache.magcache_of("Custom", ratios="tomorrow")
+        magcache.magcache_of("Custom", ratios="tomorrow")
 
 
 def test_a_model_without_tables_is_learned_in_one_run_for_both(studio, cached, small_flux):
@@ -310,7 +310,7 @@ def test_a_model_without_tables_is_learned_in_one_run_for_both(studio, cached, s
     full = studio.sample(tea, steps=STEPS, cfg=1.0)
     assert torch.equal(full, studio.sample(model, steps=STEPS, cfg=1.0))
     assert any("learned. The next run skips steps (setup: " in n for n in tea_reports[0].notes)
-    mag, mag_reports = cached(teacache.magcache_of("Turbo"), model)
+    mag, mag_reports = cached(magcache.magcache_of("Turbo"), model)
     for patched, reports in ((tea, tea_reports), (mag, mag_reports)):
         studio.sample(patched, steps=STEPS, cfg=1.0)
         assert reports[-1].skipped > 0
@@ -318,11 +318,11 @@ def test_a_model_without_tables_is_learned_in_one_run_for_both(studio, cached, s
 
 
 def test_dicache_by_hand():
-    method = teacache.dicache_of("Custom", 0.2, "change beyond the input's", 3, 2.0)
+    method = dicache.dicache_of("Custom", 0.2, "change beyond the input's", 3, 2.0)
     assert (method.indicator, method.predictor) == (Probed("dy-dx", 2.0), ProbeAligned())
     assert method.blocks == Blocks(3, 0, "states")
     assert rule(method) == Accumulator(0.2)
-    published = teacache.dicache_of("as published")
+    published = dicache.dicache_of("as published")
     assert rule(published, FLUX) == Accumulator(0.4)
     assert published.indicator is not None
     most = [
@@ -333,15 +333,17 @@ def test_dicache_by_hand():
 
 
 def test_taylorseer_forecasts_the_blocks_too(studio, cached, flux):
-    method = forecast.taylorseer_of("Custom", order=2, interval=3, level="blocks")
+    method = taylorseer.taylorseer_of("Custom", order=2, interval=3, level="blocks")
     assert method.blocks == Blocks(0, 0, "none")
     model, reports = cached(method, flux)
     out = studio.sample(model, steps=STEPS, cfg=1.0)
     assert reports[0].skipped > 0
-    other = studio.sample(cached(forecast.taylorseer_of("Custom", order=2, interval=3), flux)[0], steps=STEPS, cfg=1.0)
+    other = studio.sample(
+        cached(taylorseer.taylorseer_of("Custom", order=2, interval=3), flux)[0], steps=STEPS, cfg=1.0
+    )
     assert not torch.equal(out, other)
-    assert forecast.taylorseer_of("Custom", order=2, interval=3).level == "output"
-    assert forecast.taylorseer_of("Speed", level="blocks").level == "blocks"
+    assert taylorseer.taylorseer_of("Custom", order=2, interval=3).level == "output"
+    assert taylorseer.taylorseer_of("Speed", level="blocks").level == "blocks"
 
 
 @pytest.mark.parametrize("name", OF)

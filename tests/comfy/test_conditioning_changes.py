@@ -17,8 +17,9 @@ from nodes import ConditioningCombine, ConditioningSetTimestepRange
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.policies import StepMask
 from skipstone.nodes.easycache import easycache_of, ucache_of
-from skipstone.nodes.forecast import spectrum_of, taylorseer_of
 from skipstone.nodes.meancache import method_of
+from skipstone.nodes.spectrum import spectrum_of
+from skipstone.nodes.taylorseer import taylorseer_of
 from skipstone.patch.step.conditioning_changes import changes
 
 STEPS = 20

@@ -17,8 +17,9 @@ from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
 from skipstone.core.step.published.coefficients import TEACACHE, names
 from skipstone.core.step.report.report import Report
+from skipstone.nodes.dicache import dicache_of
 from skipstone.nodes.firstblock import firstblock_of
-from skipstone.nodes.teacache import dicache_of, teacache_of
+from skipstone.nodes.teacache import teacache_of
 from skipstone.nodes.widgets import CUSTOM
 from skipstone.patch.blocks.resolver import objection
 from skipstone.patch.blocks.transformer import UNSEEN

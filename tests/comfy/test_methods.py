@@ -18,7 +18,7 @@ from comfy.patcher_extension import WrappersMP
 from skipstone.core.step.history import History
 from skipstone.core.step.indicators.output import InputChangeState
 from skipstone.core.step.run import Run
-from skipstone.nodes import easycache, forecast, meancache
+from skipstone.nodes import easycache, meancache, spectrum, taylorseer
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.step.attach import attach
 
@@ -28,16 +28,16 @@ OF: dict[str, Any] = {
     "MeanCache": meancache.method_of,
     "EasyCache": easycache.easycache_of,
     "UCache": easycache.ucache_of,
-    "Spectrum": forecast.spectrum_of,
-    "TaylorSeer": forecast.taylorseer_of,
+    "Spectrum": spectrum.spectrum_of,
+    "TaylorSeer": taylorseer.taylorseer_of,
 }
 ADAPTIVE = ("EasyCache", "UCache")
 PRESETS = {
     "MeanCache": [*meancache.PRESETS],
     "EasyCache": [*easycache.EASY_PRESETS, easycache.PUBLISHED, easycache.CORE],
     "UCache": [*easycache.U_PRESETS, easycache.U_PUBLISHED],
-    "Spectrum": [*forecast.SPECTRUM_PRESETS],
-    "TaylorSeer": [*forecast.TAYLOR_PRESETS, forecast.TAYLOR_PUBLISHED],
+    "Spectrum": [*spectrum.PRESETS],
+    "TaylorSeer": [*taylorseer.PRESETS],
 }
 EVERY = [(name, preset) for name, presets in PRESETS.items() for preset in presets]
 NEVER: dict[str, list[dict[str, Any]]] = {

@@ -359,13 +359,13 @@ def test_what_people_read_on_them(pack):
         "SkipstoneCompileModel": "Compile Model+",
         "SkipstoneStepMask": "Step Mask",
         "SkipstoneStepReport": "Step Report",
-        "SkipstoneCompareImages": "Compare Images",
-        "SkipstoneMemoVAE": "Memo VAE",
-        "SkipstoneMemoCLIP": "Memo CLIP",
+        "SkipstoneCompareImages": "Compare Images (PSNR)",
+        "SkipstoneMemoVAE": "Cached VAE",
+        "SkipstoneMemoCLIP": "Cached CLIP",
         "SkipstoneCachedVAEEncode": "Cached VAE Encode",
         "SkipstoneCachedTextEncode": "Cached Text Encode",
-        "SkipstoneMemoStats": "Memo Stats",
-        "SkipstoneMemoClear": "Memo Clear",
+        "SkipstoneMemoStats": "Encode Cache Stats",
+        "SkipstoneMemoClear": "Encode Cache Clear",
     }
     others = {n: shown for n, shown in nodes.NODE_DISPLAY_NAME_MAPPINGS.items() if n not in pack}
     assert not set(shown.values()) & set(others.values())
@@ -417,11 +417,23 @@ def test_what_a_beginner_sees(pack, name):
 
 def test_a_workflow_of_before_there_were_masks_and_calibration_still_runs(pack, studio, meancache):
     """It has no value for what was appended: then MeanCache does what it did."""
-    appended = ("step_mask", "calibration", "max_error")
-    schema = pack["SkipstoneMeanCache"].GET_SCHEMA()
-    assert all(i.optional == (i.id in appended) for i in schema.inputs)
     (model,) = execute(pack["SkipstoneMeanCache"], model=studio.model, **OLD)
     assert torch.equal(studio.sample(model), studio.sample(meancache(preset="Turbo")[0]))
+
+
+@pytest.mark.parametrize("name", [*METHODS, "SkipstoneAuto"])
+def test_callers_of_the_api_send_the_preset_alone(pack, workflow, name):
+    """What they leave out has the widgets' defaults, apart from what old files leave out: see the test before."""
+    node = pack[name]
+    first = INPUTS[name].keys() - {"model"}
+    required = [i.id for i in node.GET_SCHEMA().inputs if not i.optional]
+    assert required == [*INPUTS[name]][:2] and required[1] in first
+    defaults = {i.id: i.default for i in node.GET_SCHEMA().inputs if i.io_type not in SOCKETS}
+    defaults.pop("calibration", None)
+    for preset in OPTIONS[name][required[1]]:
+        chosen = {required[1]: preset}
+        assert refusal(pack, workflow, name, only=("model",), **chosen) is None
+        assert node.method(**chosen) == node.method(**{**defaults, **chosen})
 
 
 OLD: dict[str, Any] = {
@@ -611,9 +623,9 @@ def workflow(pack, monkeypatch):
     folder_paths.filename_list_cache.clear()
 
 
-def refusal(pack, workflow, name="SkipstoneMeanCache", **values):
+def refusal(pack, workflow, name="SkipstoneMeanCache", only=None, **values):
     """What ComfyUI says of the workflow with this node of ours in the place of MeanCache: None if it would run it. A Step Mask
-    goes into MeanCache."""
+    goes into MeanCache. only: the inputs that are kept, where not all are."""
     asked = copy.deepcopy(workflow)
     (ours,) = (n for n in asked.values() if n["class_type"] == "SkipstoneMeanCache")
     changed = ours
@@ -624,6 +636,8 @@ def refusal(pack, workflow, name="SkipstoneMeanCache", **values):
         changed["class_type"] = name
         defaults = {i.id: i.default for i in pack[name].GET_SCHEMA().inputs if i.io_type not in SOCKETS}
         changed["inputs"] = {**{k: v for k, v in changed["inputs"].items() if k == "model"}, **defaults}
+    if only:
+        changed["inputs"] = {k: v for k, v in changed["inputs"].items() if k in only}
     changed["inputs"].update(values)
     valid, error, _, node_errors = asyncio.run(execution.validate_prompt("1", asked, None))
     return None if valid else json.dumps([error, node_errors], default=str)

@@ -11,7 +11,18 @@ from skipstone.core.step.indicators.blocks import Probed
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Cap, PerModel, Ratios, RunContext, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Spectrum
-from skipstone.nodes import easycache, firstblock, forecast, meancache, stepmask, teacache
+from skipstone.nodes import (
+    dbcache,
+    dicache,
+    easycache,
+    firstblock,
+    magcache,
+    meancache,
+    spectrum,
+    stepmask,
+    taylorseer,
+    teacache,
+)
 from skipstone.nodes.auto import StepCacheAuto
 from skipstone.tests.core.grids import flow
 
@@ -20,14 +31,14 @@ METHODS: dict[Any, Any] = {
     meancache.MeanCache: meancache.method_of,
     easycache.EasyCache: easycache.easycache_of,
     easycache.UCache: easycache.ucache_of,
-    forecast.Spectrum: forecast.spectrum_of,
-    forecast.TaylorSeer: forecast.taylorseer_of,
+    spectrum.Spectrum: spectrum.spectrum_of,
+    taylorseer.TaylorSeer: taylorseer.taylorseer_of,
     firstblock.FirstBlockCache: firstblock.firstblock_of,
-    firstblock.DBCache: firstblock.dbcache_of,
-    firstblock.CacheDiT: firstblock.cachedit_of,
+    dbcache.DBCache: dbcache.dbcache_of,
+    dbcache.CacheDiT: dbcache.cachedit_of,
     teacache.TeaCache: teacache.teacache_of,
-    teacache.MagCache: teacache.magcache_of,
-    teacache.DiCache: teacache.dicache_of,
+    magcache.MagCache: magcache.magcache_of,
+    dicache.DiCache: dicache.dicache_of,
 }
 
 
@@ -75,7 +86,7 @@ def in_words(method: Method) -> dict[str, Any]:
 def test_a_preset_is_custom_with_the_values_it_writes(node, preset):
     make, values = METHODS[node], presets(node)[preset]
     expected, got = make(preset), make("Custom", **values)
-    if (node, preset) == (forecast.Spectrum, forecast.SDCPP):
+    if (node, preset) == (spectrum.Spectrum, spectrum.SDCPP):
         # how far back it looks, and how it follows its line, no widget says
         assert isinstance(expected.predictor, Spectrum)
         expected = replace(expected, predictor=replace(expected.predictor, keep=100, half=False))

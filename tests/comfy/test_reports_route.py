@@ -17,9 +17,10 @@ from comfy_execution.graph import DynamicPrompt
 import nodes
 from skipstone.core.step.report.report import Report
 from skipstone.core.step.report.report_log import LoggedRun, Place, ReportLog
-from skipstone.nodes import GROUPS, reporting, routes, widgets
+from skipstone.nodes import GROUPS, reporting, routes
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
+from skipstone.nodes.method_node import MethodNode
 
 STEPS = 8
 NODES = [node for group in GROUPS for node in import_module(f"skipstone.nodes.{group}").NODES]
@@ -60,9 +61,8 @@ def run(studio, journal, monkeypatch):
 
     def sampled(method, node="4", workflow="w", prompt="p", sampler="9", steps=STEPS):
         monkeypatch.setattr(reporting, "place", lambda: Place(workflow, prompt, sampler))
-        kind: Any = SimpleNamespace(hidden=SimpleNamespace(unique_id=node))
-        patched = widgets.patched(kind, studio.model, method)
-        studio.sample(patched.args[0], steps=steps)
+        kind: Any = type("Node", (MethodNode,), {"method": lambda: method, "hidden": SimpleNamespace(unique_id=node)})
+        studio.sample(kind.execute(studio.model).args[0], steps=steps)
         told = ask(f"/skipstone/reports?workflow={workflow}")[1]
         return told[-1] if told else None
 

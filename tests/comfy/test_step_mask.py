@@ -10,9 +10,10 @@ import torch
 
 from skipstone.core.step.policies import StepMask
 from skipstone.nodes.easycache import easycache_of, ucache_of
-from skipstone.nodes.forecast import spectrum_of, taylorseer_of
 from skipstone.nodes.meancache import method_of
+from skipstone.nodes.spectrum import spectrum_of
 from skipstone.nodes.stepmask import StepMaskNode, step_mask_of
+from skipstone.nodes.taylorseer import taylorseer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours
 

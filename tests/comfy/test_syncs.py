@@ -22,8 +22,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import skipstone.patch.step.sigmas
 from skipstone.core.step.policies import StepMask
 from skipstone.nodes.easycache import easycache_of, ucache_of
-from skipstone.nodes.forecast import spectrum_of, taylorseer_of
 from skipstone.nodes.meancache import method_of
+from skipstone.nodes.spectrum import spectrum_of
+from skipstone.nodes.taylorseer import taylorseer_of
 from skipstone.patch.step.samplers import evaluated_sigmas
 
 pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")  # their own, and none of ours

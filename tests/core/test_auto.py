@@ -190,7 +190,10 @@ def test_decibels_that_no_skip_keeps_are_kept_by_skipping_nothing():
 
 @pytest.mark.parametrize(
     ("how", "why"),
-    [({"adaptive_steps": True}, "samplers that choose their own steps"), ({"integrator": "sde"}, "because they add noise")],
+    [
+        ({"adaptive_steps": True}, "samplers that choose their own steps"),
+        ({"integrator": "sde"}, "because they add noise"),
+    ],
 )
 def test_where_no_decibels_can_be_foretold_everything_is_computed(how, why):
     report = run(near(40), **how)

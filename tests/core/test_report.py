@@ -15,7 +15,8 @@ from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Schedule, Threshold, Warmup
 from skipstone.core.step.predictors import Linear, Reuse
 from skipstone.core.step.reasons import Reason
-from skipstone.core.step.report.report import VISIBLE, Evaluation, Report
+from skipstone.core.step.report.messages import VISIBLE
+from skipstone.core.step.report.report import Evaluation, Report
 from skipstone.core.step.run import Run
 
 NOT_FINITE = (math.nan, math.inf, -math.inf)

@@ -285,7 +285,7 @@ def computes(opened, names=range(5)):
 
 
 def said(caplog):
-    return [r.getMessage() for r in caplog.records if r.getMessage().startswith("[Skipstone] memo: redis")]
+    return [r.getMessage() for r in caplog.records if r.getMessage().startswith("[Skipstone] encode cache: redis")]
 
 
 def test_a_dead_server_is_never_asked_and_said_once(caplog):

@@ -69,5 +69,5 @@ def test_no_place_is_named(tmp_path):
 
 def test_trying_a_redis_that_is_not_set():
     store = Store([MemoryTier(1000)])
-    assert tried(store) == (False, "No Redis is set.")
+    assert tried(store) == (False, "No Redis address is set.")
     store.close()

@@ -191,9 +191,11 @@ def test_a_tier_that_fails_is_a_miss_said_once(opened, caplog, what, failure):
         assert wait_for(lambda: what in bad.calls)
         store.flush()
         store.close()
-    said = [r.getMessage() for r in caplog.records if "memo" in r.getMessage() and "no entry" not in r.getMessage()]
+    said = [
+        r.getMessage() for r in caplog.records if "encode cache" in r.getMessage() and "no entry" not in r.getMessage()
+    ]
     assert len(said) == 1
-    assert said[0].startswith("[Skipstone] memo: fake: ")
+    assert said[0].startswith("[Skipstone] encode cache: fake: ")
 
 
 def test_a_tier_that_hangs_costs_its_patience_once(opened):
@@ -419,12 +421,12 @@ def test_statistics(opened):
     assert told["tiers"]["memory"]["misses"] == told["tiers"]["far"]["misses"] == 1
     assert told["tiers"]["far"]["entries"] == told["tiers"]["memory"]["entries"] == 2
     assert told["tiers"]["far"]["bytes"] == sum(map(len, far.held.values()))
-    assert "memo: 3 of 4 hit (75%)" in store.text()
+    assert "encode cache: 3 of 4 reused (75%)" in store.text()
     assert "far: 0 hits, 2 entries" in store.text()
 
 
 def test_statistics_of_nothing(opened):
-    assert "nothing asked for yet" in opened().text()
+    assert "not used yet" in opened().text()
     assert opened().report()["hit_rate"] is None
 
 

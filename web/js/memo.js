@@ -1,4 +1,4 @@
-// The memo's tab in the sidebar: what it did, what it holds and where, and buttons to clear it.
+// The encode cache's tab in the sidebar: hits, time saved, sizes, and buttons to clear it. Ids keep its earlier name, memo.
 
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
@@ -10,16 +10,16 @@ const ENDS = ["status", "execution_success", "execution_error", "execution_inter
 const PLACES = { memory: "Memory", disk: "Disk", redis: "Redis" }
 const STATES = {
   on: { memory: "on", disk: "on", redis: "connected" },
-  away: { memory: "away", disk: "not answering", redis: "not answering" },
+  away: { memory: "not responding", disk: "not responding", redis: "not responding" },
   off: { memory: "off", disk: "off", redis: "off" },
 }
 const OFF = {
   memory: "Its size is 0 in the settings.",
   disk: "Its size is 0 in the settings.",
-  redis: "Would share entries between machines; its address is given in the settings or in SKIPSTONE_MEMO_REDIS.",
+  redis: "Shares entries between machines. Set its address in the settings or in SKIPSTONE_MEMO_REDIS.",
 }
 const FROM = { memory: "memory", disk: "the disk", redis: "Redis" }
-const AGAIN = "What is needed again is computed again."
+const AGAIN = "They will be recomputed when needed."
 const LATER = 400 // ms
 
 const STYLES = `
@@ -102,7 +102,7 @@ class Panel {
     refresh.addEventListener("click", () => this.refresh())
     this.root = el(
       "section",
-      { className: "skipstone-memo", "aria-label": "Skipstone memo" },
+      { className: "skipstone-memo", "aria-label": "Encode cache" },
       el("div", { className: "row" }, el("h2", {}, "Skipstone memo"), refresh),
       this.said,
       this.body,
@@ -191,7 +191,7 @@ class Panel {
     const [what, label] = kind === "all" ? ["all entries", "Clear all"] : [kind, "Clear"]
     const of = kind === "all" ? "" : ` of ${kind}`
     const shared = tier.name === "redis" ? " All machines that share it lose them." : ""
-    const question = `Remove ${entries(used)}${of} (${size(used.bytes)}) from ${FROM[tier.name]}?${shared} ${AGAIN}`
+    const question = `Delete ${entries(used)}${of} (${size(used.bytes)}) from ${FROM[tier.name]}?${shared} ${AGAIN}`
     return this.button(label, `${tier.name}/${kind}`, () => this.clear(tier.name, kind, question), {
       disabled: !used.entries,
       "aria-label": `Clear ${what} from ${FROM[tier.name]}`,
@@ -205,7 +205,7 @@ class Panel {
     if (!told) return el("div", { className: "foot" }, settings)
     const there = told.tiers.filter((tier) => tier.state !== "off").map((tier) => tier.name)
     const shared = there.includes("redis") ? " All machines that share this Redis lose them, too." : ""
-    const question = `Remove all that the memo keeps, from ${there.map((name) => FROM[name]).join(", ")}?${shared} ${AGAIN}`
+    const question = `Delete everything in the cache (${there.map((name) => FROM[name]).join(", ")})?${shared} ${AGAIN}`
     const clear = this.button("Clear everything", "all/all", () => this.clear("all", "all", question), {
       disabled: !told.tiers.some((tier) => tier.entries),
     })
@@ -233,7 +233,7 @@ class Panel {
 
 function notes(told) {
   return told.changed
-    ? [el("p", { className: "note" }, "The settings were changed. They count when ComfyUI is restarted.")]
+    ? [el("p", { className: "note" }, "The settings have changed. Restart ComfyUI to apply them.")]
     : []
 }
 
@@ -241,9 +241,9 @@ function notes(told) {
 function origin(told) {
   const names = (told.environment ?? []).map((id) => id.replace(/^Skipstone\.(Memo\.)?/, ""))
   if (told.several_users)
-    return el("p", { className: "faint" }, "Several users: set by the environment alone, not by settings.")
+    return el("p", { className: "faint" }, "Several users: only environment variables count, not settings.")
   if (!names.length) return null
-  return el("p", { className: "faint" }, `Set by the environment, whatever the settings say: ${names.join(", ")}.`)
+  return el("p", { className: "faint" }, `Set by environment variables, not by the settings: ${names.join(", ")}.`)
 }
 
 const faint = (text) => el("span", { className: "faint" }, text)
@@ -254,16 +254,27 @@ function hero(told) {
     return el(
       "div",
       { className: "hero" },
-      el("p", {}, "Nothing was asked of the memo since ComfyUI was started."),
-      el("p", {}, faint("Memo VAE, Memo CLIP, Cached VAE Encode and Cached Text Encode ask it.")),
+      el("p", {}, "Nothing cached yet."),
+      el(
+        "p",
+        {},
+        faint("Add Cached VAE or Cached CLIP after your loaders, or use Cached VAE Encode and Cached Text Encode."),
+      ),
     )
-  const spent = ` · ${time(told.spent_seconds)} spent computing, since ComfyUI was started`
+  if (!told.hits)
+    return el(
+      "div",
+      { className: "hero" },
+      el("p", {}, `${count(told.misses, "result")} saved.`),
+      el("p", {}, faint("They are reused when inputs repeat, also after a restart.")),
+    )
+  const spent = ` · ${time(told.spent_seconds)} spent computing since ComfyUI was started`
   return el(
     "div",
     { className: "hero" },
     el("div", {}, el("span", { className: "big" }, percent(told.hit_rate)), " ", faint("hit rate")),
     bar(told.hit_rate, `Hit rate ${percent(told.hit_rate)}`),
-    el("p", {}, `${told.hits} of ${all} were known, ${count(told.misses, "was", "were")} computed`),
+    el("p", {}, `${told.hits} of ${all} reused, ${told.misses} new (saved for next time)`),
     el("p", {}, el("strong", {}, `${saved(told)} saved`), faint(spent)),
   )
 }
@@ -284,11 +295,11 @@ const trouble = (name, text) =>
 function aside(told, open) {
   const lines = [
     ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, trouble(PLACES[tier] ?? tier, text))),
-    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, `Not kept, ${count(n, "time")}: ${why}`)),
+    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, `Not cached, ${count(n, "time")}: ${why}`)),
   ]
   if (!lines.length) return null
   const list = el("ul", {}, ...lines)
-  return el("details", { open }, el("summary", {}, `What went wrong or was not kept (${lines.length})`), list)
+  return el("details", { open }, el("summary", {}, `Errors and results that were not cached (${lines.length})`), list)
 }
 
 function bar(share, label) {
@@ -305,7 +316,7 @@ export async function asked(path, body) {
   try {
     answer = await api.fetchApi(path, how)
   } catch {
-    throw new Error("The server does not answer.")
+    throw new Error("The server does not respond.")
   }
   const told = await answer.json().catch(() => ({}))
   if (!answer.ok) throw new Error(told.error ?? `The server answers ${answer.status}.`)
@@ -315,7 +326,7 @@ export async function asked(path, body) {
 async function confirmed(message) {
   const dialog = app.extensionManager?.dialog
   if (!dialog?.confirm) return window.confirm(message)
-  return (await dialog.confirm({ title: "Clear the memo", message, type: "delete" })) === true
+  return (await dialog.confirm({ title: "Clear the encode cache", message, type: "delete" })) === true
 }
 
 const panel = new Panel()
@@ -331,9 +342,9 @@ app.registerExtension({
       app.extensionManager.registerSidebarTab({
         id: TAB,
         icon: "pi pi-database",
-        title: "Skipstone memo",
-        tooltip: "Skipstone memo",
-        label: "Memo",
+        title: "Encode cache",
+        tooltip: "Skipstone encode cache",
+        label: "Encode cache",
         type: "custom",
         render: (container) => guarded(() => panel.show(container)),
         destroy: () => guarded(() => panel.hide()),

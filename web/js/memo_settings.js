@@ -1,15 +1,15 @@
-// The memo's part of the settings. The ids are those that patch/memo/instance.py reads on the server, at its start.
+// The encode cache's settings. The ids are those that patch/memo/instance.py reads on the server, at its start.
 
 import { app } from "../../../scripts/app.js"
 import { asked, changed } from "./memo.js"
 import { el, style } from "./shared.js"
 
-const RESTART = "Counts when ComfyUI is restarted."
-const OWNER = "With several users (--multi-user) only the environment counts."
-const LIMIT = "At most; what was not used for longest goes first."
-const MEMO = "Memo (changes count after a restart)"
-const PLACES = "Memo: memory and disk"
-const REDIS = "Memo: Redis, shared by machines"
+const RESTART = "Restart ComfyUI to apply."
+const OWNER = "With several users (--multi-user) only environment variables count."
+const LIMIT = "Largest size; the entries unused for longest are deleted first."
+const MEMO = "Encode cache (restart ComfyUI to apply)"
+const PLACES = "Encode cache: memory and disk"
+const REDIS = "Encode cache: Redis, shared by machines"
 
 const STYLES = `
 .skipstone-field { display: flex; flex-direction: column; align-items: flex-end; gap: 6px; max-width: 24rem; }
@@ -51,7 +51,7 @@ const line = (placeholder, wrong) => (name, set, value) => {
 }
 
 const HOLDS =
-  "Not taken: it holds a password, and every page of this server can read the settings. Give it in SKIPSTONE_MEMO_REDIS."
+  "Not saved: it holds a password, and every page of this server can read the settings. Set SKIPSTONE_MEMO_REDIS instead."
 
 function wrongAddress(text) {
   if (!text) return ""
@@ -68,7 +68,7 @@ function trial() {
   button.addEventListener("click", async () => {
     button.disabled = true
     said.className = ""
-    said.textContent = "Asking …"
+    said.textContent = "Testing …"
     const told = await asked("/skipstone/memo/test", {}).catch(({ message }) => ({ ok: false, text: message }))
     said.textContent = `${told.ok ? "✓" : "✗"} ${told.text}`
     said.className = told.ok ? "" : "bad"
@@ -85,18 +85,18 @@ const SETTINGS = [
   {
     id: "Skipstone.Memo",
     group: MEMO,
-    name: "Remember encodings",
+    name: "Cache encoded images and prompts",
     type: "boolean",
     defaultValue: true,
-    tooltip: `The memo as a whole: what Memo VAE, Memo CLIP and the Cached nodes encode is kept. ${RESTART} ${OWNER}`,
+    tooltip: `Switches the whole encode cache, used by Cached VAE, Cached CLIP and the Cached Encode nodes. ${RESTART} ${OWNER}`,
   },
   {
     id: "Skipstone.Provider",
     group: MEMO,
-    name: "Also remember what ComfyUI's own encode nodes return",
+    name: "Cache ComfyUI's own encode nodes too",
     type: "boolean",
     defaultValue: false,
-    tooltip: `Latents and conditionings of stock nodes survive a restart, with no change to the graph. ${RESTART} ${OWNER}`,
+    tooltip: `Keeps latents and conditionings of ComfyUI's own nodes across restarts, without changes to the graph. ${RESTART} ${OWNER}`,
   },
   {
     id: "Skipstone.Memo.Memory",
@@ -104,8 +104,8 @@ const SETTINGS = [
     name: "Memory (GB)",
     type: "number",
     defaultValue: null,
-    attrs: { ...amount(1024, 0.5, 2), placeholder: "a tenth" },
-    tooltip: `${LIMIT} Empty: a tenth of the machine's memory. 0: nothing is kept in memory. ${RESTART}`,
+    attrs: { ...amount(1024, 0.5, 2), placeholder: "10% of RAM" },
+    tooltip: `${LIMIT} Empty: 10% of RAM (auto). 0: nothing is kept in memory. ${RESTART}`,
   },
   {
     id: "Skipstone.Memo.Disk",
@@ -114,16 +114,16 @@ const SETTINGS = [
     type: "number",
     defaultValue: 10,
     attrs: amount(100_000, 1),
-    tooltip: `${LIMIT} 0: nothing is kept on disk, and a restart forgets all. ${RESTART}`,
+    tooltip: `${LIMIT} 0: nothing is kept on disk, nor across restarts. ${RESTART}`,
   },
   {
     id: "Skipstone.Memo.Days",
     group: PLACES,
-    name: "Days on disk without use",
+    name: "Disk: delete after days unused",
     type: "number",
     defaultValue: 30,
     attrs: amount(3650, 1),
-    tooltip: `After so many days without use an entry is removed from the disk. ${RESTART}`,
+    tooltip: `Entries unused for this many days are deleted from the disk. ${RESTART}`,
   },
   {
     id: "Skipstone.Memo.Folder",
@@ -133,7 +133,7 @@ const SETTINGS = [
     defaultValue: "",
     tooltip:
       "A folder on the server's machine; several ComfyUIs may share it. Empty: skipstone/memo in ComfyUI's user folder. " +
-      `On a server that others reach, set SKIPSTONE_MEMO_FOLDER instead: it comes before this. ${RESTART} ${OWNER}`,
+      `On a server that others reach, set SKIPSTONE_MEMO_FOLDER instead, which overrides this. ${RESTART} ${OWNER}`,
   },
   {
     id: "Skipstone.Memo.Redis",
@@ -142,9 +142,9 @@ const SETTINGS = [
     type: line("redis://host:6379", wrongAddress),
     defaultValue: "",
     tooltip:
-      "A Redis or Valkey that several machines share: redis://, rediss:// (TLS) or unix://. Empty: none. No password here, as " +
-      "every page of this server can read the settings: an address with one is given in the environment, " +
-      `SKIPSTONE_MEMO_REDIS, which comes before this. ${RESTART} ${OWNER}`,
+      "A Redis or Valkey that several machines share: redis://, rediss:// (TLS) or unix://. Empty: none. Enter no password " +
+      "here, because every page of this server can read the settings; set SKIPSTONE_MEMO_REDIS instead, which overrides " +
+      `this. ${RESTART} ${OWNER}`,
   },
   {
     id: "Skipstone.Memo.RedisTest",
@@ -153,22 +153,22 @@ const SETTINGS = [
     type: trial,
     defaultValue: "",
     tooltip:
-      "Writes a word to the Redis that ComfyUI was started with, and reads it back. An address that was just changed is " +
-      "used, and can be tested, after a restart.",
+      "Writes a value to the Redis that ComfyUI was started with, and reads it back. A new address can be tested after a " +
+      "restart.",
   },
   {
     id: "Skipstone.Memo.RedisDays",
     group: REDIS,
-    name: "Days in Redis without use",
+    name: "Redis: delete after days unused",
     type: "number",
     defaultValue: 14,
     attrs: amount(3650, 1),
-    tooltip: `After so many days without use Redis drops an entry (its time to live). ${RESTART}`,
+    tooltip: `Redis deletes entries unused for this many days (their time to live). ${RESTART}`,
   },
   {
     id: "Skipstone.Memo.RedisMB",
     group: REDIS,
-    name: "Largest entry for Redis (MB)",
+    name: "Redis: skip entries larger than (MB)",
     type: "number",
     defaultValue: 64,
     attrs: amount(512, 1),

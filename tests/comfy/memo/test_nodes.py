@@ -458,7 +458,7 @@ def test_clearing_says_what_it_removed(memo, shop):
     assert clear(kind="prompts")[1]["memory"]["entries"] == 1
     text, removed = clear(kind="latents", tier="memory")
     assert removed["memory"]["entries"] == 1 and text.startswith("memory: 1 entries removed, ")
-    assert clear(tier="redis")[0] == "There is no tier redis in the settings."
+    assert clear(tier="redis")[0] == "The settings have no redis."
     assert clear()[1]["memory"]["entries"] == 2
     shop.restart()
     shop.run(**latent())

@@ -134,7 +134,7 @@ def test_what_another_sites_form_can_send_is_refused(store, path, kind):
 
 def test_a_tier_that_is_not_there(store):
     status, told = ask("POST", CLEAR, json={"tier": "redis", "kind": "all"})
-    assert status == 409 and "no tier redis" in told["error"]
+    assert status == 409 and "have no redis" in told["error"]
 
 
 def test_a_memo_that_is_off():
@@ -166,7 +166,7 @@ def test_no_place_and_no_password_in_any_answer(tmp_path):
 def test_the_server_to_try_is_nobodys_to_choose(store):
     """Whatever is sent along: there is no Redis set, so none is tried."""
     for body in ({}, {"address": dead(), "url": dead(), "Skipstone.Memo.Redis": dead()}):
-        assert ask("POST", TEST, json=body) == (200, {"ok": False, "text": "No Redis is set."})
+        assert ask("POST", TEST, json=body) == (200, {"ok": False, "text": "No Redis address is set."})
 
 
 def test_what_fails_is_told_without_its_words(store, monkeypatch, caplog):

@@ -99,6 +99,6 @@ def test_they_run_and_after_a_restart_nothing_is_encoded(open_server):
             outcome = ran(server, exported(name))
             asked += ENCODED[name]
             assert pictures(server, outcome) == first[name]
-            assert f"memo: {asked} of {asked} hit (100%)" in found(outcome)
+            assert f"encode cache: {asked} of {asked} reused (100%)" in found(outcome)
             if name == "img2img_variations":  # Memo CLIP takes a CLIP, and its loader runs
                 assert "CLIP/text encoder model load device" not in server.log.read_text()
