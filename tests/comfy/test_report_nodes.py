@@ -233,7 +233,7 @@ def test_a_model_that_was_patched_further_is_the_same_one(graphs, monkeypatch):
     ("wires", "said"),
     [
         ({}, "wire the sampler's LATENT"),
-        ({"model": "model"}, "no step cache of Skipstone"),
+        ({"model": "model"}, "no Skipstone step cache"),
         ({"model": "cache"}, "not sampled yet"),
         ({"latent": "latent"}, "wire the sampler's LATENT"),
         ({"latent": "plain"}, "wire the sampler's LATENT"),
