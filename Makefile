@@ -1,5 +1,6 @@
 # make demo     sample pictures in a real ComfyUI with and without the pack; writes demo-output/
-# make test     lint, then the tests; of the models in tests/comfy/zoo a selection that shows every kind of family record
+# make lint     style, types, and the checks of pages, locales and what is published (tests/files)
+# make test     lint, then all other tests; of the models in tests/comfy/zoo a selection that shows every kind of family record
 # make test-all the same with all models of the zoo
 # Both set everything up first (.work/). To use what is there already, or another ComfyUI:
 #   make test COMFYUI=0.27.0        a version that tools/pins.toml lists
@@ -22,7 +23,7 @@ demo:
 test: TESTS = $(if $(FRONTEND),tests/browser)
 # two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test: lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal $(ZOO) $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/files $(ZOO) $(TESTS) $(ARGS)
 
 test-all: ZOO = --whole-zoo
 test-all: test
@@ -32,6 +33,7 @@ lint:
 	$(RUN) -m ruff format --check
 	$(RUN) -m mypy
 	$(RUN) tools/javascript.py
+	$(RUN) -m pytest -q tests/files
 
 format:
 	$(RUN) -m ruff check --fix

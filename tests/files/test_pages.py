@@ -1,4 +1,4 @@
-"""Help pages and locales: nobody is told what is no longer so, and nothing is without a word."""
+"""Help pages and locales: they agree with the nodes, and nothing lacks a text."""
 
 from __future__ import annotations
 
