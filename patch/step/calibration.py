@@ -193,7 +193,11 @@ def nearest(recipe: Recipe) -> str:
             other = json.loads(path.read_text("utf-8"))
         except (OSError, ValueError, RecursionError):
             continue
-        if not isinstance(other, dict) or other.get("model") != recipe.model:
+        if (
+            not isinstance(other, dict)
+            or other.get("model") != recipe.model
+            or bool(other.get("blocks")) != bool(recipe.blocks)
+        ):
             continue
         differ = [k for k in wanted if json.dumps(other.get(k)) != json.dumps(wanted[k])]
         phrases = [f"{k} {_short(wanted[k])}, was {_short(other.get(k))}" for k in differ if k != "sigmas"]
