@@ -111,7 +111,7 @@ class Profile:
         from skipstone.patch.blocks.resolver import block_support_of
 
         reach = block_support_of(method, network)
-        always: Any = reach.seam if reach.family.unet else reach.blocks
+        always: Any = reach.adapter if reach.family.unet else reach.blocks
         runs = self.blocks[: always.prefix] + self.blocks[len(self.blocks) - always.suffix :]
         return sum(runs) / sum(self.blocks)
 

@@ -39,7 +39,7 @@ from skipstone.nodes.firstblock import firstblock_of  # noqa: E402
 from skipstone.nodes.magcache import magcache_of  # noqa: E402
 from skipstone.nodes.taylorseer import taylorseer_of  # noqa: E402
 from skipstone.nodes.teacache import teacache_of  # noqa: E402
-from skipstone.patch.blocks.resolver import block_support_of, objection  # noqa: E402
+from skipstone.patch.blocks.resolver import block_support_of, unsupported_reason  # noqa: E402
 from skipstone.patch.errors import StepCacheError  # noqa: E402
 from skipstone.patch.families import FAMILIES, LEFT_OUT, Family, LeftOut, family_of  # noqa: E402
 from skipstone.tests.comfy import zoo  # noqa: E402
@@ -134,7 +134,7 @@ def table() -> str:
 
 
 def cell(method: Method, family: Family) -> str:
-    if objection(method, family):
+    if unsupported_reason(method, family):
         return "no"
     found = [row.name.partition(",")[0] for row in published(method) if kind_of(row) in family.classes]
     if found:

@@ -333,7 +333,7 @@ def budgets(schema: Any, words: Words, texts: Texts) -> str:
 def models(schema: Any, words: Words, texts: Texts) -> str:
     """The families of models that a block-level method works on, and those of which it has published numbers."""
     modulated = schema.node_id in MODULATED
-    there = [family.name for family in FAMILIES if not (modulated and (family.unet or family.least))]
+    there = [family.name for family in FAMILIES if not (modulated and (family.unet or family.min_prefix))]
     said = words.works.format("; ".join(there))
     if file := PUBLISHED.get(schema.node_id):
         known = dict.fromkeys(row.name.partition(",")[0] for row in rows(file) if row.network)

@@ -264,10 +264,12 @@ class Run:
         assert self.weights is not None
         return self.histories[slot].combine(self.weights, device)
 
-    def recompute(self, reason: Reason) -> None:
-        """The current evaluation is computed after all, if it was to be skipped."""
-        if self.decision is not None and not self.decision.compute:
-            self.decision = COMPUTE(reason)
+    def recompute(self, reason: Reason, reported: bool = True) -> None:
+        """The current evaluation is computed after all, if it was to be skipped. reported: it counts as computed in the report."""
+        if self.decision is None or self.decision.compute:
+            return
+        self.decision = COMPUTE(reason)
+        if reported:
             self.reports.recomputed(reason)
 
     def _end_evaluation(self) -> None:

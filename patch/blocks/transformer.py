@@ -1,4 +1,4 @@
-"""Seeing what enters and leaves blocks that stand in lists: their `forward` is watched for the duration of one call of the network."""
+"""The adapter of transformers: observes blocks in lists by wrapping their `forward` for one call of the network."""
 
 from __future__ import annotations
 
@@ -14,53 +14,56 @@ from torch.nn import Module
 from ...core.step.indicators.blocks import sample
 from ...core.step.method import Blocks
 from ..families import Family, Stack
-from ..families.tokens import Given, Span, spans
-from .hook import Call, Streams, UnexpectedForward
+from ..families.base import Argument, ModuleInput
+from ..families.tokens import CallInputs, Span, spans
+from .base import Call, Streams, UnexpectedForward
 
 Forward = Callable[..., Any]
 
-ORDER = "the model does not run its blocks one after the other as its kind does, and nothing is skipped: has another node changed it?"
-LEFT_OUT = "another node leaves out a block at which something is to be seen: calls of the model in which it does so are computed"
-UNSEEN = "what TeaCache looks at was not to be seen in this model: it goes by the whole stream that enters the blocks instead"
+ORDER = (
+    "the model does not run its blocks in the expected order, so nothing is skipped: another node may have changed it"
+)
+LEFT_OUT = "another node skips a block that has to be observed: those calls of the model are computed"
+UNSEEN = "TeaCache's modulated input was not found in this model: it uses the stream that enters the blocks instead"
 
 
 def resolved(root: Any, path: str) -> Any:
-    """The attribute of an attribute ... that a path with dots names."""
+    """The nested attribute at a path with dots."""
     for name in path.split("."):
         root = getattr(root, name)
     return root
 
 
 def blocks_of(network: Any, stack: Stack) -> list[Module]:
-    """The blocks of a stack as they stand in the network now."""
+    """The blocks of a stack in the network."""
     found = resolved(network, stack.at)
     return list(found.values() if hasattr(found, "values") else found)
 
 
-NOT_RUN = object()  # what a block gave that has not run
+NOT_RUN = object()  # marks the output of a block that has not run
 
 
 class Visit(Protocol):
-    """What happens at one block. Neither is ever compiled, whatever is around it: it is another thing in each block and step.
+    """The observer of one block. Excluded from torch.compile: differs per block and step.
 
-    quiet: there is nothing to do at this block: `before` is not called. ends: `after` is called, too.
+    quiet: `before` is not called. ends: `after` is called.
     """
 
     quiet: bool
     ends: bool
 
     def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """The block is called. Returns what it is to give; NOT_RUN: it is to run."""
+        """The block is called. Returns its output, or NOT_RUN to have it run."""
         ...
 
     def after(self, result: Any) -> None:
-        """It has run."""
+        """The block has run."""
         ...
 
 
 class ForwardWrapper:
-    """Stands in for a block's `forward`. There is one for each block for as long as the block lives, so that compiled code around it
-    finds the same object in every run."""
+    """Replaces a block's `forward`. One per block for the block's lifetime, so that compiled code around it sees the same object in every
+    run."""
 
     def __init__(self) -> None:
         self.visit: Visit | None = None
@@ -80,38 +83,38 @@ class ForwardWrapper:
         return result
 
 
-_GATES: weakref.WeakKeyDictionary[Module, ForwardWrapper] = weakref.WeakKeyDictionary()
+_WRAPPERS: weakref.WeakKeyDictionary[Module, ForwardWrapper] = weakref.WeakKeyDictionary()
 
 
 @contextmanager
 def watched(blocks: list[tuple[Module, Visit]]) -> Iterator[None]:
-    """While it lasts, a call of one of the blocks is a visit to it."""
+    """Within the context, each block's visit observes its calls."""
     before: list[tuple[Module, ForwardWrapper, Any, Visit | None, Forward | None]] = []
     try:
         for block, visit in blocks:
             mine = vars(block)
-            gate = _GATES.get(block) or _GATES.setdefault(block, ForwardWrapper())
-            before.append((block, gate, mine.get("forward"), gate.visit, gate.own))
-            # somebody may sample from within a call of the same network
-            gate.own = gate.own or block.forward
-            gate.visit = visit
-            mine["forward"] = gate
+            wrapper = _WRAPPERS.get(block) or _WRAPPERS.setdefault(block, ForwardWrapper())
+            before.append((block, wrapper, mine.get("forward"), wrapper.visit, wrapper.own))
+            # another run may sample within a call of the same network
+            wrapper.own = wrapper.own or block.forward
+            wrapper.visit = visit
+            mine["forward"] = wrapper
         yield
     finally:
-        for block, gate, forward, former, own in reversed(before):
+        for block, wrapper, forward, former, own in reversed(before):
             if forward is None:
                 vars(block).pop("forward", None)
             else:
                 vars(block)["forward"] = forward
-            gate.visit, gate.own = former, own
+            wrapper.visit, wrapper.own = former, own
 
 
 class _Stopped(Exception):
-    """Leaves a block that need not go on."""
+    """Leaves a block whose output is not needed."""
 
 
-class StackSeam:
-    """For families whose records have stacks; see blocks.BlockAdapter."""
+class TransformerAdapter:
+    """For families whose records have stacks; see base.BlockAdapter."""
 
     def __init__(self, family: Family, blocks: Blocks) -> None:
         self.family = family
@@ -119,70 +122,71 @@ class StackSeam:
         self.batch = family.batch
 
     @contextmanager
-    def around(self, network: Any, call: Call, given: Given, control: Any) -> Iterator[None]:
-        if self.family.state in given.options:
+    def around(self, network: Any, call: Call, inputs: CallInputs, control: Any) -> Iterator[None]:
+        if self.family.state_option in inputs.options:
             yield
             return
         stacks = [(k, block) for k, stack in enumerate(self.family.stacks) for block in blocks_of(network, stack)]
         if len({block for _, block in stacks}) < len(stacks):  # one runs several times
-            call.hook.run.report.note(ORDER)
+            call.note(ORDER)
             yield
             return
-        passage = BlockTraversal(self, network, call, [k for k, _ in stacks], given)
+        traversal = BlockTraversal(self, network, call, [k for k, _ in stacks], inputs)
         try:
-            with watched(list(zip((block for _, block in stacks), passage.visits, strict=True))):
+            with watched(list(zip((block for _, block in stacks), traversal.visits, strict=True))):
                 yield
         finally:
-            # a visit refers to the traversal: in a cycle what was predicted would live on until the garbage collector runs,
-            # which knows nothing of device memory
-            passage.visits.clear()
-        if passage.given is not None and passage.next <= passage.last:
+            # visits refer to the traversal: in a cycle the prediction would stay on the device until the garbage collector runs
+            traversal.visits.clear()
+        if traversal.given is not None and traversal.next <= traversal.last:
             raise UnexpectedForward(ORDER)
-        if not passage.entered or call.base is not None:
-            call.hook.run.report.note(LEFT_OUT)
+        if not traversal.entered or call.pending:
+            call.note(LEFT_OUT)
 
 
 class BlockTraversal:
-    """One call of the network on its way through its blocks, which have positions 0 .. N-1 over all stacks.
+    """One call of the network through its blocks, at positions 0 .. N-1 over all stacks.
 
-    A skip leaves out those from `first` to `last`: they give what they are given, and the last of them what was predicted.
+    A skip leaves out blocks `first` to `last`: they return their input, and the last of them returns the prediction.
     """
 
-    def __init__(self, seam: StackSeam, network: Any, call: Call, stack_of: list[int], given: Given) -> None:
-        self.family, self.probe, self.network = seam.family, seam.blocks.probe, network
+    def __init__(
+        self, adapter: TransformerAdapter, network: Any, call: Call, stack_of: list[int], inputs: CallInputs
+    ) -> None:
+        self.family, self.probe, self.network = adapter.family, adapter.blocks.probe, network
         self.call = call
         self.stack_of = stack_of
-        self.suffix = seam.blocks.suffix
-        self.first, self.last = seam.blocks.prefix, len(stack_of) - self.suffix - 1
-        self.asked = given
+        self.suffix = adapter.blocks.suffix
+        self.first, self.last = adapter.blocks.prefix, len(stack_of) - self.suffix - 1
+        self.inputs = inputs
         self.visits = [_Visit(self, i) for i in range(len(stack_of))]
         self.next = 0
-        self.lost = False
+        self.unexpected = False
         self.entered = False
-        self.idle = False  # the model wants all of its blocks in this call: Family.state
-        self.start: Tensor | None = None  # a sample of what entered block 0, where the indicator needs it
-        self.spans: list[Span] = []  # by stack: where in its first stream the picture's tokens are
-        self.alone = False  # the residual is kept of these only
-        self.given: Streams | None = None  # on a skip: what block `last` gives
+        self.idle = False  # all blocks run in this call: Family.state_argument
+        self.start: Tensor | None = None  # a sample of block 0's input, where the indicator needs it
+        self.spans: list[Span] = []  # by stack: the image's tokens in its first stream
+        self.alone = False  # the residual is kept of these tokens only
+        self.given: Streams | None = None  # on a skip: the output of block `last`
 
     def before(self, position: int, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See Visit."""
         stack = self.family.stacks[self.stack_of[position]]
         if position < self.next:
-            self._lose()
+            self._give_up()
         self.next = position + 1
-        if position == 0 and self.family.state.startswith("arg:"):
-            first = self.call.hook.run.clock.evaluation == 0
-            self.idle = self.entered = first or kwargs.get(self.family.state.removeprefix("arg:")) == ()
-        if self.lost or self.idle or (self.given is None and position not in (0, self.first)):
+        if position == 0 and self.family.state_argument:
+            collecting = kwargs.get(self.family.state_argument) == ()
+            self.idle = self.entered = self.call.first_evaluation or collecting
+        if self.unexpected or self.idle or (self.given is None and position not in (0, self.first)):
             return NOT_RUN
         try:
             taken = _taken(stack, args, kwargs)
         except LookupError:
-            self._lose()
+            self._give_up()
             return NOT_RUN
         if position == 0:
-            self._begin(taken, kwargs.get("transformer_options") or self.asked.options)
+            self._begin(taken, kwargs.get("transformer_options") or self.inputs.options)
         if position == self.first:
             self.entered = True
             ran = self._enter(taken, own, args, kwargs)
@@ -193,50 +197,50 @@ class BlockTraversal:
         if self.given is None or not self.first <= position <= self.last:
             return NOT_RUN
         if position == self.first and self.suffix:
-            # models write between blocks to what a block gave, and may need what it was given: the blocks after `last` do
+            # models write between blocks to a block's output, and the blocks after `last` read the original input
             taken = {n: v.clone() for n, v in taken.items()}
         return _given(stack, self._with(taken, self.stack_of[position]) if position == self.last else taken)
 
     def after(self, position: int, result: Any) -> None:
         """See Visit."""
-        if not (self.lost or self.idle):
+        if not (self.unexpected or self.idle):
             k = self.stack_of[position]
-            streams, name = _returned(self.family.stacks[k], result), self._picture(k)
+            streams, name = _returned(self.family.stacks[k], result), self._image_stream(k)
             if self.alone:
                 streams[name] = self._image(streams[name], k)
             self.call.leave(streams, lambda v: v if self.alone else self._image(v, k))
 
-    def _lose(self) -> None:
+    def _give_up(self) -> None:
         if self.given is not None:
             raise UnexpectedForward(ORDER)
-        self.lost = self.entered = True
-        self.call.base = None
-        self.call.hook.run.report.note(ORDER)
+        self.unexpected = self.entered = True
+        self.call.cancel()
+        self.call.note(ORDER)
 
     def _begin(self, taken: Streams, options: Mapping[str, Any]) -> None:
         dim = self.family.image.dim
         lengths = {n: v.shape[dim] for n, v in taken.items() if v.ndim > dim}
         partly = self.family.image.where != "all" or any(stack.joins for stack in self.family.stacks)
         if partly and next(iter(taken)) in lengths:
-            asked = Given(self.asked.shape, self.asked.keywords, options)
-            self.spans = list(spans(self.family, self.network, lengths, asked))
-        if self.probe in ("residual", "states") and self.call.hook.run.indicator is not None:
+            inputs = CallInputs(self.inputs.shape, self.inputs.keywords, options)
+            self.spans = list(spans(self.family, self.network, lengths, inputs))
+        if self.probe in ("residual", "states") and self.call.has_indicator:
             self.start = self._sample(next(iter(taken.values())), self.stack_of[0])
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Has it decided whether the blocks from `first` on run. Returns what `first` gave where it had to run to see, else NOT_RUN."""
+        """Decide whether the blocks from `first` on run. Returns the output of `first` if it had to run for that, else NOT_RUN."""
         here, end = self.stack_of[self.first], self.stack_of[self.last]
         base, name = self._kept(taken, here, end), next(iter(taken))
 
         def decide(modulated: Tensor | None) -> bool:
-            """Is it a skip?"""
+            """True for a skip."""
 
             def look(probe: str) -> Tensor | None:
                 if probe == "modulated":
                     value = self._modulated(modulated, taken[name])
-                    return None if value is None else self.call.watched(value)
+                    return None if value is None else self.call.indicated(value)
                 now, before = self._sample(taken[name], here), self.start
-                if before is None:  # the first block was left out by another node
+                if before is None:  # another node skipped the first block
                     return now
                 return now - before if probe == "residual" else torch.cat((before, now))
 
@@ -246,21 +250,24 @@ class BlockTraversal:
                     visit.quiet = False
             return self.given is not None
 
-        what, hook = self.family.modulated, self.call.hook
-        asked = hook.run.decision is None and (hook.profiler or (self.probe == "modulated" and hook.run.indicator))
-        if not asked or self.first > 0 or not what:
+        source = self.family.modulated
+        if not self.call.wants_modulated or self.first > 0 or source is None:
             decide(None)
-        elif what.startswith("arg:"):
-            place = what[4:]
-            decide(args[int(place)] if place.isdigit() else kwargs.get(place))
+        elif isinstance(source, Argument):
+            decide(args[source.name] if isinstance(source.name, int) else kwargs.get(source.name))
         else:
-            return self._within(own, args, kwargs, decide)
+            return self._within(source, own, args, kwargs, decide)
         return NOT_RUN
 
     def _within(
-        self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any], decide: Callable[[Tensor | None], bool]
+        self,
+        source: ModuleInput,
+        own: Forward,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        decide: Callable[[Tensor | None], bool],
     ) -> Any:
-        """Runs the first block as far as it takes to see its modulated input, and to its end if that is not a skip."""
+        """Run the first block up to its modulated input, and to its end unless that leads to a skip."""
         seen: list[Tensor] = []
 
         def stop(_: Any, given: tuple[Any, ...], named: dict[str, Any]) -> None:
@@ -269,9 +276,9 @@ class BlockTraversal:
                 if decide(seen[0]):
                     raise _Stopped
 
-        own = getattr(own, "_torchdynamo_orig_callable", own)  # nobody looks into compiled code
+        own = getattr(own, "_torchdynamo_orig_callable", own)  # compiled code calls no hooks
         try:
-            part = resolved(getattr(own, "__self__", None), self.family.modulated)
+            part = resolved(getattr(own, "__self__", None), source.path)
         except AttributeError:
             decide(None)
             return NOT_RUN
@@ -285,29 +292,29 @@ class BlockTraversal:
         if seen:
             return result
         skip = decide(None)
-        if self.family.inplace:  # the block may have written to what it was given
-            self.call.base = None
+        if self.family.inplace:  # the block may have written to its input
+            self.call.cancel()
         return NOT_RUN if skip else result
 
     def _modulated(self, value: Tensor | None, stream: Tensor) -> Tensor | None:
-        """What of the modulated input belongs to the picture, where that can be told."""
+        """The image's part of the modulated input, where it has tokens."""
         if self.first > 0:
             return None
         if not torch.is_tensor(value):
             if self.probe == "modulated":
-                self.call.hook.run.report.note(UNSEEN)
+                self.call.note(UNSEEN)
             value = stream
         dim = self.family.image.dim
         return self._image(value, 0) if value.ndim > dim and value.shape[dim] == stream.shape[dim] else value
 
     def _kept(self, streams: Streams, here: int, end: int) -> Streams:
-        """Of the streams of stack `here`, as those of stack `end`, what is read after block `last`."""
-        # blocks after it would read everything
+        """The streams of stack `here`, as those of stack `end`, that are read after block `last`."""
+        # blocks of the suffix read all tokens
         self.alone = bool(self.spans) and self.family.image.alone and self.suffix == 0
         joining = [stack for stack in self.family.stacks[here + 1 : end + 1] if stack.joins]
         if self.alone:
-            picture = self._image(streams[self._picture(here)], here)
-            streams = {**({} if joining else streams), self._picture(end): picture}
+            image = self._image(streams[self._image_stream(here)], here)
+            streams = {**({} if joining else streams), self._image_stream(end): image}
         else:
             for stack in joining:
                 streams = {stack.takes[0][0]: torch.cat([streams[n] for n in stack.joins], 1)}
@@ -315,22 +322,22 @@ class BlockTraversal:
         return {n: v for n, v in streams.items() if n.partition(".")[0] not in left}
 
     def _with(self, taken: Streams, stack: int) -> Streams:
-        """What block `last` gives on a skip: what was predicted, in the place of what it is given."""
+        """The output of block `last` on a skip: its input with the prediction in it."""
         assert self.given is not None
         given = dict(self.given)
         if self.alone:
-            name, dim = self._picture(stack), self.family.image.dim
+            name, dim = self._image_stream(stack), self.family.image.dim
             before, _, after = taken[name].tensor_split(self.spans[stack], dim)
             given[name] = torch.cat((before, given[name], after), dim)
         return taken | given
 
-    def _picture(self, stack: int) -> str:
-        """The stream that the picture is in; of one that is several tensors, all."""
+    def _image_stream(self, stack: int) -> str:
+        """The name of the image's stream."""
         return self.family.stacks[stack].takes[0][0]
 
     def _sample(self, value: Tensor, stack: int) -> Tensor:
-        """Of a stack's first stream, what the indicator looks at: a copy."""
-        return sample(self._image(self.call.watched(value), stack))
+        """The indicator's sample of a stack's first stream: a copy."""
+        return sample(self._image(self.call.indicated(value), stack))
 
     def _image(self, value: Tensor, stack: int) -> Tensor:
         if not self.spans:
@@ -340,24 +347,24 @@ class BlockTraversal:
 
 
 class _Visit:
-    """A passage comes by the block at `position`."""
+    """The traversal's visit to the block at `position`."""
 
-    def __init__(self, passage: BlockTraversal, position: int) -> None:
-        self.passage, self.position = passage, position
-        self.quiet = position not in (0, passage.first, passage.last)
-        self.ends = position == passage.last
+    def __init__(self, traversal: BlockTraversal, position: int) -> None:
+        self.traversal, self.position = traversal, position
+        self.quiet = position not in (0, traversal.first, traversal.last)
+        self.ends = position == traversal.last
 
     @torch.compiler.disable
     def before(self, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        return self.passage.before(self.position, own, args, kwargs)
+        return self.traversal.before(self.position, own, args, kwargs)
 
     @torch.compiler.disable
     def after(self, result: Any) -> None:
-        self.passage.after(self.position, result)
+        self.traversal.after(self.position, result)
 
 
 def _flat(name: str, value: Any) -> Streams:
-    """A stream as tensors: one that is a tuple has several."""
+    """A stream as named tensors: a tuple has several."""
     if isinstance(value, tuple | list):
         return {f"{name}.{i}": v for i, v in enumerate(value)}
     return {name: value}
@@ -372,7 +379,7 @@ def _taken(stack: Stack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Strea
 
 
 def _returned(stack: Stack, result: Any) -> Streams:
-    """The streams in what a block returned."""
+    """The streams in a block's output."""
     if isinstance(stack.gives, str):
         return _flat(stack.gives, result)
     streams: Streams = {}
@@ -383,7 +390,7 @@ def _returned(stack: Stack, result: Any) -> Streams:
 
 
 def _given(stack: Stack, streams: Streams) -> Any:
-    """What a block would return with these streams in it."""
+    """A block's output with these streams in it."""
 
     def value(name: str) -> Any:
         if f"{name}.0" in streams:

@@ -1,8 +1,7 @@
-"""Seeing what the inner levels of a UNet give: the deep feature of DeepCache (arXiv 2312.00858).
+"""The adapter of UNets: replaces the output of the inner levels, the deep feature of DeepCache (https://arxiv.org/abs/2312.00858).
 
-ComfyUI's UNet runs the layers in each of its blocks itself. So the blocks are given other layers for the duration of one call of
-the network: one that looks on, and on a skip none that computes. The outer blocks on both sides run always, and with them the skip
-connections between them.
+ComfyUI's UNet runs the layers of each block itself, so for one call of the network the blocks get other layers: one that observes, and on
+a skip none that computes. The outer blocks on both sides always run, with the skip connections between them.
 """
 
 from __future__ import annotations
@@ -19,12 +18,12 @@ from torch.nn import Module
 
 from ...core.step.indicators.blocks import sample
 from ...core.step.method import Blocks
-from ..families.tokens import Given
-from .hook import Call
+from ..families.tokens import CallInputs
+from .base import Call
 
 
 class _Layer(Module):
-    """A layer that asks somebody."""
+    """A layer whose output is a function's."""
 
     def __init__(self, answer: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -36,7 +35,7 @@ class _Layer(Module):
 
 
 class _Blank(Upsample):
-    """Gives nothing, of the size of the skip connection that it is to be joined with: ComfyUI tells that to layers of this class."""
+    """Zeros of the size of the skip connection that they are concatenated with, which ComfyUI passes to layers of this class."""
 
     def __init__(self) -> None:
         Module.__init__(self)
@@ -46,7 +45,7 @@ class _Blank(Upsample):
 
 
 class _Counted(SpatialTransformer):
-    """Does nothing: ComfyUI counts layers of this class, and GLIGEN and IPAdapter go by the count."""
+    """The identity: ComfyUI counts layers of this class, and GLIGEN and IPAdapter depend on the count."""
 
     def __init__(self) -> None:
         Module.__init__(self)
@@ -55,8 +54,8 @@ class _Counted(SpatialTransformer):
         return x
 
 
-class UNetSeam:
-    """For UNets; see blocks.BlockAdapter. The first convolution always runs, and `prefix` input blocks after it."""
+class UNetAdapter:
+    """For UNets; see base.BlockAdapter. The first convolution always runs, and `prefix` input blocks after it."""
 
     batch: int | None = 0
 
@@ -65,10 +64,10 @@ class UNetSeam:
         self.suffix = blocks.suffix
 
     @contextmanager
-    def around(self, network: Any, call: Call, given: Given, control: Any) -> Iterator[None]:
+    def around(self, network: Any, call: Call, inputs: CallInputs, control: Any) -> Iterator[None]:
         downs, ups = list(network.input_blocks), list(network.output_blocks)
         middle = [network.middle_block] if network.middle_block is not None else []
-        # those that a skip leaves out; the decision falls when the block before them is done
+        # the blocks that a skip leaves out; the decision is made after the block before them
         inner = [*downs[self.prefix :], *middle, *ups[: len(ups) - self.suffix]]
         last = inner[-1]
         touched = [downs[0], downs[self.prefix - 1], *inner]
@@ -80,10 +79,10 @@ class UNetSeam:
                 if probe == "modulated":
                     return None
                 before = start[0] if start[0].shape == h.shape else torch.zeros_like(h)
-                before, now = sample(call.watched(before)), sample(call.watched(h))
+                before, now = sample(call.indicated(before)), sample(call.indicated(h))
                 return now - before if probe == "residual" and self.prefix > 1 else torch.cat((before, now))
 
-            # the deep feature is kept as it is: it is added to nothing
+            # the deep feature is kept as it is: a residual on a base of zero
             feature = call.enter({"h": h.new_zeros(())}, see)
             if feature is None:
                 put(last, [*last, _Layer(leave)])
@@ -115,12 +114,14 @@ class UNetSeam:
 
 
 def _silence(control: Any, ups: int) -> None:
-    """What a ControlNet has for blocks that are left out does not fit what stands there instead. The lists are the call's own, and are
-    popped from as the UNet goes: what is left of `input`, but the next, and `middle` is for them, and of `output` the first `ups` to
-    be popped."""
+    """Remove a ControlNet's outputs for the skipped blocks, which do not fit their replacements.
+
+    The lists belong to this call, and the UNet pops from them: all of `input` but the next, `middle`, and the first `ups` of `output` to be
+    popped.
+    """
     if not isinstance(control, dict):
         return
-    ins = control.get("input") or []  # the next is for the block whose layers have just run
+    ins = control.get("input") or []  # the next is for the block that has just run
     control["input"] = [None] * (len(ins) - 1) + ins[-1:]
     control["middle"] = [None] * len(control.get("middle") or ())
     outs = control.get("output") or []

@@ -1,4 +1,4 @@
-"""Which families the block hook knows, found by the class of the diffusion model."""
+"""The families that the block hook supports, found by the class of the diffusion model."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _RECORDS: tuple[Family | LeftOut, ...] = (*FAMILIES, *LEFT_OUT)
 _KNOWN = {c: record for record in _RECORDS for c in record.classes}
 
 
-# methods of diffusion models that run the blocks, or part of it
+# methods of diffusion models that run the blocks, or some of them
 FORWARDS = {"forward", "_forward", "forward_orig", "_process_transformer_blocks"}
-# keys of transformer_options: while one is there, a model of some family keeps state of its own from call to call
-STATES = {r.state for r in FAMILIES if r.state and not r.state.startswith("arg:")}
+# keys of transformer_options with which a model of some family keeps state from call to call
+STATE_OPTIONS = {r.state_option for r in FAMILIES if r.state_option}
 
 
 def family_of(network: Any) -> Family | LeftOut | None:
-    """The record of a diffusion model (torch.nn.Module), or None for a class that nobody described. A class derived from a known
-    one is known by it, as long as it has no forward of its own."""
+    """The record of a diffusion model (torch.nn.Module); None for an unknown class. A class derived from a known one has its record,
+    unless it defines a forward of its own."""
     for cls in type(network).__mro__:
         record = _KNOWN.get(f"{cls.__module__}:{cls.__qualname__}")
         if record is not None:

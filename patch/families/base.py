@@ -1,4 +1,4 @@
-"""What the block hook has to know of a model family: data, never a copy of a forward."""
+"""What the block hook needs to know about a model family: data, never a copy of a forward."""
 
 from __future__ import annotations
 
@@ -7,16 +7,32 @@ from typing import Literal
 
 
 @dataclass(frozen=True)
+class Argument:
+    """An argument of a block's call: a keyword, or a position where the model's loop passes it by position."""
+
+    name: str | int
+
+
+@dataclass(frozen=True)
+class ModuleInput:
+    """The input of a module within a block, by its path, such as "img_attn.qkv"."""
+
+    path: str
+
+
+@dataclass(frozen=True)
 class Stack:
     """A list of blocks that the model calls one after the other, each once.
 
-    at: where the list is in the diffusion model, as "double_blocks" or "transformer.layers"; a ModuleList or a ModuleDict.
-    takes: the streams in a block's call: (name, argument), the argument a keyword, or a position where the loop gives it by
-    place. The image's own stream is the first. A stream's value is a tensor whose first dimension is the batch, or a tuple of such.
-    gives: the streams in what a block returns: the name where it returns the stream itself; for a tuple the names in its order, ""
-    where there stands something that is no stream.
-    joins: for a stack after the first: the streams of the stack before, in the order in which the model concatenates them along
-    dimension 1 to make this stack's first stream; () where the streams go on under the same names.
+    Parameters
+    ----------
+    at: path of the list in the diffusion model, such as "double_blocks" or "transformer.layers"; a ModuleList or a ModuleDict.
+    takes: the streams in a block's call as (name, argument), where the argument is a keyword, or a position where the loop passes it by
+        position. The image's stream is the first. A stream is a tensor whose first dimension is the batch, or a tuple of such tensors.
+    gives: the streams in a block's output: the name if it returns the stream itself; for a tuple the names in order, "" for elements
+        that are no stream.
+    joins: for a stack after the first: the previous stack's streams in the order in which the model concatenates them along dimension 1
+        to this stack's first stream; () where the streams continue under the same names.
     """
 
     at: str
@@ -27,17 +43,18 @@ class Stack:
 
 @dataclass(frozen=True)
 class Image:
-    """Which of the tokens along dimension 1 of the first stack's first stream are the picture's own, the latent that is sampled.
+    """Which tokens of the first stack's first stream belong to the latent that is sampled. The others are references, padding and text.
 
-    where: "all"; "head" or "tail" of them; "img_slice": they begin where the key of that name in the block's transformer_options
-    says, [begin, end], and are the "tail" where it says nothing. patch: how many latent elements along each of the latent's last
-    len(patch) dimensions a token stands for: there are prod(ceil(size / patch)) of them; or the name of the network's attribute
-    that says so (an int there: along each of the last two). Reference pictures, padding and text are the rest. pads: the name of
-    the network's attribute that says to a multiple of what the picture's tokens are filled up with tokens of no meaning (None
-    there: they are not); those are counted as the picture's. dim: where the tokens are along another dimension than 1. after: a
-    keyword of the network's call; if a latent (batch, channels, ...) is given under it, its tokens come first, where there are so
-    many more than the picture's, and then those. alone: nothing reads the others after the last block; their residual is not kept
-    (but its later blocks do read them).
+    Parameters
+    ----------
+    where: "all"; "head" or "tail"; "img_slice": from the position in transformer_options["img_slice"], a list [begin, end], or the
+        "tail" without one.
+    patch: latent elements per token along each of the latent's last len(patch) dimensions, so that there are
+        prod(ceil(size / patch)) tokens; or the name of the network's attribute with them (an int: along each of the last two).
+    pads: name of the network's attribute with the multiple to which image tokens are padded (None: not padded). Padding counts as image.
+    dim: dimension of the tokens.
+    after: name of the forward kwarg whose reference tokens precede the image tokens.
+    alone: nothing reads the other tokens after the last block, so their residual is not kept (later blocks of the stack do read them).
     """
 
     where: Literal["all", "head", "tail", "img_slice"] = "all"
@@ -50,25 +67,27 @@ class Image:
 
 @dataclass(frozen=True)
 class Family:
-    """A kind of diffusion model, known by its network's class.
+    """A family of diffusion models, recognised by the network's class.
 
-    name: as people know it. classes: "module:Class" of diffusion models whose forward this describes; a class derived from one of
-    them that has a forward of its own needs a record of its own.
-    stacks: in the order in which they run. () for a UNet (unet=True), whose input_blocks, middle_block and output_blocks are known.
-    dead: streams of the last stack that nothing reads after it; their residual is not kept either.
-    same: streams that blocks hand on as they are: nothing is kept of them.
-    inplace: blocks, or the loop around them, write to the streams that they are given: what is kept of those is a copy.
-    u_skips: the last blocks take what the first ones gave (U-shaped skips): no more of the last than of the first may run on a skip.
-    image: which tokens are the picture's.
-    modulated: what TeaCache looks at: the path, within the first block, of the module whose input is the modulated first stream
-    ("img_attn.qkv"), or "arg:NAME" or "arg:POSITION" for an argument of the first block's call that depends on time ("arg:e"); "" where
-    there is none.
-    batch: the dimension of the streams along which the conditionings of one call are batched; None where they cannot be told apart:
-    a call's streams are then one thing, kept for just these conditionings in this order.
-    state: a key of transformer_options; while it is there the blocks keep state of their own from call to call, and all must run.
-    Or "arg:NAME", an argument of the first block's call; while it is an empty tuple the model collects what the blocks give besides
-    the streams, and all must run. What it collects may outlive a run, so it is not relied on in the first evaluation either.
-    least: so many of the first blocks must run in every call.
+    Parameters
+    ----------
+    name: for people.
+    classes: "module:Class" of the networks whose forward this record describes. A derived class with a forward of its own needs its own
+        record.
+    stacks: in the order in which they run; () for a UNet.
+    unet: input_blocks, middle_block and output_blocks of ComfyUI's UNetModel.
+    dead: streams of the last stack that nothing reads after it; their residual is not kept.
+    same: streams that blocks pass on unchanged; nothing is kept of them.
+    inplace: blocks, or the loop around them, write to the streams that they are given: kept streams are copied.
+    u_skips: the last blocks read the outputs of the first ones (U-shaped skips), so the suffix is at most the prefix.
+    image: which tokens belong to the image.
+    modulated: TeaCache's input at the first block: the modulated first stream, or an argument that depends on time; None without one.
+    batch: the streams' dimension along which the conditionings of a call are batched; None where they cannot be separated: a call's
+        streams are then kept as one, for these conditionings in this order.
+    state_option: a key of transformer_options; while it is present, the blocks keep state from call to call and all of them run.
+    state_argument: an argument of the first block's call; while it is an empty tuple, the model collects further outputs of the blocks
+        and all of them run. The collection may outlive a run, so all blocks run in the first evaluation, too.
+    min_prefix: number of first blocks that run in every call.
     """
 
     name: str
@@ -80,15 +99,16 @@ class Family:
     inplace: bool = False
     u_skips: bool = False
     image: Image = Image()
-    modulated: str = ""
+    modulated: ModuleInput | Argument | None = None
     batch: int | None = 0
-    state: str = ""
-    least: int = 0
+    state_option: str = ""
+    state_argument: str = ""
+    min_prefix: int = 0
 
 
 @dataclass(frozen=True)
 class LeftOut:
-    """A class of diffusion model that cannot be done at block level, and why: a sentence that ends without a full stop."""
+    """Classes of diffusion models that are not supported at block level. why: a clause without a full stop."""
 
     classes: tuple[str, ...]
     why: str

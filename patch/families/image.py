@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Family, Image, Stack
+from .base import Argument, Family, Image, ModuleInput, Stack
 
 _X = (("x", 0),)
 _JOINT = (("img", "img"), ("txt", "txt"))
@@ -16,7 +16,7 @@ FAMILIES = (
         _FLUX,
         inplace=True,
         image=Image("head", "patch_size"),
-        modulated="img_attn.qkv",
+        modulated=ModuleInput("img_attn.qkv"),
     ),
     Family(
         "Chroma, Chroma Radiance",
@@ -24,7 +24,7 @@ FAMILIES = (
         _FLUX,
         inplace=True,
         image=Image("all", "patch_size"),
-        modulated="img_attn.qkv",
+        modulated=ModuleInput("img_attn.qkv"),
     ),
     Family(
         "Qwen-Image",  # the references of Qwen-Image-Edit follow the picture's own tokens
@@ -32,7 +32,7 @@ FAMILIES = (
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
         dead=("txt",),
         image=Image("head", "patch_size"),
-        modulated="attn.to_q",
+        modulated=ModuleInput("attn.to_q"),
     ),
     Family(
         "Mage-Flow",
@@ -40,7 +40,7 @@ FAMILIES = (
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
         dead=("txt",),
         image=Image("head", (1, 1)),
-        modulated="attn.to_q",
+        modulated=ModuleInput("attn.to_q"),
     ),
     Family(
         "Lens",
@@ -48,7 +48,7 @@ FAMILIES = (
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
         dead=("txt",),
         image=Image("all", (1, 1)),
-        modulated="attn.img_qkv",
+        modulated=ModuleInput("attn.img_qkv"),
     ),
     Family(
         "JoyImage",
@@ -56,7 +56,7 @@ FAMILIES = (
         (Stack("double_blocks", _HIDDEN, ("img", "txt")),),
         dead=("txt",),
         image=Image("head", "patch_size"),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
     ),
     Family(
         "Stable Diffusion 3, 3.5",
@@ -64,7 +64,7 @@ FAMILIES = (
         (Stack("joint_blocks", (("img", 1), ("txt", 0)), ("txt", "img")),),
         dead=("txt",),
         image=Image("all", "patch_size"),
-        modulated="x_block.attn.qkv",
+        modulated=ModuleInput("x_block.attn.qkv"),
     ),
     Family(
         "AuraFlow",
@@ -74,14 +74,14 @@ FAMILIES = (
             Stack("single_layers", _X, "x", joins=("txt", "img")),
         ),
         image=Image("all", "patch_size"),
-        modulated="attn.w2q",
+        modulated=ModuleInput("attn.w2q"),
     ),
     Family(
         "Lumina 2, Z-Image",  # text, then reference pictures, then the picture
         ("comfy.ldm.lumina.model:NextDiT", "comfy.ldm.lumina.model:NextDiTPixelSpace"),
         (Stack("layers", _X, "x"),),
         image=Image("tail", "patch_size", pads="pad_tokens_multiple"),
-        modulated="arg:3",
+        modulated=Argument(3),
     ),
     Family(
         "HiDream I1, E1",  # before every block the loop puts another layer of the text encoder at the end of what it is given
@@ -90,20 +90,20 @@ FAMILIES = (
             Stack("double_stream_blocks", (("img", "image_tokens"), ("txt", "text_tokens")), ("img", "txt")),
             Stack("single_stream_blocks", (("x", "image_tokens"),), "x", joins=("img", "txt")),
         ),
-        modulated="block.attn1",
+        modulated=ModuleInput("block.attn1"),
     ),
     Family(
         "HiDream O1",
         ("comfy.ldm.hidream_o1.model:HiDreamO1Transformer",),
         (Stack("language_model.layers", (("x", "x"),), ("x", "")),),
-        state="arg:past_key_value",
+        state_argument="past_key_value",
     ),
     Family(
         "OmniGen 2",  # text, references, picture
         ("comfy.ldm.omnigen.omnigen2:OmniGen2Transformer2DModel",),
         (Stack("layers", _X, "x"),),
         image=Image("tail", "patch_size"),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
     ),
     Family(
         "Boogu",  # references, picture
@@ -113,35 +113,35 @@ FAMILIES = (
             Stack("single_stream_layers", _X, "x", joins=("txt", "img")),
         ),
         image=Image("tail", "patch_size"),
-        modulated="img_instruct_attn",
+        modulated=ModuleInput("img_instruct_attn"),
     ),
     Family(
         "Krea 2",  # text, picture, references
         ("comfy.ldm.krea2.model:SingleStreamDiT",),
         (Stack("blocks", _X, "x"),),
         image=Image("img_slice", "patch"),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
     ),
     Family(
         "Ideogram 4",
         ("comfy.ldm.ideogram4.model:Ideogram4Transformer2DModel",),
         (Stack("layers", _X, "x"),),
         image=Image("tail", (1, 1)),
-        modulated="attention",
+        modulated=ModuleInput("attention"),
     ),
     Family(
         "ERNIE-Image",
         ("comfy.ldm.ernie.model:ErnieImageModel",),
         (Stack("layers", _X, "x"),),
         image=Image("head", "patch_size"),
-        modulated="self_attention",
+        modulated=ModuleInput("self_attention"),
     ),
     Family(
         "PixArt",
         ("comfy.ldm.pixart.pixartms:PixArtMS",),
         (Stack("blocks", _X, "x"),),
         image=Image("all", "patch_size"),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
     ),
     Family(
         "HunyuanDiT",
@@ -149,7 +149,7 @@ FAMILIES = (
         (Stack("blocks", _X, "x"),),
         u_skips=True,
         image=Image("all", "patch_size"),
-        modulated="attn1",
+        modulated=ModuleInput("attn1"),
     ),
     Family(
         "PixelDiT, PiD",
@@ -157,6 +157,6 @@ FAMILIES = (
         (Stack("patch_blocks", (("img", 0), ("txt", 1)), ("img", "txt")),),
         dead=("txt",),
         image=Image("all", "patch_size"),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
     ),
 )

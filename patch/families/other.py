@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Family, Image, LeftOut, Stack
+from .base import Family, Image, LeftOut, ModuleInput, Stack
 
 X = (("x", 0),)
 
@@ -14,21 +14,21 @@ FAMILIES = (
         # memory tokens, and in Stable Audio 1 the time, stand before them; ComfyUI sets no patch size but 1
         image=Image("tail", (1,)),
         # in Stable Audio 1 the time is a token, not a modulation
-        modulated="self_attn",
+        modulated=ModuleInput("self_attn"),
     ),
     Family(
         "ACE-Step",
         ("comfy.ldm.ace.model:ACEStepTransformer2DModel",),
         (Stack("transformer_blocks", (("x", "hidden_states"),), "x"),),
         image=Image("all", (16, 1)),
-        modulated="attn.to_q",
+        modulated=ModuleInput("attn.to_q"),
     ),
     Family(
         "ACE-Step 1.5",
         ("comfy.ldm.ace.ace_step15:AceStepConditionGenerationModel",),
         (Stack("decoder.layers", (("x", "hidden_states"),), "x"),),
         image=Image("all", (2,)),
-        modulated="self_attn",
+        modulated=ModuleInput("self_attn"),
     ),
     Family(
         "Hunyuan3D 2",
@@ -39,7 +39,7 @@ FAMILIES = (
         ),
         inplace=True,
         image=Image("all", (1,)),
-        modulated="img_attn.qkv",
+        modulated=ModuleInput("img_attn.qkv"),
     ),
     Family(
         "Hunyuan3D 2.1",
@@ -47,7 +47,7 @@ FAMILIES = (
         (Stack("blocks", X, "x"),),
         u_skips=True,
         image=Image("tail", (1,)),  # after the time
-        modulated="attn1",
+        modulated=ModuleInput("attn1"),
         # the model swaps the halves of the context's batch, whatever they are, and of what it returns
         batch=None,
     ),
@@ -57,7 +57,7 @@ FAMILIES = (
         (Stack("blocks", X, "x"),),
         # all tokens count, though only the first 8192 are the picture's: its latent is (batch, tokens, channels), which Image has no
         # way to say
-        modulated="attn",
+        modulated=ModuleInput("attn"),
     ),
     Family(
         "Stable Cascade, stage C",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .base import Family, Image, Stack
+from .base import Argument, Family, Image, ModuleInput, Stack
 
 _X = (("x", 0),)
 _WAN = (Stack("blocks", _X, "x"),)
@@ -19,7 +19,7 @@ FAMILIES = (
         ),
         _WAN,
         image=_WAN_VIDEO,
-        modulated="arg:e",  # the projected time embedding: what TeaCache's ret_mode polynomials were fitted on
+        modulated=Argument("e"),  # the projected time embedding: what TeaCache's ret_mode polynomials were fitted on
     ),
     Family(
         "Wan 2.1 VACE, WanDancer",  # hints and music are added to what a block gave, in place
@@ -27,14 +27,14 @@ FAMILIES = (
         _WAN,
         inplace=True,
         image=_WAN_VIDEO,
-        modulated="arg:e",
+        modulated=Argument("e"),
     ),
     Family(
         "HuMo",
         ("comfy.ldm.wan.model:HumoWanModel",),
         _WAN,
         image=Image("head", (1, 2, 2)),
-        modulated="arg:e",
+        modulated=Argument("e"),
     ),
     Family(
         "Wan 2.2 S2V",  # speech is added to what a block gave, in place
@@ -42,15 +42,15 @@ FAMILIES = (
         _WAN,
         inplace=True,
         image=Image("head", (1, 2, 2)),
-        modulated="arg:e",
+        modulated=Argument("e"),
     ),
     Family(
         "Wan 2.1 (causal)",
         ("comfy.ldm.wan.ar_model:CausalWanModel",),
         _WAN,
         image=_WAN_VIDEO,
-        modulated="arg:e",
-        state="ar_state",
+        modulated=Argument("e"),
+        state_option="ar_state",
     ),
     Family(
         "HunyuanVideo, HunyuanVideo 1.5, HunyuanImage 2.1",
@@ -62,7 +62,7 @@ FAMILIES = (
         dead=("txt",),
         inplace=True,
         image=Image("tail", "patch_size"),
-        modulated="img_attn.qkv",
+        modulated=ModuleInput("img_attn.qkv"),
     ),
     Family(
         "LTX-Video",
@@ -70,7 +70,7 @@ FAMILIES = (
         (Stack("transformer_blocks", _X, "x"),),
         inplace=True,
         image=Image("all", (1, 1, 1)),
-        modulated="attn1",
+        modulated=ModuleInput("attn1"),
     ),
     Family(
         "LTX-2",  # x is (video, audio)
@@ -78,41 +78,41 @@ FAMILIES = (
         (Stack("transformer_blocks", _X, "x"),),
         inplace=True,
         image=Image("all", (1, 1, 1)),
-        modulated="attn1",
+        modulated=ModuleInput("attn1"),
     ),
     Family(
         "Mochi",
         ("comfy.ldm.genmo.joint_model.asymm_models_joint:AsymmDiTJoint",),
         (Stack("blocks", (("img", 0), ("txt", 2)), ("img", "txt")),),
         dead=("txt",),
-        modulated="attn.qkv_x",
+        modulated=ModuleInput("attn.qkv_x"),
     ),
     Family(
         "Cosmos 1",  # frames, height, width, batch, channels
         ("comfy.ldm.cosmos.model:GeneralDIT",),
         (Stack("blocks", _X, "x"),),
         inplace=True,
-        modulated="blocks.0.block",
+        modulated=ModuleInput("blocks.0.block"),
         batch=3,
     ),
     Family(
         "Cosmos-Predict2, Anima",
         ("comfy.ldm.cosmos.predict2:MiniTrainDIT", "comfy.ldm.anima.model:Anima"),
         (Stack("blocks", _X, "x"),),
-        modulated="self_attn",
+        modulated=ModuleInput("self_attn"),
     ),
     Family(
         "CogVideoX",
         ("comfy.ldm.cogvideo.model:CogVideoXTransformer3DModel",),
         (Stack("blocks", (("img", "hidden_states"), ("txt", "encoder_hidden_states")), ("img", "txt")),),
         dead=("txt",),
-        modulated="arg:temb",
+        modulated=Argument("temb"),
     ),
     Family(
         "Kandinsky 5",
         ("comfy.ldm.kandinsky5.model:Kandinsky5",),
         (Stack("visual_transformer_blocks", _X, "x"),),
-        modulated="self_attention",
+        modulated=ModuleInput("self_attention"),
     ),
     Family(
         "SeedVR2",  # all videos of a call in one row of tokens, and all texts in another
@@ -126,9 +126,9 @@ FAMILIES = (
         ),
         dead=("txt",),
         same=("sizes", "lengths"),
-        least=1,  # the first block lays out in a cache what all after it read
+        min_prefix=1,  # the first block lays out in a cache what all after it read
         image=Image(dim=0),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
         batch=None,
     ),
     Family(
@@ -137,7 +137,7 @@ FAMILIES = (
         (Stack("blocks", _X, "x"),),
         inplace=True,
         image=Image("tail", (1, 2, 2), dim=0, alone=False),
-        modulated="attn",
+        modulated=ModuleInput("attn"),
         batch=None,
     ),
 )

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...core.step.calibration.block_profile import BlockProfiler
 from ...core.step.calibration.gram_recorder import GramRecorder
 from ...core.step.run import Run, Slot
-from ..families import STATES
+from ..families import STATE_OPTIONS
 from .sigmas import SigmaReader
 from .slots import slots_of
 
@@ -82,7 +82,7 @@ class EvaluationHook:
         options = model_options.get("transformer_options", {})
         if not self._under_way(timestep):
             return []
-        if STATES & options.keys():
+        if STATE_OPTIONS & options.keys():
             self.run.report.note(STATEFUL)
             return []
         self.calls += 1

@@ -20,8 +20,9 @@ from ...core.step.clock import Grid
 from ...core.step.method import Method
 from ...core.step.report import messages
 from ...core.step.run import Run
+from ..blocks.base import BlockSupport
 from ..blocks.hook import HOST, BlockHook
-from ..blocks.resolver import BlockSupport, block_support_of, known
+from ..blocks.resolver import block_support_of, known
 from .calibration import MOST_STEPS, Recipe, can_keep, keep, nearest, recipe_of, stored
 from .conditioning_changes import changes
 from .hook_base import EvaluationHook

@@ -15,9 +15,9 @@ from skipstone.core.step.policies import Accumulator, Mask, Ratios, RunContext, 
 from skipstone.core.step.predictors import Linear, ProbeAligned, Reuse, Taylor
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows
 from skipstone.nodes import dbcache, dicache, firstblock, magcache, taylorseer, teacache
-from skipstone.patch.blocks.resolver import objection
+from skipstone.patch.blocks.resolver import unsupported_reason
 from skipstone.patch.errors import StepCacheError
-from skipstone.patch.families import Family
+from skipstone.patch.families.base import Argument, Family
 from skipstone.patch.step.attach import attach
 from skipstone.tests.core.grids import flow
 
@@ -250,10 +250,10 @@ def test_a_polynomial_of_what_no_block_sees_is_a_guess_and_says_so(studio, cache
 
 
 def test_a_tea_cache_cannot_leave_out_a_block_that_must_run():
-    family = Family("Example", (), least=1, modulated="arg:e")
-    assert "must always run" in objection(teacache.teacache_of(), family)
-    assert not objection(magcache.magcache_of(), family)
-    assert not objection(firstblock.firstblock_of(), family)
+    family = Family("Example", (), min_prefix=1, modulated=Argument("e"))
+    assert "must always run" in unsupported_reason(teacache.teacache_of(), family)
+    assert not unsupported_reason(magcache.magcache_of(), family)
+    assert not unsupported_reason(firstblock.firstblock_of(), family)
 
 
 @pytest.mark.parametrize("of", [dbcache.dbcache_of, dbcache.cachedit_of])

@@ -397,6 +397,6 @@ def test_what_comfyui_made_room_for_has_room(flux, monkeypatch, patcher, free, w
     )
     hook = BlockHook(run, SigmaReader(None, [1.0, 0.0]), block_support_of(every(2), flux.model.diffusion_model), None)
     hook.patcher, hook.told = patcher, 200
-    hook.settle(torch.device("cpu"), [torch.zeros(50)], ["a"])
+    hook.choose_device(torch.device("cpu"), [torch.zeros(50)], [])
     assert run.device == (where and torch.device(where))
     assert run.report.notes == ([ELSEWHERE] if where else [])

@@ -21,7 +21,7 @@ from skipstone.nodes.dicache import dicache_of
 from skipstone.nodes.firstblock import firstblock_of
 from skipstone.nodes.teacache import teacache_of
 from skipstone.nodes.widgets import CUSTOM
-from skipstone.patch.blocks.resolver import objection
+from skipstone.patch.blocks.resolver import unsupported_reason
 from skipstone.patch.blocks.transformer import UNSEEN
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.families import Family, family_of
@@ -54,7 +54,7 @@ class Subject:
         self.network: torch.nn.Module = self.model.model.diffusion_model
         self.record = family_of(self.network)
         # what a model may have kept from an earlier run is not relied on in the first skip
-        keeps = getattr(self.record, "state", "").startswith("arg:")
+        keeps = bool(getattr(self.record, "state_argument", ""))
         self.pattern = [True, True, True, False, True, True] if keeps else [True, False, True, True]
 
     def sampled(self, model: Any = None) -> list[torch.Tensor]:
@@ -121,7 +121,7 @@ def methods_for(family: Family, threshold: float) -> Iterator[tuple[str, Method]
     """The methods that work with this family."""
     for name, of in METHODS.items():
         method = of(threshold)
-        if not objection(method, family):
+        if not unsupported_reason(method, family):
             yield name, method
 
 
@@ -151,7 +151,7 @@ def test_it_skips_and_leaves_nothing_behind(subject, family, subtests):
         with subtests.test(f"{name} with a huge threshold"):
             with subject.nothing_left_behind():
                 out, report = subject.patched(method)
-            first = 2 if family.state.startswith("arg:") else 1  # what it keeps from an earlier run is not relied on
+            first = 2 if family.state_argument else 1  # what it keeps from an earlier run is not relied on
             told = [e.computed for e in report.evaluations]
             assert told == [True] * first + [False] * (len(told) - first - 1) + [True]
             assert report.notes == ([UNSEEN] if name == "TeaCache" and not family.modulated else [])
@@ -271,7 +271,7 @@ def test_a_skip_is_prefix_and_residual(subject, family, subtests):
             assert [e.computed for e in report.evaluations] == pattern
             at, calls = pattern.index(False), len(recording.calls) // len(pattern)
             before, here = (recording.calls[i * calls : (i + 1) * calls] for i in (at - 1, at))
-            replay = Replay(network, family, max(prefix, family.least), suffix)
+            replay = Replay(network, family, max(prefix, family.min_prefix), suffix)
             for computed, skipped in zip(before, here, strict=True):
                 batches = [c.kwargs["transformer_options"]["cond_or_uncond"] for c in (computed, skipped)]
                 assert batches[0] == batches[1]

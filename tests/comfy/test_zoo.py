@@ -17,6 +17,7 @@ import torch
 
 from skipstone.patch import families
 from skipstone.patch.families import Family, LeftOut, Stack
+from skipstone.patch.families.base import Argument, ModuleInput
 from skipstone.tests.comfy import zoo
 
 BASES: dict[str, Any] = {
@@ -99,9 +100,9 @@ class BlockRecorder:
             for b, block in enumerate(blocks_of(network, stack)):
                 block.register_forward_pre_hook(functools.partial(self.before, (s, b)), with_kwargs=True)
                 block.register_forward_hook(self.after)
-        if family.modulated and not family.modulated.startswith("arg:"):
+        if isinstance(family.modulated, ModuleInput):
             first = blocks_of(network, family.stacks[0])[0]
-            first.get_submodule(family.modulated).register_forward_pre_hook(self.look)
+            first.get_submodule(family.modulated.path).register_forward_pre_hook(self.look)
 
     def begin(self, module, args, kwargs):
         self.calls.append(ModelCall(args, kwargs))
@@ -297,11 +298,9 @@ def the_modulated_input_is_computed_before_tokens_meet(visit: Visit, family: Fam
     if not family.modulated:
         return  # nothing for TeaCache to read
     by_sigma = sorted(calls, key=lambda c: float(first(c.args[1]).flatten()[0]))
-    if family.modulated.startswith("arg:"):
-        where = family.modulated.removeprefix("arg:")
-        low, high = (
-            argument(c.blocks[0], int(where) if where.isdigit() else where) for c in (by_sigma[0], by_sigma[-1])
-        )
+    if isinstance(family.modulated, Argument):
+        where = family.modulated.name
+        low, high = (argument(c.blocks[0], where) for c in (by_sigma[0], by_sigma[-1]))
         assert not all(map(torch.equal, tensors(low), tensors(high)))
         return
     call = calls[0]
@@ -357,8 +356,8 @@ def test_hidream_o1_collects_keys_and_values_before_it_has_them():
     seen = sampled(tiny)
     assert isinstance(seen.family, Family) and seen.recorder is not None
     family, calls = seen.family, seen.recorder.calls
-    kind, _, name = family.state.partition(":")
-    assert kind == "arg"
+    name = family.state_argument
+    assert name
     seen.network.clear_kv_cache()
     before = len(calls)
     with torch.inference_mode():

@@ -68,5 +68,5 @@ def test_pictures_for_people(pixels, tmp_path):
     assert gray.sum() >= (DIFFERENCE - 2) ** 2
     flip(baseline, cached, lines, tmp_path / "flip.webp")
     with Image.open(tmp_path / "flip.webp") as animation:
-        assert animation.n_frames == 2
+        assert getattr(animation, "n_frames", 1) == 2
         assert animation.width == TILE

@@ -54,12 +54,13 @@ def kinds(record: Any, path: str = "") -> set[tuple[str, object]]:
 def kind(value: Any, field: str = "") -> object:
     """What the block hook could branch on: a flag's value, zero or not, empty or not, and how many there are of what."""
     if dataclasses.is_dataclass(value):
-        return tuple(kind(getattr(value, f.name), f.name) for f in dataclasses.fields(value) if f.name not in NAMES)
+        fields = (f for f in dataclasses.fields(value) if f.name not in NAMES)
+        return (type(value).__name__, *(kind(getattr(value, f.name), f.name) for f in fields))
     if isinstance(value, tuple):
         return tuple(map(kind, value))
     if value is None or isinstance(value, bool) or field == "where":  # `where` is one of a few literals
         return value
-    return (type(value).__name__, bool(value), isinstance(value, str) and value.startswith("arg:"))
+    return (type(value).__name__, bool(value))
 
 
 def features(tiny: Tiny, record: Any) -> set[tuple[str, object]]:
