@@ -10,7 +10,7 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
-from skipstone.nodes import easycache, firstblock, forecast, meancache, teacache
+from skipstone.nodes import dbcache, dicache, easycache, firstblock, magcache, meancache, spectrum, taylorseer, teacache
 from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy.test_slots import windows
 
@@ -19,19 +19,19 @@ pytestmark = [pytest.mark.usefixtures("no_gc", "user"), pytest.mark.filterwarnin
 STEPS = 7
 STATIC: dict[str, Any] = {
     "MeanCache": lambda: meancache.method_of("Turbo", calibration="default"),
-    "Spectrum": lambda: forecast.spectrum_of("Custom", warmup=2),
-    "TaylorSeer": lambda: forecast.taylorseer_of("Turbo"),
-    "TaylorSeer at the blocks": lambda: forecast.taylorseer_of("Custom", interval=3, warmup=2, level="blocks"),
-    "MagCache": lambda: teacache.magcache_of("Custom", warmup=1, threshold=9.0, ratios="Flux"),
+    "Spectrum": lambda: spectrum.spectrum_of("Custom", warmup=2),
+    "TaylorSeer": lambda: taylorseer.taylorseer_of("Turbo"),
+    "TaylorSeer at the blocks": lambda: taylorseer.taylorseer_of("Custom", interval=3, warmup=2, level="blocks"),
+    "MagCache": lambda: magcache.magcache_of("Custom", warmup=1, threshold=9.0, ratios="Flux"),
 }
 ADAPTIVE: dict[str, Any] = {
     "EasyCache": lambda: easycache.easycache_of("Custom", threshold=9.0, warmup=1),
     "UCache": lambda: easycache.ucache_of("Custom", threshold=9.0, start_percent=0.0, end_percent=1.0, warmup=1),
     "First Block Cache": lambda: firstblock.firstblock_of("Custom", threshold=9.0, warmup=1),
-    "DBCache": lambda: firstblock.dbcache_of("Custom", fn=1, bn=1, threshold=9.0, warmup=1),
-    "Cache-DiT": lambda: firstblock.cachedit_of("Custom", fn=1, threshold=9.0, warmup=1),
+    "DBCache": lambda: dbcache.dbcache_of("Custom", fn=1, bn=1, threshold=9.0, warmup=1),
+    "Cache-DiT": lambda: dbcache.cachedit_of("Custom", fn=1, threshold=9.0, warmup=1),
     "TeaCache": lambda: teacache.teacache_of("Custom", threshold=9.0, warmup=1, polynomial="Flux"),
-    "DiCache": lambda: teacache.dicache_of("Custom", threshold=9.0, warmup=1),
+    "DiCache": lambda: dicache.dicache_of("Custom", threshold=9.0, warmup=1),
 }
 METHODS = STATIC | ADAPTIVE
 
