@@ -186,7 +186,7 @@ def test_a_second_step_cache_is_refused_by_name(studio, flux, cached):
 @pytest.mark.parametrize(("prefix", "suffix"), [(5, 0), (1, 4), (8, 2)])
 def test_more_blocks_than_there_are(flux, prefix, suffix):
     with pytest.raises(
-        StepCacheError, match=rf"Fn \+ Bn = {prefix} \+ {suffix} blocks.* has 5: .* together less than 5"
+        StepCacheError, match=rf"Fn \+ Bn = {prefix} \+ {suffix} blocks.* has 5: .* add up to less than 5"
     ):
         attach(flux, every(2, prefix, suffix))
     attach(flux, every(2, 1, 3))
