@@ -90,7 +90,7 @@ bench-memo:
 bench-decibels:
 	$(RUN) bench/decibels.py $(ARGS)
 
-# which model classes they work on; ARGS=--readme writes the README's table of families anew
+# which model classes they work on; ARGS=--readme writes the table of docs/families.md
 families:
 	@$(RUN) tools/families.py $(ARGS)
 

@@ -2,7 +2,7 @@
 
     make families                  one line a class of comfy.model_base, tab-separated: the class, its block lists, how many of the
                                    block-level methods work on it, whether it is tested here at block level (yes, no), and why not
-    make families ARGS=--readme    write the README's table of families anew
+    make families ARGS=--readme    write the table of docs/families.md
 
 The lines are told by the zoo of tiny models (tests/comfy/zoo) in the ComfyUI at COMFYUI_PATH, the table by the records alone
 (patch/families): it is the same whatever ComfyUI is there.
@@ -44,7 +44,7 @@ from skipstone.patch.errors import StepCacheError  # noqa: E402
 from skipstone.patch.families import FAMILIES, LEFT_OUT, Family, LeftOut, family_of  # noqa: E402
 from skipstone.tests.comfy import zoo  # noqa: E402
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "families.md"
 BEGIN, END = "<!-- families -->", "<!-- /families -->"
 
 METHODS: tuple[Method, ...] = (
@@ -155,20 +155,20 @@ def kind_of(row: Row) -> str:
     return KINDS[row.network["image_model"], row.network.get("model_type")]
 
 
-def rewritten(readme: str) -> str:
-    """The README with the table as it is now. Raises ValueError where its place is not marked."""
-    before, begin, rest = readme.partition(BEGIN)
+def rewritten(page: str) -> str:
+    """The page with the current table. Raises ValueError where its place is not marked."""
+    before, begin, rest = page.partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
-        raise ValueError(f"{README.name} has no {BEGIN} ... {END}, between which the table of families stands")
+        raise ValueError(f"{PAGE.name} has no {BEGIN} ... {END}, between which the table of families stands")
     return f"{before}{BEGIN}\n{table()}\n{END}{after}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--readme", action="store_true", help="write the README's table of families anew")
+    parser.add_argument("--readme", action="store_true", help="write the table of docs/families.md")
     if parser.parse_args().readme:
-        README.write_text(rewritten(README.read_text("utf-8")), "utf-8")
+        PAGE.write_text(rewritten(PAGE.read_text("utf-8")), "utf-8")
         return
     logging.disable(logging.WARNING)
     warnings.simplefilter("ignore")

@@ -36,7 +36,7 @@ from skipstone.patch.families import FAMILIES  # noqa: E402
 
 PACK = Path(__file__).resolve().parent.parent
 DOCS, LOCALES, SCRIPTS = PACK / "web" / "docs", PACK / "locales", PACK / "web" / "js"
-README, CHINESE = PACK / "README.md", PACK / "tools" / "chinese.json"
+BENCHMARKS, CHINESE = PACK / "docs" / "benchmarks.md", PACK / "tools" / "chinese.json"
 Texts = dict[str, Any]
 """As in ComfyUI's nodeDefs.json: a node's display_name, description, inputs and outputs."""
 
@@ -48,7 +48,7 @@ LENGTHS = (50, 20, 12, 8)  # of runs
 PUBLISHED = {"SkipstoneTeaCache": TEACACHE, "SkipstoneMagCache": MAGCACHE}
 MODULATED = {"SkipstoneTeaCache"}  # what looks at the first block's modulated input, and may leave that block out
 PLAIN = "plain sampling with B steps"
-# rows of the README's table "Which is best"
+# rows of the table "Methods that work with every model" of docs/benchmarks.md
 MEASURED = {
     "SkipstoneAuto": ("MeanCache, calibrated",),
     "SkipstoneMeanCache": ("MeanCache, default costs", "MeanCache, calibrated"),
@@ -342,10 +342,10 @@ def models(schema: Any, words: Words, texts: Texts) -> str:
 
 
 def measured(schema: Any, words: Words, texts: Texts) -> str:
-    """The node's rows of the README's table, beside plain sampling's."""
+    """The node's rows of the table in docs/benchmarks.md, beside plain sampling's."""
     lines = [
         [c.strip(" *") for c in line.strip("|").split("|")]
-        for line in README.read_text("utf-8").splitlines()
+        for line in BENCHMARKS.read_text("utf-8").splitlines()
         if line[:1] == "|"
     ]
     head = next(line for line in lines if line[0] == "B")
@@ -365,7 +365,7 @@ def measured(schema: Any, words: Words, texts: Texts) -> str:
 
 
 def _row(name: str, words: Words) -> str:
-    """A row of the README, as it is called here."""
+    """A row of that table, as it is called here."""
     if name == PLAIN:
         return words.plain
     return name.replace("default costs", words.default).replace("calibrated", words.calibrated)

@@ -1,4 +1,4 @@
-"""What `make families` prints, and the README's table of families."""
+"""What `make families` prints, and the table of docs/families.md."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ def lines() -> dict[str, list[str]]:
     return {line.split("\t")[0]: line.split("\t") for line in families.lines()}
 
 
-def test_the_readmes_table_is_that_of_the_records():
-    readme = families.README.read_text("utf-8")
-    assert readme == families.rewritten(readme), "stale: make families ARGS=--readme"
+def test_the_pages_table_is_that_of_the_records():
+    page = families.PAGE.read_text("utf-8")
+    assert page == families.rewritten(page), "stale: make families ARGS=--readme"
 
 
-def test_a_readme_without_a_place_for_it_is_said():
+def test_a_page_without_a_place_for_it_is_said():
     with pytest.raises(ValueError, match="<!-- families -->"):
         families.rewritten("# A pack\n")
 

@@ -76,8 +76,9 @@ class TestPage:
                     assert found[1] in counted
 
     def test_its_figures_were_measured(self, file, node, language):
-        """What a person wrote, not a table: it stands in the README as well, or beside the code that it is about."""
-        told = "".join(p.read_text("utf-8") for p in (helping.README, *(helping.PACK / "nodes").glob("*.py")))
+        """What a person wrote, not a table: it stands in docs/ as well, or beside the code that it is about."""
+        pages = (*(helping.PACK / "docs").glob("*.md"), *(helping.PACK / "nodes").glob("*.py"))
+        told = "".join(p.read_text("utf-8") for p in pages)
         written = re.sub(r"<!-- (\w+) -->.*?<!-- /\1 -->", "", file.read_text("utf-8"), flags=re.DOTALL)
         for sentence in re.split(r"\n\n|。|\. ", written):
             if "dB" in sentence:

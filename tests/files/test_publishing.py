@@ -74,3 +74,16 @@ def test_what_the_registry_asks_of_pyproject():
     assert {"PublisherId", "DisplayName", "Icon", "Banner", "requires-comfyui"} <= comfy.keys()
     for picture in ("Icon", "Banner"):
         assert (ROOT / comfy[picture].partition("/blob/main/")[2].partition("?")[0]).is_file()
+
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name)
+def test_pages_are_short_and_their_links_lead_somewhere(page):
+    text = page.read_text("utf-8")
+    assert len(text.splitlines()) <= 150
+    for place in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
+        assert place.startswith("https://") or (page.parent / place).exists(), place
+    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    assert {*re.findall(r"\]\(#([^)]+)\)", text)} <= headings
