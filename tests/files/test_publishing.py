@@ -85,5 +85,7 @@ def test_pages_are_short_and_their_links_lead_somewhere(page):
     assert len(text.splitlines()) <= 150
     for place in re.findall(r"\]\(([^)#]+)(?:#[^)]*)?\)", text):
         assert place.startswith("https://") or (page.parent / place).exists(), place
-    headings = {re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)}
+    headings = {
+        re.sub(r"[^\w -]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    }
     assert {*re.findall(r"\]\(#([^)]+)\)", text)} <= headings
