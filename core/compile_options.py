@@ -1,4 +1,4 @@
-"""What may be asked of a compiler. A workflow is a stranger's: no value here names code, a program, a file or a folder."""
+"""Compiler settings that a workflow may choose. Workflows come from strangers: no value names code, a program, a file or a folder."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ TORCH = "torch.compile"
 
 Value = bool | int | float | str
 
-# Options of inductor that change speed, memory or precision and nothing else. Those that are not here either name code or places on
-# the disk, write files, or are wrong here: `freezing` makes constants of the weights, and a LoRA that comes later has no effect.
+# Options of inductor that change speed, memory or precision only. Others name code or paths, write files, or are wrong here: `freezing`
+# turns weights into constants, and a LoRA added later has no effect.
 _SWITCHES = """
 max_autotune max_autotune_pointwise max_autotune_gemm max_autotune_allow_flexible_layouts
 coordinate_descent_tuning coordinate_descent_check_all_directions
@@ -37,7 +37,7 @@ cpp.no_redundant_loops cpp.dynamic_threads cpp.fallback_scatter_reduce_sum cpp.e
 cpp.enable_tiling_heuristics cpp.enable_unsafe_math_opt_flag cpp.enable_grouped_gemm_template cpp.enable_concat_linear
 """
 SWITCHES = frozenset(_SWITCHES.split())
-COUNTS = {  # and the least and the most of each
+COUNTS = {  # name: (smallest, largest)
     "coordinate_descent_search_radius": (1, 16),
     "max_fusion_size": (1, 4096),
     "max_pointwise_cat_inputs": (1, 256),
@@ -59,16 +59,20 @@ WORDS = {
     "max_autotune_flex_search_space": ("DEFAULT", "EXHAUSTIVE"),
     "cpp.enable_floating_point_contract_flag": ("off", "on", "fast"),
 }
-LISTS = ("max_autotune_gemm_backends", "max_autotune_conv_backends")  # several of their words, with commas between
+LISTS = ("max_autotune_gemm_backends", "max_autotune_conv_backends")  # several words, separated by commas
 KNOWN = (*sorted(SWITCHES), *COUNTS, *WORDS)
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What a Compile Model+ asks for. Raises ValueError for a value that is not among those there are, naming these.
+    """A Compile Model+ node's settings.
 
-    options: (name, value) of inductor's options, as `options_of` gives them. backends, compilers: what is installed beside those
-    that are always there; they are asked of the machine, never of a workflow.
+    Parameters
+    ----------
+    what: EACH_BLOCK or WHOLE_MODEL.
+    mode, backend, fullgraph, dynamic: as torch.compile's.
+    options: (name, value) of inductor's options, from `options_of`.
+    compiler: TORCH, or the name of an installed entry point.
     """
 
     what: str = EACH_BLOCK
@@ -80,6 +84,7 @@ class Settings:
     compiler: str = TORCH
 
     def check(self, backends: Iterable[str] = (), compilers: Iterable[str] = ()) -> None:
+        """Raises ValueError for an unknown value. backends, compilers: installed ones beside those that are always available."""
         for name, value, known in (
             ("compile", self.what, (EACH_BLOCK, WHOLE_MODEL)),
             ("mode", self.mode, MODES),
@@ -95,7 +100,7 @@ class Settings:
 
     @property
     def graphs(self) -> bool:
-        """Are CUDA graphs used, whose results the next call overwrites?"""
+        """True if CUDA graphs are used, whose outputs the next call overwrites."""
         if self.compiler != TORCH:
             return False
         chosen = dict(self.options).get("triton.cudagraphs")
@@ -107,8 +112,8 @@ class Settings:
 
 
 def options_of(text: str) -> tuple[tuple[str, Value], ...]:
-    """The options that a JSON text names, sorted. Raises ValueError for a text that is no JSON object, an option that is not allowed, or
-    a value that is not one of the option's, naming the option and what is allowed."""
+    """The options in a JSON text, sorted by name. Raises ValueError for a text that is no JSON object, an option that is not allowed, or a
+    value that the option does not take."""
     if not text.strip():
         return ()
     example = 'as in {"epilogue_fusion": true, "max_fusion_size": 32}'
@@ -144,7 +149,7 @@ def _value(name: str, value: Any) -> Value:
     raise ValueError(f"the option {name[:80]!r} is not allowed: {why}. Allowed are: {', '.join(KNOWN)}")
 
 
-# what stands in the message or the class of an error, and what to do about it
+# words in an error's message or class, and the remedy
 ADVICE = (
     (
         ("tritonmissing", "working triton", "named 'triton"),
@@ -156,12 +161,12 @@ ADVICE = (
     ),
     (("python.h",), "inductor needs Python's C headers: python3-dev on Linux, a full Python in place of an embedded one on Windows"),
     (("guard_filter_fn",), "Compile Model+ needs torch 2.8 or newer"),
-    (("fullgraph=true", "graph break"), "something in the model cannot be compiled: turn fullgraph off"),
+    (("fullgraph=true", "graph break"), "a part of the model cannot be compiled: turn fullgraph off"),
 )  # fmt: skip
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error of a compiler, as the end of a sentence; "" where nobody knows."""
+    """The remedy for a compiler's error, as the end of a sentence; "" where unknown."""
     text = ""
     cause: BaseException | None = error
     while cause is not None and len(text) < 20000:

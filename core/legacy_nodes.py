@@ -1,8 +1,8 @@
-"""Nodes of earlier packs, and which of ours stands in for each with which values: plain data, and what little it takes to apply it.
+"""Nodes of earlier packs and our replacements for them, as data, with the functions that apply it.
 
-Read by the server (nodes/replacements.py) and, as JSON, by the front end (web/js/replacements.js): both do the same with it. The ids, the
-order of the widgets and the defaults are those of the packs' own releases; a release that had its widgets in another order has a layout
-of its own, known by the number of values that it saved.
+The server (nodes/replacements.py) and, as JSON, the front end (web/js/replacements.js) apply the same rules. Ids, the order of widgets and
+defaults are those of the packs' releases. A release with another order of widgets has its own layout, recognised by the number of saved
+values.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any
 
 Rule = Mapping[str, Any]
-"""What an input of ours gets, JSON-ready; of two rules for one input the later one holds.
+"""How one of our inputs gets its value, JSON-ready; of two rules for one input the later one applies.
 
-{"new_id", "set_value"}: always this. {"new_id", "old_id"}: what the old node had. With "values", a list of [old, new], what stands beside
-it there, else "otherwise", else nothing. With "less", that number less what the old node had.
+{"new_id", "set_value"}: a constant. {"new_id", "old_id"}: the old node's value. With "values", a list of [old, new]: the new value beside the
+old one, else "otherwise", else none. With "less": that number minus the old value.
 """
 
 
@@ -24,7 +24,7 @@ def put(**values: Any) -> list[Rule]:
 
 
 def carry(**old: str) -> list[Rule]:
-    """By the names: `carry(threshold="rel_l1_thresh")`."""
+    """Take over values by name: `carry(threshold="rel_l1_thresh")`."""
     return [{"new_id": new, "old_id": name} for new, name in old.items()]
 
 
@@ -38,8 +38,10 @@ def less(new: str, number: float, old: str) -> Rule:
 
 @dataclass(frozen=True)
 class Earlier:
-    """A node of an earlier pack. new: the id of ours. layouts: its widgets in the order of saved files, the last release first. All have
-    one output, the first, and so has ours."""
+    """A node of an earlier pack. Both nodes have one output.
+
+    new: id of our node. layouts: the old widgets in the order of saved files, newest release first.
+    """
 
     id: str
     new: str
@@ -47,7 +49,7 @@ class Earlier:
     rules: tuple[Rule, ...]
 
     def inputs(self, old: Mapping[str, Any]) -> dict[str, Any]:
-        """Of our node, from the old one's by name: values, and links as `[node, output]`."""
+        """Our node's inputs from the old node's, by name: values, and links as `[node, output]`."""
         new: dict[str, Any] = {}
         for rule in self.rules:
             if "set_value" in rule:
@@ -57,7 +59,7 @@ class Earlier:
         return new
 
     def named(self, values: Sequence[Any]) -> dict[str, Any]:
-        """What a file saved of the old node's widgets, by their names. Values of a length that no release had are those of the last."""
+        """The old node's saved widget values by name. A list of unknown length is read as the newest release's."""
         layout = next((one for one in self.layouts if len(one) == len(values)), self.layouts[0])
         return dict(zip(layout, values, strict=False))
 
@@ -71,7 +73,7 @@ def _apply(rule: Rule, value: Any, new: dict[str, Any]) -> None:
     if not converted:
         new[name] = value
     elif isinstance(value, list):
-        return  # comes over a link: what it will be is not known, and it is not ours to convert
+        return  # linked: its value is unknown here
     elif "less" in rule:
         if isinstance(value, (int, float)):
             new[name] = round(rule["less"] - value, 6)

@@ -1,4 +1,4 @@
-"""How alike two pictures are: PSNR and SSIM."""
+"""Similarity of two images: PSNR and SSIM."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-# dB, in the place of infinity, which neither JSON nor most nodes can hold. One bit of a float32 is 144 dB
+# dB, in place of infinity, which JSON has no number for; one bit of a float32 is 144 dB
 IDENTICAL = 150.0
 WINDOW, SIGMA, K1, K2 = 11, 1.5, 0.01, 0.03
 
@@ -21,9 +21,11 @@ def psnr_of(mse: float) -> float:
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Structural similarity (Wang, Bovik, Sheikh and Simoncelli 2004) of two pictures (height, width, channels) in 0..1: a Gaussian window
-    of 11 x 11 with sigma 1.5, K1 0.01, K2 0.03, the mean over every place where the window fits and over the channels. 1 is identical.
-    In a picture that is smaller than the window the window is as large as fits."""
+    """Structural similarity of two images, shape (H, W, C), values in 0..1; 1 is identical.
+
+    Wang, Bovik, Sheikh and Simoncelli 2004, https://doi.org/10.1109/TIP.2003.819861: an 11 x 11 Gaussian window with sigma 1.5, K1 0.01,
+    K2 0.03, averaged over all positions where the window fits and over channels. In smaller images the window is as large as fits.
+    """
     x, y = (t.double().movedim(-1, 0)[:, None] for t in (a, b))
     size = min(WINDOW, *(s - (s + 1) % 2 for s in x.shape[-2:]))
     at = torch.arange(size, dtype=torch.float64, device=x.device) - size // 2
@@ -43,7 +45,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture of each batch: (height, width, channels), and how alike they are."""
+    """An image of each batch, shape (H, W, C), and their similarity."""
 
     left: Tensor
     right: Tensor
@@ -64,7 +66,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All pairs. psnr: of the mean squared error over all of them, so that one identical pair does not make the whole infinite."""
+    """All pairs. psnr: of the mean squared error over all of them, so that an identical pair does not dominate the mean."""
 
     pairs: list[Pair]
 
@@ -86,11 +88,11 @@ class Comparison:
 
     @property
     def peak(self) -> float:
-        """What all but a thousandth of the differences stay below."""
+        """The 99.9th percentile of the absolute differences."""
         return max(_most((p.left - p.right).abs()) for p in self.pairs)
 
     def text(self) -> str:
-        """A line, and one more for each of several pairs."""
+        """One line, and one more for each pair if there are several."""
         if len(self.pairs) == 1:
             return "identical to the bit" if self.identical else self.pairs[0].text()
         whole = f"PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}"
@@ -99,8 +101,11 @@ class Comparison:
 
 
 def compared(left: Any, right: Any) -> Comparison:
-    """Two batches (batch, height, width, channels) of values in 0..1. A batch of one is compared with each of the other batch's; alpha is
-    left out, and grey is taken as three equal channels. Raises ValueError where they cannot be compared, saying why."""
+    """Compare two batches, shape (B, H, W, C), values in 0..1.
+
+    A batch of one is compared with every image of the other. Alpha is ignored, and grey counts as three equal channels. Raises ValueError for
+    batches that cannot be compared.
+    """
     a, b = _pixels("left", left), _pixels("right", right)
     if a.shape[1:3] != b.shape[1:3]:
         sizes = " and ".join(f"{t.shape[2]} x {t.shape[1]}" for t in (a, b))

@@ -1,4 +1,4 @@
-"""A comparison as a picture: left, right and the difference amplified, one row a pair."""
+"""A comparison as an image: left, right and the amplified difference, one row a pair."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from .compare import Comparison, Pair
 from .drawing import GREY, INK, RULE, Sheet, picture_of, width_of
 
 MARGIN, GAP, HEAD, LABEL = 28, 16, 74, 34
-SMALLEST, LARGEST = 256, 512  # of a picture's longer side, as it is shown
+SMALLEST, LARGEST = 256, 512  # pixels of an image's longer side
 ROWS = 12
 FACTORS = [f * 10**e for e in range(5) for f in (1, 2, 5)]
 
 
 def amplification(comparison: Comparison) -> float:
-    """The largest round factor that takes no more than a thousandth of the differences beyond white."""
+    """The largest round factor that clips at most a thousandth of the differences."""
     peak = comparison.peak
     return float(max((f for f in FACTORS if f * peak <= 1), default=1)) if peak > 0 else 1.0
 
 
 def shown(pairs: list[Pair]) -> list[int]:
-    """Which pairs there is room for: all, or ROWS of them from first to last."""
+    """Indices of the pairs to show: all, or ROWS evenly spaced ones."""
     if len(pairs) <= ROWS:
         return list(range(len(pairs)))
     return [round(i * (len(pairs) - 1) / (ROWS - 1)) for i in range(ROWS)]
 
 
 def drawn(comparison: Comparison, factor: float, names: tuple[str, str] = ("left", "right")) -> Image.Image:
-    """factor: what differences are multiplied by."""
+    """The image. factor: on the differences."""
     height, width = comparison.pairs[0].left.shape[:2]
     scale = _scale(max(width, height))
     across, down = max(1, round(width * scale)), max(1, round(height * scale))
@@ -56,7 +56,7 @@ def _heading(comparison: Comparison, factor: float) -> str:
 
 
 def _scale(side: int) -> float:
-    """A picture's own pixels, or whole multiples of them, unless it is too large."""
+    """The displayed size: the image's own or a whole multiple of it, reduced if it is too large."""
     return LARGEST / side if side > LARGEST else float(max(1, SMALLEST // side))
 
 

@@ -1,6 +1,6 @@
-"""What every picture of ours is drawn with: a sheet of paper, one font that is always there, colours that everybody can tell apart.
+"""Drawing for all of our images: a canvas, PIL's built-in font, and colours.
 
-The colours are those of Okabe and Ito (2008), chosen for colour-blind eyes; nothing is told by colour alone.
+The colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), chosen for colour-blind people; nothing depends on colour alone.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 PAPER, INK, GREY, RULE = "#ffffff", "#1f2328", "#59636e", "#d8dee4"
 BLUE, ORANGE, GREEN, RED = "#0072b2", "#e69f00", "#007a59", "#d55e00"
 PALE_BLUE, PALE_ORANGE, BROWN, PALE = "#cfe4f2", "#fdeecd", "#6b4700", "#eff2f5"
-FINER = 2  # drawn so many times larger, then reduced: PIL's own edges are jagged
+FINER = 2  # supersampling: PIL draws without anti-aliasing
 
 
 @lru_cache(maxsize=64)
 def font(size: int) -> Any:
-    """PIL's own font, which needs no file. Before Pillow 10.1 it has one size only."""
+    """PIL's built-in font. Before Pillow 10.1 it has one size only."""
     try:
         return ImageFont.load_default(size * FINER)
     except TypeError:
@@ -29,17 +29,17 @@ def font(size: int) -> Any:
 
 
 class Sheet:
-    """A canvas in pixels of the finished picture, top left at (0, 0)."""
+    """A canvas with coordinates in pixels of the finished image, top left at (0, 0)."""
 
     def __init__(self, width: int, height: int, colour: str = PAPER) -> None:
         self.image = Image.new("RGB", (width * FINER, height * FINER), colour)
         self.pen = ImageDraw.Draw(self.image)
 
     def text(self, x: float, y: float, words: str, size: int, colour: str = INK, anchor: str = "ls") -> float:
-        """One line; y is the baseline, or what `anchor` says in PIL's terms. Returns its width."""
+        """One line of text. y: the baseline, unless `anchor` (PIL's) says otherwise. Returns its width."""
         try:
             self.pen.text((x * FINER, y * FINER), words, fill=colour, font=font(size), anchor=anchor)
-        except ValueError:  # the font of one size knows no anchors
+        except ValueError:  # the bitmap font has no anchors
             self.pen.text((x * FINER, (y - size) * FINER), words, fill=colour, font=font(size))
         return width_of(words, size)
 
@@ -58,7 +58,7 @@ class Sheet:
             self.pen.rounded_rectangle(corners, radius * FINER, fill, edge, FINER if edge else 0)
 
     def line(self, x1: float, y1: float, x2: float, y2: float, colour: str = RULE, dash: float = 0) -> None:
-        """Upright or level; dash: the length of its dashes, 0 for none."""
+        """A vertical or horizontal line. dash: length of its dashes; 0 for a solid line."""
         if not dash:
             self.pen.line((x1 * FINER, y1 * FINER, x2 * FINER, y2 * FINER), colour, FINER)
             return
@@ -71,7 +71,7 @@ class Sheet:
         self.pen.polygon([(x * FINER, y * FINER) for x, y in corners], fill=colour)
 
     def paste(self, picture: Image.Image, x: int, y: int, width: int, height: int) -> None:
-        """A picture at this size: enlarged in whole pixels, so that they can be seen, or reduced smoothly."""
+        """An image at this size: enlarged by repeating pixels, or reduced smoothly."""
         size = (width * FINER, height * FINER)
         way = Image.Resampling.NEAREST if width >= picture.width else Image.Resampling.LANCZOS
         self.image.paste(picture.resize(size, way), (x * FINER, y * FINER))
@@ -85,7 +85,7 @@ def width_of(words: str, size: int) -> float:
 
 
 def wrapped(words: str, size: int, width: float) -> list[str]:
-    """Its lines, none wider than `width` unless a single word is."""
+    """The text's lines, at most `width` wide unless a single word is wider."""
     lines: list[str] = []
     for word in words.split():
         if lines and width_of(f"{lines[-1]} {word}", size) <= width:
@@ -96,11 +96,11 @@ def wrapped(words: str, size: int, width: float) -> list[str]:
 
 
 def tensor_of(picture: Image.Image) -> Tensor:
-    """As ComfyUI has an IMAGE: (1, height, width, 3), float32, 0..1."""
+    """ComfyUI's IMAGE: shape (1, H, W, 3), float32, 0..1."""
     return torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)[None]
 
 
 def picture_of(pixels: Tensor) -> Image.Image:
-    """Of (height, width, 1 or 3) in 0..1; what lies outside is cut off."""
+    """From shape (H, W, 1 or 3); values are clamped to 0..1."""
     values = (pixels.detach().float().cpu().clamp(0, 1) * 255).round().to(torch.uint8)
     return Image.fromarray(values.expand(*values.shape[:2], 3).contiguous().numpy())

@@ -1,4 +1,4 @@
-"""Compiled code: a module's forward by way of a compiler."""
+"""Compiled forwards: a module's forward, run through a compiler."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from torch.nn import Module
 
 from ...core.compile_options import Settings
 
-# Guards that stay though they are on transformer_options: code of other nodes may look at these
+# Guards on transformer_options that are kept: code of other nodes may read these
 GUARDED = ("cond_or_uncond", "patches", "patches_replace", "wrappers", "optimized_attention_override")
 
 _NUMBERS = itertools.count()
 
 
 class Compiled:
-    """Compiled code. proven: it has run. failed: why it cannot."""
+    """A compiled forward. proven: it has run without an error. failed: the error that it stopped with."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -29,19 +29,19 @@ class Compiled:
         self.failed: BaseException | None = None
 
     def run(self, module: Module, place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """As module.forward(*args, **kwargs). place: where transformer_options stand among `args`, if they do. Compiles where need be."""
+        """module.forward(*args, **kwargs), compiled if necessary. place: position of transformer_options in `args`; None if not there."""
         raise NotImplementedError
 
 
 class ByTorch(Compiled):
-    """By torch.compile: for all modules that are alike. Weights are arguments of the code, never part of it."""
+    """By torch.compile, shared by modules of the same structure: weights are arguments of the code, not constants in it."""
 
     def __init__(self, settings: Settings) -> None:
         super().__init__(settings)
         self.compiled: dict[Callable[..., Any], Callable[..., Any]] = {}
 
     def run(self, module: Module, place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # guards are told apart by the name that transformer_options have here, see _guarded
+        # _guarded recognises guards by the name transformer_options
         if "transformer_options" in kwargs:
             rest = {k: v for k, v in kwargs.items() if k != "transformer_options"}
             return self._of(_by_name)(module, kwargs["transformer_options"], args, rest)
@@ -59,8 +59,8 @@ class ByTorch(Compiled):
         options: dict[str, Any] = dict(chosen.options)
         if chosen.backend == "inductor":  # torch takes either a mode or options
             options = torch._inductor.list_mode_options(chosen.mode, chosen.dynamic) | options
-        # torch keeps what it compiled with a function's code object, and tries one after the other: each has a code object of its own,
-        # so that what is compiled of different modules is neither taken for each other nor counts against one limit
+        # torch stores compiled variants with a function's code object and limits their number: a code object per kind of module keeps
+        # those of different kinds apart
         code = function.__code__
         own = types.FunctionType(code.replace(co_name=f"{code.co_name}_{next(_NUMBERS)}"), function.__globals__)
         return torch.compile(
@@ -85,7 +85,7 @@ def _without(module: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _guarded(entries: Any) -> list[bool]:
-    """Which guards compiled code keeps: those on transformer_options would have it compiled anew at every step."""
+    """Drops most guards on transformer_options, which would fail at every step."""
     return [
         "transformer_options" not in e.name or any(f"transformer_options['{key}']" in e.name for key in GUARDED)
         for e in entries
@@ -93,7 +93,7 @@ def _guarded(entries: Any) -> list[bool]:
 
 
 class ByOther(Compiled):
-    """By a compiler of another package, which `load` gives: for one module."""
+    """By a compiler of another package, which `load` returns; one per module."""
 
     def __init__(self, settings: Settings, load: Callable[[], Callable[..., Callable[..., Any]]]) -> None:
         super().__init__(settings)
@@ -115,7 +115,7 @@ class ByOther(Compiled):
 
 
 def of_the_compiler(error: BaseException) -> bool:
-    """Is this an error of torch's compiler, whatever it was given?"""
+    """True for an error of torch's compiler itself."""
     return isinstance(error, torch._dynamo.exc.TorchDynamoException) or type(error).__module__.startswith(
         "torch._inductor"
     )

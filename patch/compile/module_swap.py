@@ -1,4 +1,4 @@
-"""Where compiled modules stand during a call of a model, and what stands there."""
+"""Swaps stand-ins for a model's modules during a call, which run compiled code."""
 
 from __future__ import annotations
 
@@ -23,31 +23,31 @@ from ..families import Family, family_of
 from .backends import ByOther, ByTorch, Compiled, of_the_compiler
 from .registry import offered
 
-KINDS = 64  # pieces of compiled code that are kept; a model has few
-OWN = 4096  # likewise of those that hold on to a model or to other nodes' code, which go when the model goes
-SETTINGS = 4  # that are kept of a model
+KINDS = 64  # compiled forwards that are kept; a model has few
+OWN = 4096  # likewise of those that refer to a model or to other nodes' code, which are dropped with the model
+SETTINGS = 4  # per model that are kept
 
 State = tuple[tuple[str, Hashable], ...]
 log = logging.getLogger(__name__)
 
-# By settings, what the module is made of, and state: blocks that are alike share it, and so does a model that is loaded again.
+# By settings, the module's structure, and state: equal blocks share an entry, also when the model is loaded again.
 _KINDS: OrderedDict[Hashable, Compiled] = OrderedDict()
 
 
 class Node(Protocol):
-    """Whose settings are at work. It tells people."""
+    """The node whose settings are in use; it reports to the user."""
 
     def tell(self, what: str) -> None: ...
 
     def starts(self) -> None:
-        """Something is about to be compiled."""
+        """Compilation starts."""
 
     def failed(self, error: BaseException) -> None:
-        """Something cannot be compiled."""
+        """Compilation failed."""
 
 
 class Same:
-    """An object that equals itself alone."""
+    """Compares an object by identity."""
 
     def __init__(self, value: Any) -> None:
         self.value = value
@@ -55,7 +55,7 @@ class Same:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Same) or type(self.value) is not type(other.value):
             return False
-        if isinstance(self.value, types.MethodType):  # made anew whenever it is asked for
+        if isinstance(self.value, types.MethodType):  # created anew at every access
             return self.value.__self__ is other.value.__self__ and self.value.__func__ is other.value.__func__
         return self.value is other.value
 
@@ -64,8 +64,8 @@ class Same:
 
 
 def token(value: Any, code: bool = False) -> Hashable:
-    """What stands for a value of transformer_options: itself if it is plain, its kind otherwise. code: what can be called is known by
-    its identity."""
+    """A hashable stand-in for a value of transformer_options: the value itself if it is plain, otherwise its class. code: callables are
+    compared by identity."""
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return (type(value), value)
     if torch.is_tensor(value):
@@ -79,12 +79,12 @@ def token(value: Any, code: bool = False) -> Hashable:
 
 
 def _holds(token: Hashable) -> bool:
-    """Does it hold on to an object?"""
+    """True if it refers to an object."""
     return isinstance(token, Same) or (isinstance(token, tuple) and any(map(_holds, token)))
 
 
 class ModuleSwapper:
-    """The places in one model where stand-ins are put for the duration of a call."""
+    """Puts stand-ins into one model for the duration of a call."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -96,8 +96,10 @@ class ModuleSwapper:
 
     @contextmanager
     def set(self, node: Node, base: Module, what: str, state: State | None) -> Iterator[None]:
-        """For the duration of one call of `base`, ComfyUI's BaseModel. state: what compiled code may have taken for constant besides the
-        model; None: nothing is to be compiled."""
+        """Within the context, which is one call of `base` (ComfyUI's BaseModel), stand-ins are in place.
+
+        state: the values that compiled code may treat as constant; None: run uncompiled.
+        """
         before, self.node, self.state = (self.node, self.state), node, state
         undo: list[tuple[Module, str, Module]] = []
         try:
@@ -118,10 +120,10 @@ class ModuleSwapper:
         return [(blocks, name) for blocks in self.lists(base.diffusion_model) for name in blocks._modules]
 
     def lists(self, network: Any) -> list[Module]:
-        """Where the blocks are: a family's record says it, elsewhere they are looked for."""
+        """The lists of blocks: from the family's record, otherwise found by their structure."""
         family = family_of(network)
         if isinstance(family, Family) and family.stacks:
-            with suppress(AttributeError):  # another pack has rebuilt the model
+            with suppress(AttributeError):  # another pack may have rebuilt the model
                 return [attrgetter(stack.at)(network) for stack in family.stacks]
         if self.found is None or self.found[0]() is not network:
             if isinstance(family, Family) and family.unet:
@@ -140,9 +142,9 @@ class ModuleSwapper:
         return known
 
     def compiled(self, stand_in: StandIn, state: State) -> Compiled:
-        """What there is, or will be, for a stand-in in calls of that `state`."""
+        """The compiled forward of a stand-in for calls with this state."""
         make: Callable[[], Compiled] = partial(ByTorch, self.settings)
-        key: Hashable = (self.settings, stand_in.looks, state)
+        key: Hashable = (self.settings, stand_in.structure, state)
         kept, most = (self.own, OWN) if _holds(state) else (_KINDS, KINDS)
         if self.settings.compiler != TORCH:
             make = partial(ByOther, self.settings, offered()[self.settings.compiler].load)
@@ -159,17 +161,17 @@ _STAGES: weakref.WeakKeyDictionary[Module, dict[Settings, ModuleSwapper]] = weak
 
 
 def stage_of(base: Module, settings: Settings) -> ModuleSwapper:
-    """The same for every node with these settings, for as long as the model lives."""
+    """One per model and settings, for the model's lifetime."""
     stages = _STAGES.setdefault(base, {})
     if settings not in stages:
-        while len(stages) >= SETTINGS:  # somebody is trying which are best
+        while len(stages) >= SETTINGS:  # the user is trying settings
             del stages[next(iter(stages))]
         stages[settings] = ModuleSwapper(settings)
     return stages[settings]
 
 
 def _lists_in(module: Module, least: int) -> Iterator[Module]:
-    """The outermost lists of `least` or more modules of one class that have parts of their own."""
+    """The outermost lists of at least `least` modules of one class that have submodules."""
     for child in module.children():
         if isinstance(child, ModuleList | ModuleDict):
             blocks = list(child.children())
@@ -181,18 +183,18 @@ def _lists_in(module: Module, least: int) -> Iterator[Module]:
 
 
 class StandIn(Module):
-    """Stands for a module for the duration of a call, and runs it compiled.
+    """Replaces a module for the duration of a call and runs it compiled.
 
-    Whoever looks at it or changes it sees and changes the module; its parameters, parts and hooks are the module's. `forward` alone
-    is its own: it may be set on it and deleted again, as on a module.
+    Attribute access goes to the module: parameters, submodules and hooks are the module's. Only `forward` is its own; it can be set and
+    deleted, as on a module.
     """
 
     original: Module
     stage: ModuleSwapper
-    looks: Hashable  # modules for which this is equal share compiled code
+    structure: Hashable  # modules of equal structure share compiled code
     parts: tuple[Module, ...]
     place: int | None
-    last: tuple[State | None, Any]  # the state that was asked for last, and what is compiled for it
+    last: tuple[State | None, Any]  # the last state, and the compiled forward for it
 
     def __init__(self, original: Module, stage: ModuleSwapper, whole: bool) -> None:
         super().__init__()
@@ -202,12 +204,12 @@ class StandIn(Module):
         mine["original"], mine["stage"], mine["whole"] = original, stage, whole
         mine["parts"] = tuple(original.modules())[1:]
         shapes = tuple((n, tuple(p.shape)) for n, p in original.named_parameters())
-        mine["looks"] = (type(original), tuple(map(type, self.parts)), shapes)
+        mine["structure"] = (type(original), tuple(map(type, self.parts)), shapes)
         mine["place"] = _place_of_options(original)
         mine["last"] = (None, None)
 
     @property  # type: ignore[misc]
-    def __class__(self) -> type:  # some networks ask of their blocks which of several kinds they are
+    def __class__(self) -> type:  # some networks use isinstance on their blocks
         return type(self.original)
 
     def __getattr__(self, name: str) -> Any:
@@ -227,7 +229,7 @@ class StandIn(Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         node, state = self.stage.node, self.stage.state
-        if node is None or state is None or self._looked_into(node):
+        if node is None or state is None or self._observed(node):
             return self.original.forward(*args, **kwargs)
         if self.last[0] is not state:
             vars(self)["last"] = (state, self.stage.compiled(self, state))
@@ -244,33 +246,32 @@ class StandIn(Module):
         except Exception as error:
             if is_oom(error) or (compiled.proven and not of_the_compiler(error)):
                 raise
-            result = self.original.forward(*kept[0], **kept[1])  # raises anew what is not the compiler's fault
+            result = self.original.forward(*kept[0], **kept[1])  # raises the error again if it is not the compiler's
             compiled.failed = error
             node.failed(error)
-            log.debug("[Skipstone] what the compiler said", exc_info=error)
+            log.debug("[Skipstone] the compiler's error", exc_info=error)
         else:
             compiled.proven = True
         return result
 
-    def _looked_into(self, node: Node) -> bool:
-        """Is something on its parts that compiled code would not see, or that would have every block compiled by itself?"""
+    def _observed(self, node: Node) -> bool:
+        """True if a submodule has hooks or weight functions, which compiled code would ignore or which would compile every block separately."""
         for part in self.parts:
             mine = vars(part)
             if mine["_forward_pre_hooks"] or mine["_forward_hooks"]:
                 if self.whole:
-                    node.tell("hooks of other nodes are on parts of the model: it runs uncompiled")
+                    node.tell("other nodes have hooks on parts of the model, so it runs uncompiled")
                 return True
             if not self.whole and (mine.get("weight_function") or mine.get("bias_function")):
                 node.tell(
-                    "blocks of which weights are patched as they are used, as those of a LoRA are where memory is short, run "
-                    "uncompiled"
+                    "blocks whose weights are patched at each use, as a LoRA's are where memory is short, run uncompiled"
                 )
                 return True
         return False
 
 
 def _place_of_options(module: Module) -> int | None:
-    """Where transformer_options stand among the arguments of a module's forward, if they do."""
+    """The position of transformer_options among the arguments of a module's forward; None if it has none."""
     try:
         names = [*inspect.signature(module.forward).parameters]
     except (TypeError, ValueError):
@@ -279,7 +280,7 @@ def _place_of_options(module: Module) -> int | None:
 
 
 def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments to try again with: blocks may write to what they are given, and code that fails halfway may have done so."""
+    """Copies of the arguments for a second try: blocks may write to their inputs before they fail."""
     options = {k: v for k, v in kwargs.items() if k == "transformer_options"}
     rest = {k: v for k, v in kwargs.items() if k not in options}
     args, rest = tree_map_only(torch.Tensor, torch.clone, (args, rest))

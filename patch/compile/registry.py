@@ -1,4 +1,4 @@
-"""Compilers and backends that installed packages offer."""
+"""Compilers and backends of installed packages."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch._dynamo
 from ...core.compile_options import TORCH
 
 GROUP = "skipstone.compilers"
-"""Entry points of this group are callables: (module, mode=, backend=, fullgraph=, dynamic=, options=) -> a callable that runs as
-module.forward does. A name is looked up among these, never imported."""
+"""Entry points of this group: callables (module, mode=, backend=, fullgraph=, dynamic=, options=) that return a replacement of
+module.forward. A widget's value is looked up among these names and never imported."""
 
 
 @lru_cache(maxsize=1)
@@ -21,5 +21,5 @@ def offered() -> dict[str, EntryPoint]:
 
 
 def backends() -> list[str]:
-    """Backends of torch.compile, whether or not what they need is installed."""
+    """Backends of torch.compile. Their own requirements may be missing."""
     return list(torch._dynamo.list_backends())

@@ -639,7 +639,7 @@ def test_options_that_change_now_and_then(said):
         for _ in range(model.CALLS // model.SEEN + 1):
             call(wrapper, base, x, {"strange_count": count})
     assert graphs.new == 2 * model.SEEN
-    assert not any("all the time" in message for message in said())
+    assert not any("on every call" in message for message in said())
 
 
 class Push(comfy.controlnet.ControlBase):
