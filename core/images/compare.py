@@ -103,8 +103,8 @@ class Comparison:
 def compared(left: Any, right: Any) -> Comparison:
     """Compare two batches, shape (B, H, W, C), values in 0..1.
 
-    A batch of one is compared with every image of the other. Alpha is ignored, and grey counts as three equal channels. Raises ValueError for
-    batches that cannot be compared.
+    A batch of one is compared with every image of the other. Alpha is ignored, and grey counts as three equal channels.
+    Raises ValueError for batches that cannot be compared.
     """
     a, b = _pixels("left", left), _pixels("right", right)
     if a.shape[1:3] != b.shape[1:3]:

@@ -1,6 +1,7 @@
 """Drawing for all of our images: a canvas, PIL's built-in font, and colours.
 
-The colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), chosen for colour-blind people; nothing depends on colour alone.
+The colours are those of Okabe and Ito (2008, https://jfly.uni-koeln.de/color/), chosen for colour-blind people. No meaning depends on
+colour alone.
 """
 
 from __future__ import annotations

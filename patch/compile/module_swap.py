@@ -255,7 +255,7 @@ class StandIn(Module):
         return result
 
     def _observed(self, node: Node) -> bool:
-        """True if a submodule has hooks or weight functions, which compiled code would ignore or which would compile every block separately."""
+        """True if a submodule has hooks, which compiled code ignores, or weight functions, which compile every block separately."""
         for part in self.parts:
             mine = vars(part)
             if mine["_forward_pre_hooks"] or mine["_forward_hooks"]:
