@@ -107,7 +107,7 @@ class Profile:
         return max(1 - sum(self.blocks) / self.whole, 0.0)
 
     def share(self, method: Any, network: Any) -> float:
-        """What of the blocks' time runs on a skip."""
+        """The share of the blocks' time that runs on a skip."""
         from skipstone.patch.blocks.resolver import block_support_of
 
         reach = block_support_of(method, network)
@@ -154,7 +154,7 @@ def _blocks(network: Any) -> list[Any]:
 
 
 def _ends(block: Any) -> tuple[Any, Any]:
-    """Where a block begins and ends: ComfyUI's UNet calls the layers in a block itself."""
+    """The modules at a block's start and end: ComfyUI's UNet calls the layers of a block itself."""
     layers = list(block) if isinstance(block, torch.nn.Sequential) else [block]
     return layers[0], layers[-1]
 
@@ -186,7 +186,7 @@ class Test:
         return True
 
     def learn(self, entry: Entry) -> None:
-        """What the method would learn from full runs of the user's own model, it has learned when it is judged."""
+        """Record the calibration that the method would get from full runs of the model."""
         method = entry.same
         if method is None or method.calibration != "auto":
             return
@@ -298,7 +298,7 @@ def blockwise(row: Row) -> bool:
 
 
 def summary(rows: list[Row]) -> list[str]:
-    """What the speed-ups of a model's block-level rows come to."""
+    """Summary of the speed-ups in a model's block-level rows."""
     out = ["| Model | Speedup over predicted: median | lowest | never skips: slower by |", "|---|--:|--:|---|"]
     for name in NAMES:
         own = [r for r in rows if r["model"] == name and blockwise(r)]

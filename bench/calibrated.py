@@ -41,5 +41,5 @@ def calibrate(bench: Bench, runs: int = RUNS, method: Any = None) -> None:
 
 
 def kept(folder: Path) -> dict[str, bytes]:
-    """What has been learned so far, to see that judging adds nothing to it."""
+    """The files of the calibration, to verify that judging adds none."""
     return {str(f): f.read_bytes() for f in sorted(folder.rglob("*.json"))}

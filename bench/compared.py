@@ -1,4 +1,4 @@
-"""What is compared: every method of the pack at several levels, plain sampling, ComfyUI's own caches, the released schedules."""
+"""The rows of the comparison: every method of the pack at several levels, plain sampling, ComfyUI's caches, the released schedules."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a schedule's predicted error comes to in the picture: decibels against the full run, and whether a wish for them is met.
+"""The relation of a schedule's predicted error to the image's PSNR against the full run, and whether a quality target is kept.
 
 make bench-decibels   (in a real ComfyUI, on the CPU, on three small models; a quarter of an hour. Writes bench-output/decibels.json)
 make bench-decibels ARGS="--ask 40 50"   asks Step Cache (Auto) for that many, on pairs that nothing was fitted on
@@ -47,7 +47,7 @@ def fitted(bench: Bench, default: bool) -> Iterable[Row]:
 
 
 def asked(bench: Bench, decibels: Iterable[float]) -> Iterable[Row]:
-    """What comes of asking for decibels."""
+    """The result of a quality target."""
     from skipstone.nodes.auto import DECIBELS, auto_of
 
     for wish in decibels:

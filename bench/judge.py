@@ -1,4 +1,4 @@
-"""How good a cached run's picture is: PSNR, SSIM, LPIPS and FLIP against the full run of as many steps, PSNR against one of 400 steps."""
+"""The quality of a cached run's image: PSNR, SSIM, LPIPS and FLIP against the full run of as many steps, PSNR against one of 400 steps."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def psnr(a: Tensor, b: Tensor) -> float:
 
 
 def ssim(a: Tensor, b: Tensor) -> float:
-    """Of two pictures (1, H, W, 3) in 0..1."""
+    """Measures of two images, shape (1, H, W, 3), values in 0..1."""
     from skimage.metrics import structural_similarity
 
     return float(structural_similarity(a[0].numpy(), b[0].numpy(), channel_axis=-1, data_range=1.0))
@@ -38,7 +38,7 @@ def ssim(a: Tensor, b: Tensor) -> float:
 
 @dataclass(frozen=True)
 class Cell:
-    """How is sampled."""
+    """Sampler settings."""
 
     sampler: str
     cfg: float
@@ -68,7 +68,7 @@ def pairs(count: int, first: int) -> list[Pair]:
 
 @dataclass
 class Tally:
-    """How many of the sampler's evaluations the network ran in."""
+    """Number of the sampler's evaluations in which the network ran."""
 
     computed: int = 0
     ran: bool = field(default=False, repr=False)

@@ -21,7 +21,7 @@ BUDGETS = (25, 20, 15, 13, 10)
 
 
 def methods(model: Any) -> dict[str, Callable[[int], Any]]:
-    """What is compared: name -> patched model for a budget of so many evaluations of 50."""
+    """The compared methods, name -> patched model, for a budget of evaluations of 50."""
     from skipstone.nodes.meancache import method_of
     from skipstone.nodes.widgets import CUSTOM
     from skipstone.patch.step.attach import attach

@@ -1,4 +1,4 @@
-"""What the memo saves: pictures and prompts in a real ComfyUI server, with it and without, restarts between.
+"""Time saved by the memo: pictures and prompts in a real ComfyUI server, with it and without, restarts between.
 
 make bench-memo   (prints a table; writes bench-output/memo.json; on one core about a quarter of an hour)
 
@@ -251,7 +251,7 @@ def hashing(size: int) -> float:
 
 
 def shuffled(texts: list[str]) -> list[str]:
-    """In an order that is always the same, none after itself."""
+    """A fixed order in which no entry follows itself."""
     chance = random.Random(0)
     while True:
         chance.shuffle(texts)

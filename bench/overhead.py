@@ -1,4 +1,4 @@
-"""What a step cache that never skips costs: processor time with it over processor time without, in one process and of one thread.
+"""The cost of a step cache that never skips: processor time with it over processor time without, in one process and of one thread.
 
 The runs are short and in turn, because a machine with other work on it changes its pace within seconds by more than is looked for.
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 Rule = Mapping[str, Any]
-"""How one of our inputs gets its value, JSON-ready; of two rules for one input the later one applies.
+"""The source of one of our inputs' values, JSON-ready; of two rules for one input the later one applies.
 
 {"new_id", "set_value"}: a constant. {"new_id", "old_id"}: the old node's value. With "values", a list of [old, new]: the new value beside
 the old one, else "otherwise", else none. With "less": that number minus the old value.

@@ -1,4 +1,4 @@
-"""What the nodes of block-level methods share: thresholds that know models, units, predictors, and the device of the residuals."""
+"""Shared parts of block-level nodes: thresholds by model, units, predictors, and the residuals' device."""
 
 from __future__ import annotations
 

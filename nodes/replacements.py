@@ -1,4 +1,4 @@
-"""Workflows of earlier packs open and run where those packs are no longer installed: see core/legacy_nodes.py for what stands in for what.
+"""Workflows of earlier packs open and run where those packs are no longer installed: the rules are in core/legacy_nodes.py.
 
 The front end offers ours for what it misses, since ComfyUI tells it (GET /node_replacements). A prompt that comes without a front end is
 changed as it arrives: ComfyUI would do so, too, but stops with an error at the first input that an older release did not have, and can
@@ -19,7 +19,7 @@ KNOWN = {node.id: node for node in NODES}
 
 
 async def register() -> None:
-    """Once, as the pack is loaded."""
+    """Register the replacements when the pack is loaded."""
     on_prompt(adopted)
     try:
         from comfy_api.latest import ComfyAPI, io
@@ -46,7 +46,7 @@ def _plain(node: Earlier) -> list[dict[str, Any]]:
 
 
 def adopted(asked: dict[str, Any]) -> dict[str, Any]:
-    """What was posted to /prompt, with our nodes in the place of those that are missing and known."""
+    """A body posted to /prompt with missing nodes of earlier packs replaced by ours."""
     prompt = asked.get("prompt")
     if not isinstance(prompt, dict):
         return asked
@@ -66,8 +66,8 @@ def adopted(asked: dict[str, Any]) -> dict[str, Any]:
 
 
 def beside(asked: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """What the workflow beside a prompt says of a node, nothing where it does not. Of one that it does not know the front end sends no
-    widgets in the prompt itself. name: with the subgraphs' nodes before it, as `12:5`."""
+    """A node's entry in the workflow that accompanies a prompt; empty if it has none. The front end leaves the widgets of unknown nodes out
+    of the prompt itself. name: the node's id, after those of the subgraph nodes around it, as `12:5`."""
     try:
         workflow = asked["extra_data"]["extra_pnginfo"]["workflow"]
         subgraphs = {graph["id"]: graph for graph in workflow.get("definitions", {}).get("subgraphs", ())}

@@ -144,7 +144,7 @@ class CompareImages(io.ComfyNode):
 
 
 def _shown(node: Any, shown: Any, text: str) -> dict[str, Any]:
-    """What the node itself shows: the image, and the text for people who cannot see it."""
+    """The node's display: the image, and its text for screen readers."""
     return {**ui.PreviewImage(shown, cls=node).as_dict(), **ui.PreviewText(text).as_dict()}
 
 

@@ -1,4 +1,4 @@
-"""What is known of the runs of a node: told to the browser as they go, and kept for whoever asks later."""
+"""Sends the reports of a node's runs to the browser, and keeps them for later requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ JOURNAL = ReportLog()
 
 
 class Reporter:
-    """Listens to one patched MODEL. Every message is the whole of what is known, `LoggedRun.as_dict`: a lost one does no harm."""
+    """The listener of one patched MODEL. Every message is complete (`LoggedRun.as_dict`), so lost ones do no harm."""
 
     def __init__(self, node: str | None) -> None:
         self.node = node or ""
@@ -25,7 +25,7 @@ class Reporter:
         self.told = 0.0
 
     def watch(self, report: Report) -> None:
-        """During a run."""
+        """The run goes on."""
         now = time.monotonic()
         entry = JOURNAL.of_report(report)
         if entry is None:
@@ -37,7 +37,7 @@ class Reporter:
         tell(entry.as_dict())
 
     def __call__(self, report: Report) -> None:
-        """At its end."""
+        """The run ended."""
         entry = replace(JOURNAL.of_report(report) or self._entry(report), running=False)
         JOURNAL.keep(entry)
         tell(entry.as_dict())
@@ -47,7 +47,7 @@ class Reporter:
 
 
 def tell(message: dict[str, Any]) -> None:
-    """Over the server's websocket, to every page: the one that shows the workflow knows it by its id. Quiet where no server runs."""
+    """Send a message over the server's websocket to every page; pages recognise their workflow by its id. No-op without a server."""
     there = server()
     if there is not None:
         there.send_sync(EVENT, message)

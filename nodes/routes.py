@@ -1,6 +1,7 @@
-"""What the pack's own page parts ask the server for. A GET changes nothing; a POST has to be JSON, which no other site's form can send.
+"""The server's routes for the pack's page parts.
 
-No path, no address and no program's option is taken from who asks, and none is told.
+A GET changes nothing; a POST has to be JSON, which forms of other sites cannot send. No path, address or program option is taken from a
+request, and none is returned.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 async def register() -> bool:
-    """On ComfyUI's server, before it starts to serve; whether there is one."""
+    """Add the routes to ComfyUI's server before it starts; False without a server."""
     there = server()
     if there is not None:
         add(there.routes)
@@ -101,7 +102,7 @@ def _tried() -> tuple[bool, str]:
 
 
 async def _reports(request: web.Request) -> web.Response:
-    """The last runs of a workflow, oldest first: of `?workflow=`, the id that the front end gave it. A prompt without one has none."""
+    """The last runs of the workflow with the front end's id `?workflow=`, oldest first. Prompts without an id have none."""
     workflow = request.query.get("workflow", "")
     return web.json_response(text=await _off_the_loop(_reports_of, workflow))
 
@@ -115,7 +116,7 @@ def _reports_of(workflow: str) -> str:
 
 
 class _Refused(Exception):
-    """A sentence for who asked, and the status that goes with it."""
+    """An error with a sentence for the client and an HTTP status."""
 
     def __init__(self, text: str, status: int = web.HTTPBadRequest.status_code) -> None:
         super().__init__(text)

@@ -18,7 +18,7 @@ DEVICES = ("auto", "gpu", "cpu")
 COORDINATES = get_args(Coordinate)
 StepMaskType = io.Custom("STEP_MASK")
 TYPICAL_STEPS = 50
-"""Where a preset depends on the number of steps, the widgets show its values for this many."""
+"""The number of steps for which widgets show a preset's values that depend on it."""
 Values = dict[str, Any]
 """Values of a node's widgets, by name."""
 P = ParamSpec("P")

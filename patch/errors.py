@@ -1,7 +1,7 @@
-"""What a user can do wrong with a MODEL."""
+"""Errors that users can cause."""
 
 from __future__ import annotations
 
 
 class StepCacheError(ValueError):
-    """A step cache cannot be put on this MODEL; the message says why and what to do."""
+    """A step cache cannot be attached to this MODEL. The message gives the reason and the remedy."""

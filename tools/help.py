@@ -38,7 +38,7 @@ PACK = Path(__file__).resolve().parent.parent
 DOCS, LOCALES, SCRIPTS = PACK / "web" / "docs", PACK / "locales", PACK / "web" / "js"
 BENCHMARKS, CHINESE = PACK / "docs" / "benchmarks.md", PACK / "tools" / "chinese.json"
 Texts = dict[str, Any]
-"""As in ComfyUI's nodeDefs.json: a node's display_name, description, inputs and outputs."""
+"""A node's display_name, description, inputs and outputs, as in ComfyUI's nodeDefs.json."""
 
 # what they offer depends on what is installed
 VARIES = {("SkipstoneCompileModel", "backend"), ("SkipstoneCompileModel", "compiler")}
@@ -61,7 +61,7 @@ MEASURED = {
 
 @dataclass(frozen=True)
 class Words:
-    """What the tables say, in one language."""
+    """The tables' texts in one language."""
 
     on: str
     off: str
@@ -132,7 +132,7 @@ WORDS = {
 
 @cache
 def schemas() -> list[Any]:
-    """Of every node, in the pack's order."""
+    """The schemas of all nodes, in the pack's order."""
     return [node.GET_SCHEMA() for group in GROUPS for node in import_module(f"skipstone.nodes.{group}").NODES]
 
 
@@ -171,7 +171,7 @@ def _settings() -> Texts:
 
 
 def settings() -> list[dict[str, Any]]:
-    """Those that web/js registers, by what stands there: id, name, tooltip, category."""
+    """The settings that web/js registers, read from its source: id, name, tooltip, category."""
     return [s for file in sorted(SCRIPTS.glob("*.js")) for s in _settings_of(file.read_text("utf-8"))]
 
 
@@ -188,7 +188,7 @@ def _settings_of(script: str) -> Iterator[dict[str, Any]]:
 
 
 def _said(script: str, known: dict[str, str]) -> str:
-    """What strings of JavaScript say, one or several with + between them, with the constants that a template names."""
+    """The value of JavaScript string literals, joined by +, with a template's constants filled in."""
     parts = re.findall(STRING, script)
     plain = (json.loads(part) if part[0] == '"' else part[1:-1] for part in parts)
     return re.sub(r"\$\{(\w+)\}", lambda m: known[m[1]], "".join(plain))
@@ -236,7 +236,7 @@ def _over(texts: Texts, others: Texts) -> Texts:
 
 
 def pages() -> Iterator[tuple[Path, str, str]]:
-    """Those that are there: file, node id, language."""
+    """Existing pages: (file, node id, language)."""
     for file in sorted(DOCS.rglob("*.md")):
         own = file.parent == DOCS
         yield file, file.stem if own else file.parent.name, "en" if own else file.stem
@@ -271,7 +271,7 @@ def inputs(schema: Any, words: Words, texts: Texts) -> str:
 
 
 def _record(one: Any) -> dict[str, Any]:
-    """What the schema tells the browser of an input."""
+    """An input's options as sent to the browser."""
     return dict((one.extra_dict or {}).get("skipstone", {}))
 
 
@@ -325,7 +325,7 @@ def presets(schema: Any, words: Words, texts: Texts) -> str:
 
 
 def budgets(schema: Any, words: Words, texts: Texts) -> str:
-    """How many steps MeanCache's presets compute."""
+    """The steps that MeanCache's presets compute."""
     body = [[name, *(str(curve.count(steps)) for steps in LENGTHS)] for name, curve in CURVES.items()]
     return _table([words.computed, *(words.steps.format(n) for n in LENGTHS)], body)
 

@@ -47,7 +47,7 @@ STAMP = ".skipstone"  # in each finished folder: the digest of what it was made 
 
 
 class Problem(Exception):
-    """What keeps the set-up from going on, and how to mend it."""
+    """An error of the set-up, with its remedy."""
 
 
 def main(args: list[str]) -> None:
@@ -231,7 +231,7 @@ def tools(pins: dict[str, Any]) -> Path:
     return venv / "bin"
 
 
-# What both need
+# Shared
 
 
 def ready(folder: Path, recipe: object, make: Callable[[], None]) -> None:

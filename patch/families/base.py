@@ -1,4 +1,4 @@
-"""What the block hook needs to know about a model family: data, never a copy of a forward."""
+"""Records of model families for the block hook: data, never a copy of a forward."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ _FINGERPRINTS: WeakKeyDictionary[Any, dict[Hashable, str]] = WeakKeyDictionary()
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a calibration was recorded of. It is used for runs whose recipe equals it in every part."""
+    """The model and settings of a recording. A calibration is used for runs whose recipe equals its own in every part."""
 
     model: str
     prediction: str
@@ -183,7 +183,7 @@ def can_keep() -> str:
 
 
 def nearest(recipe: Recipe) -> str:
-    """How the most similar calibration of the same model differs from this recipe; "" where there is none."""
+    """The difference between this recipe and the most similar calibration of the same model; "" where there is none."""
     found: list[list[str]] = []
     wanted = asdict(recipe)
     for path in sorted(folder().glob("*.recipe.json")):

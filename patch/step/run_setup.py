@@ -144,7 +144,7 @@ def _unused(guider: Any) -> str:
 
 @dataclass
 class _Calibration:
-    """What is known of the model from earlier runs.
+    """Knowledge of the model from earlier runs.
 
     wanted: this run is to be recorded. problem: why that is not possible, or why a stored calibration cannot be used.
     """

@@ -48,7 +48,7 @@ def _churns(sampler: object) -> bool:
 
 
 def _identity(sampler: object) -> str:
-    """Of an unknown SAMPLER's function or class, so that two packs' functions of one name are told apart."""
+    """The qualified name of an unknown SAMPLER's function or class: two packs may use one name."""
     function = getattr(sampler, "sampler_function", None) or type(sampler)
     return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
 
@@ -59,7 +59,7 @@ def adaptive_steps(sampler: object) -> bool:
 
 
 def evaluations_per_step(sampler: object) -> int:
-    """How often the SAMPLER evaluates the model in a step. An unknown one: as often as in its last run, 1 before that."""
+    """Evaluations of the model per step. For an unknown SAMPLER: as in its last run, and 1 before that."""
     name = function_of(sampler)
     if name in ONCE or name in ADAPTIVE_STEPS:
         return 1

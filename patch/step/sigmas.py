@@ -48,7 +48,7 @@ def pinnable(device: torch.device) -> float:
 
 
 class SigmaReader:
-    """For one run of a ComfyUI SAMPLER on `sigmas` (N + 1 host floats)."""
+    """Reads sigma in one run of a ComfyUI SAMPLER on `sigmas` (N + 1 host floats)."""
 
     def __init__(self, sampler: Any, sigmas: Sequence[float], memory: HostMemory | None = None) -> None:
         self.memory = memory or HostMemory()

@@ -20,7 +20,7 @@ NEARLY = 0.95  # share of a target speed-up that counts as reached: work beside 
 
 @dataclass(frozen=True)
 class SamplerInfo:
-    """What is known of a run's sampler before the first step.
+    """Facts about a run's sampler that are known before the first step.
 
     Parameters
     ----------

@@ -190,7 +190,7 @@ class BlockProfiler:
         self.last = now
 
     def profile(self, recipe: str) -> BlockProfile:
-        """Of a whole run, in one host sync. Raises ValueError where a step was not observed, or a value is not finite."""
+        """The profile of a whole run, in one host sync. Raises ValueError where a step was not observed, or a value is not finite."""
         n = self.grid.steps
         if self.invalid or not self.grid.falling or self.steps != list(range(n)) or n < 2:
             raise ValueError("the sampler did not evaluate the model at every step")

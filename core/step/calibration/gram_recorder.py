@@ -47,7 +47,10 @@ class GramRecorder:
         self.rows[step] = d if self.keeps == "denoised" else (subsample(x) - d) / sigma
 
     def gram(self, recipe: str) -> Gram:
-        """Of a whole run. Raises ValueError where a step was not observed, the latent's size changed, or a value is not finite."""
+        """The Gram matrix of a whole run.
+
+        Raises ValueError where a step was not observed, the latent's size changed, or a value is not finite.
+        """
         if not self.grid.falling or sorted(self.rows) != list(range(self.grid.steps)) or self.grid.steps < 2:
             raise ValueError("the sampler did not evaluate the model at every step")
         rows = [self.rows[i] for i in range(self.grid.steps)]

@@ -1,1 +1,1 @@
-"""How far the output has moved: one file a level."""
+"""Estimates of the output's change: one file a level."""

@@ -25,7 +25,7 @@ LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
 
 @dataclass(frozen=True)
 class Question:
-    """What a plan is solved for.
+    """The inputs of a plan.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What a policy is: frozen configuration that, started for a run, decides evaluation by evaluation."""
+"""Base classes of policies: frozen configuration that, started for a run, decides evaluation by evaluation."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def SKIP(reason: Reason) -> Decision:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What an adaptive policy compared in an evaluation: it skips while `score` is below `threshold`."""
+    """An adaptive policy's comparison in one evaluation: it skips while `score` is below `threshold`."""
 
     score: float
     threshold: float
@@ -56,7 +56,7 @@ class RunPolicy:
         raise NotImplementedError
 
     def advice(self) -> str:
-        """How to have more skipped, for a run in which nothing was; "" for the general sentence."""
+        """The remedy for a run in which nothing was skipped; "" for the general one."""
         return ""
 
 

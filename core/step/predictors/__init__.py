@@ -1,4 +1,4 @@
-"""What a skipped evaluation returns: each predictor is one file of frozen data and answers in weights over anchors."""
+"""Predictors of skipped evaluations: each is one file of frozen data and answers in weights over anchors."""
 
 from .base import Prediction, Predictor
 from .by_sampler import BySampler, Integrator

@@ -1,4 +1,4 @@
-"""What a predictor is: frozen configuration that, started for a run's plan, turns the trajectory's anchors into a prediction."""
+"""Base classes of predictors: frozen configuration that, started for a run's plan, turns anchors into a prediction."""
 
 from __future__ import annotations
 

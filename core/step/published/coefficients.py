@@ -92,7 +92,7 @@ class Magnitudes:
         return cls(np.fromiter(times, np.float64), logs)
 
     def ratios(self, grid: Grid) -> NDArray[np.float64]:
-        """Of each of the grid's N steps to the previous one, shape (N,); the first is 1. Extrapolated linearly below the last time."""
+        """The ratios between the grid's N steps and their predecessors, shape (N,); the first is 1. Log-linear below the last time."""
         t = grid.times[:-1]
         logs = np.interp(-t, -self.times, self.logs)
         slope = (self.logs[-1] - self.logs[-2]) / (self.times[-1] - self.times[-2])

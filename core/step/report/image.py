@@ -1,4 +1,4 @@
-"""A run's report as a picture and as text: one cell a step, why it was computed or skipped, the indicator against its threshold."""
+"""A run's report as an image and as text: one cell a step with its reason, and the indicator against its threshold."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ CELL, CHART, NUMBERS = 34, 110, 22  # heights: of a step with one evaluation, of
 
 
 def text_of(report: Report) -> str:
-    """A line for the run, and one for each thing to know about it."""
+    """The report as lines of text."""
     lines = [report.line()]
     if not report.finished:
         lines[0] += f" (stopped after {_done(report)} of {report.steps} steps)"
@@ -59,7 +59,7 @@ def text_of(report: Report) -> str:
 
 
 def drawn(runs: Sequence[tuple[str, Report]], otherwise: str = "") -> Image.Image:
-    """One below the other. runs: where each was (a few words), and its report. otherwise: what to say where there is none."""
+    """The runs' cards, one below the other. runs: (place in a few words, report). otherwise: the message for an empty list."""
     if not runs:
         return _message(otherwise)
     cards = [_Card(where, report) for where, report in runs]
@@ -82,7 +82,7 @@ def _message(words: str) -> Image.Image:
 
 
 class _Card:
-    """A run's part of the sheet."""
+    """One run's part of the image."""
 
     def __init__(self, where: str, report: Report) -> None:
         self.where, self.report = where, report
@@ -184,7 +184,7 @@ class _Card:
     # the indicator
 
     def _scale(self) -> float:
-        """What the top of the chart stands for."""
+        """The value at the top of the chart."""
         most, limit = max(self.told.values(), default=0.0), max(self.limits, default=0.0)
         return max(limit * 1.4, min(most * 1.1, limit * 2.5) if limit > 0 else most * 1.1) or 1.0
 
@@ -216,7 +216,7 @@ class _Card:
             sheet.line(MARGIN, height, end, height, RED, 6)
 
     def _bar(self, sheet: Sheet, e: Evaluation, x: float, base: float, width: float, room: float) -> None:
-        """What was held against the threshold; of a sum, what was there before is paler."""
+        """The compared score; the part of a sum that was there before is paler."""
         total = self.told[id(e)]
         own = min(e.indicator, total) if e.indicator is not None and math.isfinite(e.indicator) else total
         tall, tip = (room * min(value / self.top, 1) for value in (total, own))
@@ -252,7 +252,7 @@ class _Card:
     # the legend
 
     def _keys(self) -> list[list[tuple[bool, str, str]]]:
-        """Its lines: (computed, letter, words) in order."""
+        """The legend's lines: (computed, letter, text) in order."""
         keys = [
             (computed, reason.letter, f"{reason} {n}")
             for computed in (True, False)
@@ -281,7 +281,7 @@ class _Card:
 
 
 def _swatch(sheet: Sheet, x: float, y: float, width: float, height: float, computed: bool) -> None:
-    """Dark where it was computed; pale, with a frame, where it was skipped: to be told apart without colours, too."""
+    """Dark if computed; pale with a frame if skipped, so that the two differ without colours, too."""
     sheet.box(x, y, width, height, BLUE if computed else PALE_ORANGE, None if computed else ORANGE, 4)
 
 
@@ -290,7 +290,7 @@ def _reasons(report: Report, computed: bool) -> list[tuple[Reason, int]]:
 
 
 def _advice(report: Report) -> list[str]:
-    """What to change, where the notes do not say it already: those of a run that skipped nothing or was learned from do, at length."""
+    """The report's advice, unless the notes contain it."""
     said = bool(report.notes) and report.advice == report.hint
     return [report.advice] if report.advice and not said else []
 
@@ -300,6 +300,6 @@ def _done(report: Report) -> int:
 
 
 def _held(e: Evaluation) -> float | None:
-    """What was held against a threshold, or else what the indicator said."""
+    """The compared score, or the indicator's value without one."""
     value = e.score if e.score is not None else e.indicator
     return value if value is not None and math.isfinite(value) else None

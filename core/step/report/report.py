@@ -1,4 +1,4 @@
-"""What a run did: plain data, filled as it goes. Text, pictures and JSON are made from it elsewhere."""
+"""A run's report: plain data, filled while the run goes on. Text and images are made from it elsewhere."""
 
 from __future__ import annotations
 
@@ -36,17 +36,28 @@ class Evaluation:
 
 @dataclass
 class Report:
-    """One run of a sampler. `notes` are sentences for the person who ran it; `warnings` are those of them that report a fault.
+    """One run of a sampler.
 
-    chosen: what was chosen for the run and why, in one sentence, where a node chose for the person. threshold: what an adaptive
-    policy's accumulated indicator was held against. error: the error that a solved schedule was expected to make, as a share of
-    the whole run's displacement; costs: the recipe of the costs that it was told from, or whose polynomial or ratios were used.
-    seconds: from the first evaluation to the end; deciding: of that, in policies and predictors, on the host, without what it waited
-    for the device. computed_seconds: of a computed evaluation, measured on the device; 0 where it was not. share: of a computed
-    evaluation's work, what a skipped one still takes: of the blocks, and by time once that is known (see timing.py). decibels: what
-    `error` is taken to keep the picture within of the full run's, where it was told from costs learned of the user's own model.
-    learning: computed in full, to learn from it. hint: what to do about a run that skipped nothing, or what comes of one that was
-    learned from.
+    Parameters
+    ----------
+    method, variant: for people: the method, and its preset.
+    steps: of the grid.
+    predictor: its name.
+    planned: the steps to compute, where they were planned.
+    threshold: of an adaptive policy.
+    error: predicted error of a solved schedule, as a share of the run's displacement.
+    costs: recipe of the costs, or the model whose polynomial or ratios were used.
+    evaluations: one entry a call of the model.
+    notes: sentences for the user. warnings: those of them that report a fault.
+    seconds: from the first evaluation to the end.
+    deciding: seconds of that in policies and predictors on the host, without waiting for the device.
+    computed_seconds: median time of a computed evaluation on the device; 0 where it was not measured.
+    share: a skipped evaluation's work over a computed one's: by blocks, and by time once it was measured (timing.py).
+    decibels: PSNR against the full run that `error` corresponds to, with costs of the user's own model.
+    chosen: Step Cache (Auto)'s choice in one sentence.
+    learning: computed in full, because the run was recorded.
+    hint: advice for a run that skipped nothing, or the result of a recording.
+    finished: without an error or an interrupt.
     """
 
     method: str
@@ -80,7 +91,7 @@ class Report:
 
     @property
     def saved(self) -> float:
-        """Seconds that the skipped evaluations would have taken more, at the price of those computed: an estimate."""
+        """Estimated seconds saved: the skipped evaluations at the price of computed ones."""
         full = self.computed_seconds
         if not full:
             full = max(self.seconds - self.deciding, 0.0) / max(self.computed + self.share * self.skipped, 1)
@@ -88,18 +99,18 @@ class Report:
 
     @property
     def speedup(self) -> float:
-        """How many times as long the run would have taken without skipping: an estimate, see `saved`."""
+        """Estimated duration without skipping over the run's duration."""
         return (self.seconds + self.saved) / self.seconds if self.seconds > 0 else 1.0
 
     @property
     def percentiles(self) -> dict[int, float]:
-        """Of what the indicator said, percent -> value; empty where it was never asked."""
+        """Percentiles of the indicator, percent -> value; empty where it was never read."""
         values = sorted(e.indicator for e in self.evaluations if e.indicator is not None and math.isfinite(e.indicator))
         return {p: values[round(p / 100 * (len(values) - 1))] for p in PERCENTILES} if values else {}
 
     @property
     def risk(self) -> str:
-        """Why the quality of what was skipped is at risk, and what to do, in one sentence; "" where nothing tells that it is."""
+        """One sentence if a visible difference is likely, with a remedy; "" otherwise."""
         if self.decibels is not None:
             if not self.skipped or self.decibels >= VISIBLE:
                 return ""
@@ -110,20 +121,19 @@ class Report:
 
     @property
     def outlook(self) -> str:
-        """How far the image is predicted to be from the one without skipping, in one sentence; "" where nothing predicts it, and
-        where `risk` says it."""
+        """The predicted difference from the image without skipping, in one sentence; "" without a prediction, and where `risk` has it."""
         if self.decibels is None or not self.skipped or self.decibels < VISIBLE:
             return ""
         return messages.outlook(self.decibels)
 
     @property
     def advice(self) -> str:
-        """One sentence for the person who ran it: why quality is at risk, what would have had something skipped, or what is being
-        learned and what comes of it. "" where all is well."""
+        """One sentence for the user: a likely visible difference, a remedy for a run that skipped nothing, or the state of a recording; ""
+        otherwise."""
         return self.risk or self.hint or (messages.LEARNING if self.learning and not self.finished else "")
 
     def note(self, sentence: str, warning: bool = True) -> None:
-        """Add a sentence to the notes, once, however often it happens. warning: it is logged as one."""
+        """Add a sentence to the notes unless it is there. warning: it is logged as a warning."""
         if sentence not in self.notes:
             self.notes.append(sentence)
             if warning:
@@ -143,7 +153,7 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, the counts, the reasons and the estimates. What is not finite is None."""
+        """JSON-ready: the fields, counts, reasons and estimates. Values that are not finite are None."""
         data = asdict(self)
         data["timeline"] = [e | {"reason": str(e["reason"])} for e in data["evaluations"]]
         data["evaluations"] = len(self.evaluations)
@@ -157,7 +167,7 @@ class Report:
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity and no NaN."""
+    """JSON has no infinity and no NaN."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""How long evaluations take on the device, without waiting for it: its own events are queued between them and read later."""
+"""Times evaluations on the device without host syncs: device events are queued between them and read later."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class _Host:
-    """A mark on the host's clock: all that a device without a queue needs."""
+    """A time stamp of the host's clock, for devices without a queue."""
 
     seconds: float
 
@@ -30,7 +30,7 @@ class _Host:
 
 
 class _Device:
-    """A mark in a device's queue."""
+    """An event in a device's queue."""
 
     def __init__(self, made: Callable[..., Any]) -> None:
         self.event = made(enable_timing=True)
@@ -47,61 +47,60 @@ class _Device:
 
 
 class StepTimer:
-    """From each evaluation's start to the next one's, in seconds of the device that computes: guidance, the sampler's own work and
-    previews are in it, whether the evaluation was computed or skipped.
+    """Seconds from each evaluation's start to the next one's, on the device. They include guidance, the sampler's work and previews.
 
-    device: where the model computes; None stands for the host.
+    device: where the model computes; None: the host.
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
         self.made: Callable[..., Any] | None = None
         if device is not None and device.type != "cpu":
             self.made = getattr(getattr(torch, device.type, None), "Event", None)
-        # what begins an evaluation, and whether that was computed; None where it was not decided
+        # the event at an evaluation's start, and whether it was computed; None where it was not decided
         self.marks: list[tuple[Any, bool | None]] = []
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
 
     def mark(self) -> None:
-        """An evaluation begins, or the last one is over."""
+        """An evaluation begins, or the last one ended."""
         if self.made is not None:
             try:
                 self.marks.append((_Device(self.made), None))
                 return
-            except Exception:  # a device whose events cannot tell the time
+            except Exception:  # the device's events have no timing
                 log.debug("[Skipstone] no events on this device", exc_info=True)
                 self.made, self.marks = None, []
         self.marks.append((_Host(time.perf_counter()), None))
 
     def decided(self, computed: bool) -> None:
-        """What the evaluation that began last is; the last word counts."""
+        """The current evaluation is computed or skipped; a later call replaces an earlier one."""
         if self.marks:
             self.marks[-1] = (self.marks[-1][0], computed)
 
     def read(self) -> None:
-        """Take what the device is done with."""
+        """Collect the times of the evaluations that the device has finished."""
         while len(self.marks) > 1 and self.marks[1][0].done():
             start, computed = self.marks.pop(0)
             if computed is not None:
                 self.seconds[computed].append(max(start.until(self.marks[0][0]), 0.0))
 
     def close(self) -> None:
-        """The run is over: wait for the device, once."""
+        """The run ended: wait for the device once."""
         self.mark()
         try:
             self.marks[-1][0].wait()
             self.read()
-        except Exception:  # a device in an error state; the error is on its way to the user
+        except Exception:  # the device is in an error state, which the user is told elsewhere
             log.debug("[Skipstone] the device's clock cannot be read", exc_info=True)
         self.marks.clear()
 
     @property
     def computed(self) -> float | None:
-        """Seconds that a computed evaluation takes: the (lower) median, as the first may compile. None while none is known."""
+        """Seconds of a computed evaluation: the lower median, because the first may compile. None before one was measured."""
         return median_low(self.seconds[True]) if self.seconds[True] else None
 
     @property
     def share(self) -> float | None:
-        """What of that a skipped one takes, at most 1; None while none is known."""
+        """A skipped evaluation's time over a computed one's, at most 1; None before both were measured."""
         if not self.computed or not self.seconds[False]:
             return None
         return min(fmean(self.seconds[False]) / self.computed, 1.0)
