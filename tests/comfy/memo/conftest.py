@@ -20,6 +20,7 @@ import nodes
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
+from skipstone.patch.memo import fingerprint, graph_signature
 from skipstone.patch.memo import instance as process
 
 MODELS = Path(__file__).resolve().parents[3] / "demo" / "models"
@@ -103,6 +104,21 @@ def tiny_clip(seed: int = 0, dtype: torch.dtype = torch.float32, sdxl: bool = Fa
     return clip
 
 
+LOAD_CLIP = comfy.sd.load_clip
+
+
+def load_tiny_clip(*args: Any, model_options: dict[str, Any] | None = None, **kwargs: Any) -> Any:
+    """comfy.sd.load_clip for files of `tiny_clip`. ComfyUI takes every CLIP-L for one of twelve layers, which costs seconds a prompt."""
+
+    def made(model_options: Any, **options: Any) -> Any:
+        config = {**model_options["clip_l_model_config"], **TINY}
+        return sd1_clip.SD1CheckpointClipModel(
+            model_options={**model_options, "clip_l_model_config": config}, **options
+        )
+
+    return LOAD_CLIP(*args, model_options={**(model_options or {}), "clip_l_class": made}, **kwargs)
+
+
 def tiny_vae(seed: int = 0, dtype: torch.dtype = torch.float32) -> Any:
     """A VAE of SD's kind that halves width and height, with random weights."""
     made = AutoencoderKL(ddconfig=SHAPE, embed_dim=4)
@@ -172,7 +188,7 @@ def same():
 class Shop:
     """ComfyUI's executor with ComfyUI's nodes and ours; `run` tells which nodes ran and what reached the end."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, models: Path) -> None:
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, models: Path, clip: Path) -> None:
         self.models = models
         self.ran: list[str] = []
         self.got: dict[str, Any] = {}
@@ -195,7 +211,8 @@ class Shop:
             )
         monkeypatch.setattr(folder_paths, "filename_list_cache", {})
         (models / "vae" / "demo.safetensors").symlink_to(MODELS / "skipstone_demo_vae.safetensors")
-        (models / "clip" / "demo.pt").symlink_to(MODELS / "skipstone_demo_clip.pt")
+        (models / "clip" / "tiny.pt").symlink_to(clip)
+        monkeypatch.setattr(comfy.sd, "load_clip", load_tiny_clip)
         for loader, method in (
             (nodes.VAELoader, "load_vae"),
             (nodes.CLIPLoader, "load_clip"),
@@ -288,6 +305,18 @@ class Shop:
         return TestPass
 
 
+@pytest.fixture(scope="session")
+def clip_file(tmp_path_factory, plain_clip):
+    """The weights of `tiny_clip` in a file, and a time just after it was written."""
+    path = tmp_path_factory.mktemp("clip") / "tiny.pt"
+    torch.save(plain_clip.cond_stage_model.clip_l.transformer.state_dict(), path)
+    return path, path.stat().st_ctime + 0.01
+
+
 @pytest.fixture
-def shop(monkeypatch, tmp_path):
-    return Shop(monkeypatch, tmp_path)
+def shop(monkeypatch, tmp_path, clip_file):
+    path, there = clip_file
+    # as if the process had begun just after the file was written
+    monkeypatch.setattr(fingerprint, "began", lambda: there)
+    monkeypatch.setattr(graph_signature, "MARGIN", 0.0)
+    return Shop(monkeypatch, tmp_path, path)

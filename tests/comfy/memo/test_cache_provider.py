@@ -39,7 +39,7 @@ def latent(color=0x336699, vae="demo.safetensors", **changed):
 
 def prompt(text="a red circle", **changed):
     return {
-        "loader": ("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+        "loader": ("CLIPLoader", {"clip_name": "tiny.pt", "type": "stable_diffusion"}),
         "encode": ("CLIPTextEncode", {"text": text, "clip": ["loader", 0]}),
         "end": ("TestEnd", {"value": ["encode", 0], "name": "it"}),
         **changed,

@@ -37,7 +37,7 @@ def prompt(text="a red circle", **between):
     last = next(reversed(between), "loader")
     output = 1 if between and between[last][0] == "LoraLoader" else 0
     return {
-        "loader": ("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+        "loader": ("CLIPLoader", {"clip_name": "tiny.pt", "type": "stable_diffusion"}),
         **between,
         "encode": ("SkipstoneCachedTextEncode", {"text": text, "clip": [last, output]}),
         "end": ("TestEnd", {"value": ["encode", 0], "name": "it"}),
@@ -102,8 +102,8 @@ def test_the_memo_nodes_and_the_cached_ones_share_what_they_know(memo, shop, sam
 def test_what_is_done_to_the_clip_on_the_way(memo, shop, later, same):
     """Clip skip and LoRAs are part of what a loader makes; each is right the first time and lazy the second."""
     generator = torch.Generator().manual_seed(0)
-    name, lora = "lora_te_text_model_encoder_layers_10_mlp_fc", {}
-    for part, rows, columns in (("1", 3072, 768), ("2", 768, 3072)):
+    name, lora = "lora_te_text_model_encoder_layers_1_mlp_fc", {}
+    for part, rows, columns in (("1", 64, 32), ("2", 32, 64)):
         lora[f"{name}{part}.lora_up.weight"] = torch.randn(rows, 2, generator=generator)
         lora[f"{name}{part}.lora_down.weight"] = torch.randn(2, columns, generator=generator)
     save_file(lora, shop.models / "loras" / "one.safetensors")
@@ -238,7 +238,7 @@ def test_changed_code_makes_another_encoder(memo, shop, monkeypatch):
 def test_embeddings_are_files_that_a_prompt_names(memo, shop, later, same):
     text, path = "a embedding:style circle", shop.models / "embeddings" / "style.pt"
     for value in (0.1, 0.2):
-        torch.save({"emb_params": torch.full((1, 768), value)}, path)
+        torch.save({"emb_params": torch.full((1, 32), value)}, path)
         for expected in (["CLIPLoader"], []):
             shop.restart()
             got = shop.run(**prompt(text))["it"]
@@ -405,14 +405,14 @@ def test_after_a_restart_the_disk_knows(shop, tmp_path, same):
 
     first = opened()
     truth = shop.run(**latent(), p=("SkipstoneCachedTextEncode", {"text": "x", "clip": ["c", 0]}),
-                     c=("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+                     c=("CLIPLoader", {"clip_name": "tiny.pt", "type": "stable_diffusion"}),
                      q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
     assert first.flush(10)
     first.close()
     shop.restart()
     second = opened()
     again = shop.run(**latent(), p=("SkipstoneCachedTextEncode", {"text": "x", "clip": ["c", 0]}),
-                     c=("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+                     c=("CLIPLoader", {"clip_name": "tiny.pt", "type": "stable_diffusion"}),
                      q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
     assert shop.ran == [] and same(again, truth)
     process.use(None)
@@ -442,7 +442,7 @@ def test_statistics_as_text_and_as_a_dict(memo, shop):
 
 def test_clearing_says_what_it_removed(memo, shop):
     shop.run(**latent(), p=("SkipstoneCachedTextEncode", {"text": "x", "clip": ["c", 0]}),
-             c=("CLIPLoader", {"clip_name": "demo.pt", "type": "stable_diffusion"}),
+             c=("CLIPLoader", {"clip_name": "tiny.pt", "type": "stable_diffusion"}),
              q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
 
     def clear(**how):
