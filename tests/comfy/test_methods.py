@@ -1,4 +1,4 @@
-"""One tester for every method of the pack: it fires, tells the truth, leaves nothing behind, and is reset whatever happens."""
+"""One tester for every output-level method: it skips, reports truly, leaves nothing behind, and is reset whatever happens."""
 
 from __future__ import annotations
 
@@ -108,20 +108,20 @@ def state_of(model):
 
 
 @pytest.mark.parametrize(("name", "preset"), EVERY)
-def test_it_fires_tells_the_truth_and_writes_to_nothing(studio, cached, watched, name, preset):
+def test_it_skips_reports_truly_and_writes_to_nothing(studio, cached, watched, fresh, tiny_flux, name, preset):
     method = OF[name](preset)
-    patched, reports = cached(method)
+    patched, reports = cached(method, tiny_flux)
     model, watch = watched(patched)
     noise, latent = studio.noise(), torch.zeros(1, 16, 16, 16)
     prompts = [studio.prompt(), studio.prompt("")]
-    before, as_it_was = copy.deepcopy((noise, latent, prompts)), (state_of(studio.model), state_of(patched))
+    before, as_it_was = copy.deepcopy((noise, latent, prompts)), (state_of(tiny_flux), state_of(patched))
 
     steps = 20 if name in ADAPTIVE else STEPS  # an adaptive method may find nothing to skip in few
     out = studio.sample(model, *prompts, noise=noise, latent=latent, steps=steps, cfg=1.0)
 
     (report,) = reports
     sound(watch, report, out)
-    assert not torch.equal(out, studio.full(steps=steps, cfg=1.0))
+    assert not torch.equal(out, fresh(steps=steps, cfg=1.0))
     assert (report.method, report.variant, report.steps) == (name, preset, steps)
     assert report.predictor
     told = json.loads(json.dumps(report.as_dict(), allow_nan=False))
@@ -130,7 +130,7 @@ def test_it_fires_tells_the_truth_and_writes_to_nothing(studio, cached, watched,
     assert (told["threshold"] is not None) == (told["percentiles"] != {}) == (name in ADAPTIVE)
     assert f"{report.skipped} skipped" in report.line()
 
-    assert (state_of(studio.model), state_of(patched)) == as_it_was
+    assert (state_of(tiny_flux), state_of(patched)) == as_it_was
     assert "skipstone" not in as_it_was[0][0]
     assert torch.equal(noise, before[0]) and torch.equal(latent, before[1])
     for was, now in zip(before[2], prompts, strict=True):
