@@ -98,6 +98,18 @@ def test_memory_that_runs_out_in_a_skipped_step(studio, model, cached, where, hi
     assert reports[0].notes[0] == OOM
 
 
+def test_memory_that_runs_out_after_another_batch_was_predicted(studio, flux, cached):
+    """The evaluation stays a skipped one in the report: its first conditioning was predicted. The next one is computed."""
+    patched, reports = cached(every(3), flux)
+    with Raises(last_part(flux), 4, oom()) as raises:  # two batches a step: the second one of the second step
+        out = studio.sample(patched, negative=studio.long_prompt, steps=4)
+    assert raises.calls == 8 + 1
+    assert torch.isfinite(out).all()
+    assert [e.computed for e in reports[0].evaluations] == [True, False, True, True]
+    assert reports[0].evaluations[2].reason == "history"
+    assert reports[0].notes[0] == OOM
+
+
 def test_memory_that_runs_out_in_a_computed_step(studio, model, cached):
     patched, reports = cached(every(2), model)
     with Raises(inner_part(model), 2, oom()):

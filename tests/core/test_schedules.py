@@ -139,5 +139,5 @@ def test_the_plan_says_with_which_slope_it_was_solved_best():
         plan = Schedule(Budget.of(0.4)).start(context).plan
         assert plan is not None
         assert plan.slope == slope
-        assert Corrected().start(plan).slope == slope
-        assert Corrected(0.7).start(plan).slope == 0.7
+        assert Corrected().start(plan).line.slope == slope
+        assert Corrected(0.7).start(plan).line.slope == 0.7

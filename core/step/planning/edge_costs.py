@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..calibration.gram import Gram
 from ..clock import Clock, Grid
 from ..plan import Plan
-from ..predictors import Corrected, Linear, Predictor, Reuse
+from ..predictors import Line, Predictor
 from ..trajectory import Trajectory
 
 Array = NDArray[np.float64]
@@ -25,12 +25,8 @@ def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
     x / (1 + sigma), the latent of the equivalent flow.
     """
     h, gram = _moves(grid, costs), costs.on(grid)
-    predictor = predictor.candidates[len(predictor.candidates) // 2]
-    if isinstance(predictor, Reuse | Linear | Corrected):
-        # Corrected is scored without its correction: plans solved so were better by 1 to 3 dB (bench/quality.py)
-        cost = _two_anchors(predictor, grid, h, gram)
-    else:
-        cost = _walked(predictor, grid, h, gram)
+    line = predictor.line
+    cost = _two_anchors(line, grid, h, gram) if line else _walked(predictor, grid, h, gram)
     return cost / _scale(grid)
 
 
@@ -65,10 +61,10 @@ def _scale(grid: Grid) -> Array:
     return np.ones_like(sigmas) if grid.flow else 1 + sigmas
 
 
-def _two_anchors(predictor: Reuse | Linear | Corrected, grid: Grid, h: Array, gram: Array) -> Array:
+def _two_anchors(line: Line, grid: Grid, h: Array, gram: Array) -> Array:
+    """In closed form, for predictions on a line through the anchors a and b."""
     n = len(gram)
-    coordinate = "sigma" if isinstance(predictor, Reuse) else predictor.at
-    u = np.array([grid.along(coordinate)(s) for s in grid.sigmas[:n]])
+    u = np.array([grid.along(line.at)(s) for s in grid.sigmas[:n]])
     # S_c = sum of h_i d_i below c: the true displacement from b to c is S_c - S_b
     below = np.tril(np.ones((n, n)), -1) * h
     sd = below @ gram  # <S_c, d_i>
@@ -84,7 +80,7 @@ def _two_anchors(predictor: Reuse | Linear | Corrected, grid: Grid, h: Array, gr
     # the predicted displacement of the edge is x d_b + y d_a
     gap = u[b] - u[a]
     slope = np.divide(1.0, gap, out=np.zeros(gap.shape), where=gap != 0)
-    pull = (0.0 if isinstance(predictor, Reuse) else predictor.slope or 0.0) * slope * first
+    pull = line.slope * slope * first
     x, y = h[b] + inside + pull, -pull
     square = x * x * gram[b, b] + y * y * gram[a, a] + 2 * x * y * gram[a, b]
     square = square - 2 * (x * (sd[c, b] - sd[b, b]) + y * (sd[c, a] - sd[b, a])) + true

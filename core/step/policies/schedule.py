@@ -99,7 +99,8 @@ class Schedule(Policy):
                 self.max_error,
             )
         )
-        plan = Plan(grid, solution.anchors, slope=getattr(solution.predictor, "slope", None))
+        line = solution.predictor.line
+        plan = Plan(grid, solution.anchors, slope=line.slope if line else None)
         return replace(self, plan=plan, predicted_error=solution.error, source=costs.recipe)
 
     def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:

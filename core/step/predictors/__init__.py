@@ -1,6 +1,6 @@
 """Predictors of skipped evaluations: each is one file of frozen data and answers in weights over anchors."""
 
-from .base import Prediction, Predictor
+from .base import Line, Prediction, Predictor
 from .by_sampler import BySampler, Integrator
 from .jvp import JVP, RecursiveJVP
 from .linear import Corrected, Linear, Reuse
@@ -13,6 +13,7 @@ __all__ = [
     "BySampler",
     "Corrected",
     "Integrator",
+    "Line",
     "Linear",
     "Prediction",
     "Predictor",

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
-from ..clock import Clock
+from dataclasses import dataclass
+
+from ..clock import Clock, Coordinate
 from ..indicators.reading import Reading
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights
+
+
+@dataclass(frozen=True)
+class Line:
+    """Predictions within an edge are the last anchor's value plus `slope` times the increment of the line through the last two anchors in
+    the coordinate `at`. Edge costs of such predictors have a closed form."""
+
+    slope: float
+    at: Coordinate
 
 
 class Prediction:
@@ -37,6 +48,11 @@ class Predictor(Prediction):
     def start(self, plan: Plan) -> Prediction:
         """The predictor for one run: a new object if it keeps state, itself if not."""
         return self
+
+    @property
+    def line(self) -> Line | None:
+        """For a predictor that extrapolates a line, apart from corrections; None for others."""
+        return None
 
     @property
     def candidates(self) -> tuple[Predictor, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from ..clock import Clock, Coordinate
 from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, lagrange, scaled
-from .base import Prediction, Predictor
+from .base import Line, Prediction, Predictor
 
 SLOPES = (0.5, 0.65, 0.8)  # candidates of Corrected
 SPREAD = 0.1  # assumed standard deviation of the data, in Corrected
@@ -34,9 +34,10 @@ def read(clock: Clock, trajectory: Trajectory, anchors: int, at: Coordinate) -> 
     return lagrange(here, newest(nodes, anchors))
 
 
-def line(clock: Clock, trajectory: Trajectory, slope: float, at: Coordinate) -> Weights:
+def extrapolated(clock: Clock, trajectory: Trajectory, line: Line) -> Weights:
     """The last anchor's value plus `slope` times the increment of the line through the last two anchors."""
-    return added(scaled(read(clock, trajectory, 1, at), 1 - slope), read(clock, trajectory, 2, at), slope)
+    constant, linear = (read(clock, trajectory, anchors, line.at) for anchors in (1, 2))
+    return added(scaled(constant, 1 - line.slope), linear, line.slope)
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,10 @@ class Reuse(Predictor):
     depth: int = 1
     need: int = 1
     reads_predictions: bool = False
+
+    @property
+    def line(self) -> Line:
+        return Line(0.0, "sigma")
 
     def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
         return read(clock, trajectory, 1, "sigma")
@@ -63,8 +68,12 @@ class Linear(Predictor):
     need: int = 1
     reads_predictions: bool = False
 
+    @property
+    def line(self) -> Line:
+        return Line(self.slope, self.at)
+
     def weights(self, clock: Clock, trajectory: Trajectory) -> Weights:
-        return line(clock, trajectory, self.slope, self.at)
+        return extrapolated(clock, trajectory, self.line)
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,11 @@ class Corrected(Predictor):
     reads_predictions: bool = True
 
     @property
+    def line(self) -> Line:
+        """Without the correction: plans solved so were better by 1 to 3 dB (bench/quality.py)."""
+        return Line(SLOPES[1] if self.slope is None else self.slope, self.at)
+
+    @property
     def candidates(self) -> tuple[Corrected, ...]:
         """One for each slope that is open."""
         return tuple(replace(self, slope=s) for s in SLOPES) if self.slope is None else (self,)
@@ -103,7 +117,8 @@ class Corrected(Predictor):
 class _Correcting(Prediction):
     def __init__(self, plan: Plan, config: Corrected) -> None:
         self.plan, self.config = plan, config
-        self.slope = next(s for s in (config.slope, plan.slope, SLOPES[1]) if s is not None)
+        slope = next(s for s in (config.slope, plan.slope, SLOPES[1]) if s is not None)
+        self.line = Line(slope, config.at)
         self.place = plan.grid.along(config.at)
         self.owed: Weights = {}  # displacement still to be added
         self.rate: Weights = {}  # of it, per unit of sigma on this edge
@@ -138,4 +153,4 @@ class _Correcting(Prediction):
             length = end - clock.sigma
             self.rate = {k: w * left / length for k, w in known.items()} if length else {}
             self.owed = {}
-        return added(line(clock, trajectory, self.slope, self.config.at), self.rate)
+        return added(extrapolated(clock, trajectory, self.line), self.rate)
