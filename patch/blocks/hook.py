@@ -26,6 +26,7 @@ from ...core.step.run import Run, Slot
 from ..families.tokens import CallInputs
 from ..step.hook_base import EvaluationHook
 from ..step.sigmas import SigmaReader
+from . import comfy_compiler
 from .base import BlockSupport, Look, Streams, UnexpectedForward
 
 KEY = "skipstone"
@@ -113,6 +114,11 @@ class BlockCall:
         return torch.cat(parts, self.batch) if len(parts) > 1 else parts[0]
 
     def enter(self, base: Streams, look: Look, copy: bool = False) -> Streams | None:
+        with comfy_compiler.paused():
+            # no tensor that the model made in a recording may be kept, not even until its last block
+            return self._enter(base, look, copy or comfy_compiler.records())
+
+    def _enter(self, base: Streams, look: Look, copy: bool) -> Streams | None:
         hook, run = self.hook, self.hook.run
         order = [self.first, *(i for i in range(len(self.groups)) if i != self.first)]
         slots = [StreamSlot(self.groups[i], name) for i in order for name in base]
@@ -146,6 +152,10 @@ class BlockCall:
         return self._parts(value)[self.first]
 
     def leave(self, streams: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], channels: int = -1) -> None:
+        with comfy_compiler.paused():
+            self._leave(streams, image, channels)
+
+    def _leave(self, streams: Mapping[str, Tensor], image: Callable[[Tensor], Tensor], channels: int) -> None:
         base, self.base = self.base, None
         if base is None:
             return
@@ -191,8 +201,6 @@ class BlockHook(EvaluationHook):
         self.probe = support.blocks.probe
         self.offload = offload
         self.room: float | None = None  # bytes of residuals that may stay where the model computes
-        self.told = 0  # bytes that ComfyUI was told of
-        self.unused = ""  # name of conditionings that ComfyUI will not run
         self.patcher: Any = None  # the MODEL, from PREPARE_SAMPLING on
         self.slots_of_call: list[Slot | None] = []  # of the current call of CALC_COND_BATCH
         self.counted: Counter[Hashable] = Counter()
@@ -201,28 +209,21 @@ class BlockHook(EvaluationHook):
         self.disabled = False  # nothing is skipped any longer
         self.predicted = False  # a batch of this evaluation was predicted
 
-    @property
-    def wrappers(self) -> dict[str, Callable[..., Any]]:
-        return super().wrappers | {WrappersMP.PREPARE_SAMPLING: self.prepare_sampling}
-
     def prepare_sampling(
         self, executor: Any, model: Any, noise_shape: Sequence[int], conds: dict[str, Any], *args: Any, **kwargs: Any
     ) -> Any:
-        """PREPARE_SAMPLING: reserves memory for the residuals before ComfyUI loads the model, by a larger batch size."""
         self.patcher = model
-        if (self.run.device is None or self.run.device.type != "cpu") and not _spread(model):
-            conditionings = [c for name, several in conds.items() if name != self.unused for c in several or ()]
-            texts = [c["cross_attn"].shape[1] for c in conditionings if getattr(c.get("cross_attn"), "ndim", 0) == 3]
-            shape, channels = noise_shape, model.model.latent_format.latent_channels
-            if len(shape) == 3 and shape[1] == 1:  # several latents, packed into one
-                shape = (shape[0], channels, shape[2] // channels)
-            # the streams' dtype, which is not that of quantized weights
-            size = self.support.residual(shape, max(texts, default=0)) * model.model.get_dtype_inference().itemsize
-            # the anchors and one more: on a skip the prediction, else the blocks' input and the new residual in place of the oldest anchor
-            self.told = size * (self.run.trajectory.anchors + 1) * max(len(conditionings), 1)
-            row = model.memory_required([1, *noise_shape[1:]])
-            noise_shape = [noise_shape[0] + round(self.told / max(row, 1)), *noise_shape[1:]]
-        return executor(model, noise_shape, conds, *args, **kwargs)
+        return super().prepare_sampling(executor, model, noise_shape, conds, *args, **kwargs)
+
+    def size(self, model: Any, noise_shape: Sequence[int], conds: Sequence[dict[str, Any]]) -> int:
+        texts = [c["cross_attn"].shape[1] for c in conds if getattr(c.get("cross_attn"), "ndim", 0) == 3]
+        shape, channels = noise_shape, model.model.latent_format.latent_channels
+        if len(shape) == 3 and shape[1] == 1:  # several latents, packed into one
+            shape = (shape[0], channels, shape[2] // channels)
+        # the streams' dtype, which is not that of quantized weights
+        residual = self.support.residual(shape, max(texts, default=0)) * model.model.get_dtype_inference().itemsize
+        # the anchors and one more: on a skip the prediction, else the blocks' input and the new residual in place of the oldest anchor
+        return residual * (self.run.trajectory.anchors + 1) * max(len(conds), 1)
 
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
@@ -301,7 +302,7 @@ class BlockHook(EvaluationHook):
         run = self.run
         run.drop()
         comfy.model_management.soft_empty_cache()
-        _release_prefetched()
+        comfy_compiler.let_go()
         # where an earlier batch was predicted, the evaluation stays a skipped one
         run.recompute(reason, reported=not self.predicted)
 
@@ -338,19 +339,3 @@ def _available(patcher: Any, device: torch.device) -> float:
     except Exception:
         log.debug("[Skipstone] the free memory is unknown", exc_info=True)
         return 0.0
-
-
-def _spread(patcher: Any) -> bool:
-    """True if the MODEL runs on several GPUs."""
-    models = getattr(patcher, "get_additional_models_with_key", None)
-    return bool(models and models("multigpu"))
-
-
-def _release_prefetched() -> None:
-    """Release the weights of the block at which a call ended early: under dynamic VRAM ComfyUI prefetched them and releases them only
-    after the node."""
-    try:
-        from comfy.model_prefetch import cleanup_prefetch_queues
-    except ImportError:
-        return
-    cleanup_prefetch_queues()

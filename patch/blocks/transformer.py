@@ -16,6 +16,7 @@ from ...core.step.method import Blocks
 from ..families import Family, Stack
 from ..families.base import Argument, ModuleInput
 from ..families.tokens import CallInputs, Span, spans
+from . import comfy_compiler
 from .base import Call, Streams, UnexpectedForward
 
 Forward = Callable[..., Any]
@@ -23,7 +24,10 @@ Forward = Callable[..., Any]
 ORDER = (
     "the model does not run its blocks in the expected order, so nothing is skipped: another node may have changed it"
 )
-LEFT_OUT = "another node skips a block that has to be observed: those calls of the model are computed"
+LEFT_OUT = (
+    "a block that has to be observed did not run its own code, because another node skips it or ComfyUI replays it: "
+    "those calls of the model are computed"
+)
 UNSEEN = "TeaCache's modulated input was not found in this model: it uses the stream that enters the blocks instead"
 
 
@@ -131,7 +135,7 @@ class TransformerAdapter:
             call.note(ORDER)
             yield
             return
-        traversal = BlockTraversal(self, network, call, [k for k, _ in stacks], inputs)
+        traversal = BlockTraversal(self, network, call, stacks, inputs)
         try:
             with watched(list(zip((block for _, block in stacks), traversal.visits, strict=True))):
                 yield
@@ -151,8 +155,15 @@ class BlockTraversal:
     """
 
     def __init__(
-        self, adapter: TransformerAdapter, network: Any, call: Call, stack_of: list[int], inputs: CallInputs
+        self,
+        adapter: TransformerAdapter,
+        network: Any,
+        call: Call,
+        stacks: list[tuple[int, Module]],
+        inputs: CallInputs,
     ) -> None:
+        stack_of = [k for k, _ in stacks]
+        self.blocks = [block for _, block in stacks]
         self.family, self.probe, self.network = adapter.family, adapter.blocks.probe, network
         self.call = call
         self.stack_of = stack_of
@@ -199,7 +210,10 @@ class BlockTraversal:
         if position == self.first and self.suffix:
             # models write between blocks to a block's output, and the blocks after `last` read the original input
             taken = {n: v.clone() for n, v in taken.items()}
-        return _given(stack, self._with(taken, self.stack_of[position]) if position == self.last else taken)
+        if position == self.last:
+            with comfy_compiler.paused():
+                taken = self._with(taken, self.stack_of[position])
+        return _given(stack, taken)
 
     def after(self, position: int, result: Any) -> None:
         """See Visit."""
@@ -225,7 +239,8 @@ class BlockTraversal:
             inputs = CallInputs(self.inputs.shape, self.inputs.keywords, options)
             self.spans = list(spans(self.family, self.network, lengths, inputs))
         if self.probe in ("residual", "states") and self.call.has_indicator:
-            self.start = self._sample(next(iter(taken.values())), self.stack_of[0])
+            with comfy_compiler.paused():
+                self.start = self._sample(next(iter(taken.values())), self.stack_of[0])
 
     def _enter(self, taken: Streams, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Decide whether the blocks from `first` on run. Returns the output of `first` if it had to run for that, else NOT_RUN."""
@@ -248,6 +263,7 @@ class BlockTraversal:
             if self.given is not None:
                 for visit in self.visits[self.first : self.last]:
                     visit.quiet = False
+                comfy_compiler.leave_out(self.blocks[self.first + 1 : self.last + 1])
             return self.given is not None
 
         source = self.family.modulated

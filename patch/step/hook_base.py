@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from comfy.patcher_extension import WrappersMP
@@ -31,6 +31,8 @@ class EvaluationHook:
         self.learner = learner
         self.at: Tensor | None = None  # sigma of the evaluation under way, as the sampler gave it
         self.calls = 0
+        self.told = 0  # bytes that ComfyUI was told of
+        self.unused = ""  # the name of conditionings that ComfyUI will not run
 
     def record(self, observe: Callable[..., None], *args: Any) -> None:
         """Have the recording observe an evaluation. Its failure ends the recording and never the sampling."""
@@ -45,7 +47,26 @@ class EvaluationHook:
     @property
     def wrappers(self) -> dict[str, Callable[..., Any]]:
         """The wrappers of ComfyUI's functions for the run, by kind."""
-        return {WrappersMP.PREDICT_NOISE: self.predict_noise, WrappersMP.CALC_COND_BATCH: self.calc_cond_batch}
+        return {
+            WrappersMP.PREPARE_SAMPLING: self.prepare_sampling,
+            WrappersMP.PREDICT_NOISE: self.predict_noise,
+            WrappersMP.CALC_COND_BATCH: self.calc_cond_batch,
+        }
+
+    def size(self, model: Any, noise_shape: Sequence[int], conds: Sequence[dict[str, Any]]) -> int:
+        """Bytes that the run will hold where the model computes, at its peak. conds: the conditionings that are run."""
+        raise NotImplementedError
+
+    def prepare_sampling(
+        self, executor: Any, model: Any, noise_shape: Sequence[int], conds: dict[str, Any], *args: Any, **kwargs: Any
+    ) -> Any:
+        """PREPARE_SAMPLING: ComfyUI is told of what will be held before it loads the model, as of a larger batch."""
+        if (self.run.device is None or self.run.device.type != "cpu") and not _spread(model):
+            used = [c for name, several in conds.items() if name != self.unused for c in several or ()]
+            self.told = self.size(model, noise_shape, used)
+            row = model.memory_required([1, *noise_shape[1:]])
+            noise_shape = [noise_shape[0] + round(self.told / max(row, 1)), *noise_shape[1:]]
+        return executor(model, noise_shape, conds, *args, **kwargs)
 
     def close(self) -> None:
         """The run is over: drop the sigmas that are still on their way from the device."""
@@ -93,3 +114,9 @@ class EvaluationHook:
         if self.at is None or timestep is self.at:
             return self.at is not None
         return bool(timestep.flatten()[0] == self.at.flatten()[0])
+
+
+def _spread(patcher: Any) -> bool:
+    """Does the MODEL run on several GPUs?"""
+    models = getattr(patcher, "get_additional_models_with_key", None)
+    return bool(models and models("multigpu"))

@@ -118,18 +118,19 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         if difference:
             run.report.note(f"new settings ({difference}): learning again", warning=False)
 
+    # with MPS the device and the host share one memory
+    shared = patcher.load_device == HOST or patcher.load_device.type == "mps"
+    offload = HOST if method.history_device == "auto" and not shared else None
     reader, always = SigmaReader(sampler, grid.sigmas, run.memory), method.calibration == "record"
     if support is None:
         recorder = GramRecorder(grid, method.suited(integrator)[1]) if learning else None
-        hook: EvaluationHook = OutputHook(run, reader, recorder)
+        hook: EvaluationHook = OutputHook(run, reader, recorder, offload)
+        hook.unused = _unused(guider)
         plan_with = (lambda gram: make(costs=gram)) if recorder else None
         recorded = recorder.gram if recorder else None
         return RunSession(run, hook, sampler, calibration.recipe, recorded, plan_with, always)
     run.report.share = support.share
     profiler = BlockProfiler(grid) if learning else None
-    # with MPS the device and the host share one memory
-    shared = patcher.load_device == HOST or patcher.load_device.type == "mps"
-    offload = HOST if method.history_device == "auto" and not shared else None
     hook = BlockHook(run, reader, support, offload, profiler)
     hook.unused = _unused(guider)
     return RunSession(run, hook, sampler, calibration.recipe, profiler.profile if profiler else None, None, always)

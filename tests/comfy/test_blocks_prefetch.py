@@ -59,6 +59,7 @@ class DynamicVram:
         self.queues: list[Queue] = []
         self.held: set[int] = set()  # by their places
         self.ran = 0
+        self.fetched: list[int] = []  # layers, in order, by their places
         for block in self.blocks:
             for layer in layers_of(block):
                 layer._v = id(layer)
@@ -82,6 +83,7 @@ class DynamicVram:
 
     def _fetch(self, layers: list[Any], *_: Any) -> None:
         for layer in layers:
+            self.fetched.append(layer._v)
             self.held.add(layer._v)
             layer._prefetch = {"signature": "held"}
 
@@ -139,6 +141,19 @@ def test_blocks_that_are_left_out_have_their_turn_all_the_same(tiny, how):
         assert all(map(vram.emptied, vram.queues))
         assert vram.ran
     assert all(map(torch.equal, fetched, out))
+
+
+@each
+def test_the_weights_of_blocks_that_are_left_out_are_not_fetched(tiny):
+    """But for the first of them and the one after it, which is on its way when the decision falls."""
+    model = tiny.build()
+    conds, network = tiny.conds(model), model.model.diffusion_model
+    with dynamic_vram(network) as vram:
+        _, report = sampled(tiny, model, conds, every(2))
+        calls = len(vram.queues) // len(report.evaluations)
+        fetched = [vram.fetched.count(layers_of(block)[0]._v) for block in vram.blocks]
+        computed, skipped = report.computed * calls, report.skipped * calls
+        assert fetched == [computed + skipped] * 3 + [computed] * (len(vram.blocks) - 3)
 
 
 class Late:
