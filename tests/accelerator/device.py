@@ -71,6 +71,7 @@ class Accelerator(TorchDispatchMode):
         self.syncs: list[Sync] = []
         self.copied: list[tuple[str, int, bool]] = []  # direction, bytes, whether the host memory was pinned
         self.ran = 0  # operations
+        self.fails = False  # the next allocation does, once
         # copies to the host that have not been waited for, by the storage they go to: (to, what is to arrive there, when)
         self.pending: dict[int, list[tuple[Tensor, Tensor, float]]] = {}
         self._stack = ExitStack()
@@ -179,7 +180,8 @@ class Accelerator(TorchDispatchMode):
 
     def put(self, value: Tensor) -> DeviceTensor:
         """A tensor on the device with the values, and the memory, of one on the CPU."""
-        if not self.memory.knows(value) and value.untyped_storage().nbytes() > self.free:
+        if not self.memory.knows(value) and (self.fails or value.untyped_storage().nbytes() > self.free):
+            self.fails = False
             raise torch.OutOfMemoryError(f"CUDA out of memory, in {_caller()}")
         return DeviceTensor(value)
 
