@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.run import NOT_FINITE
-from skipstone.nodes import firstblock, teacache
+from skipstone.nodes import dbcache, dicache, firstblock, magcache, teacache
 from skipstone.patch.blocks.transformer import LEFT_OUT
 from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy.block_observer import every
@@ -29,10 +29,10 @@ METHODS: dict[str, Any] = {
     "reuse": lambda: every(2),
     "the last block runs, too": lambda: every(2, 1, 1),
     "First Block Cache": lambda: firstblock.firstblock_of("Custom", threshold=9.0, warmup=1, max_skips=2),
-    "DBCache": lambda: firstblock.dbcache_of("Custom", fn=1, threshold=9.0, warmup=1, max_skips=2),
+    "DBCache": lambda: dbcache.dbcache_of("Custom", fn=1, threshold=9.0, warmup=1, max_skips=2),
     "TeaCache": lambda: teacache.teacache_of("Custom", threshold=9.0, warmup=1, polynomial="Flux", max_skips=2),
-    "MagCache": lambda: teacache.magcache_of("Custom", threshold=9.0, warmup=1, ratios="Flux"),
-    "DiCache": lambda: teacache.dicache_of("Custom", threshold=9.0, warmup=1, max_skips=2),
+    "MagCache": lambda: magcache.magcache_of("Custom", threshold=9.0, warmup=1, ratios="Flux"),
+    "DiCache": lambda: dicache.dicache_of("Custom", threshold=9.0, warmup=1, max_skips=2),
 }
 
 

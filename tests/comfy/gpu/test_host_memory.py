@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -11,7 +12,7 @@ import torch
 from comfy.cli_args import args
 
 from skipstone.core.step.predictors import Linear, Spectrum
-from skipstone.nodes import forecast
+from skipstone.nodes import spectrum, taylorseer
 from skipstone.patch.blocks.hook import ELSEWHERE
 from skipstone.patch.blocks.hook import OOM as BLOCKS_OOM
 from skipstone.patch.step import output
@@ -74,18 +75,18 @@ def test_many_anchors_of_an_output_level_method_go_to_main_memory(studio, flux, 
     """Spectrum keeps up to 100: of a video that is more than a gigabyte."""
     gpu = accelerator()
     model = gpu.put(flux)
-    method = forecast.spectrum_of("Custom", warmup=3)
+    method = spectrum.spectrum_of("Custom", warmup=3)
     assert isinstance(method.predictor, Spectrum) and method.history_device == "auto"
     memory = gpu.device.memory
     held: dict[int, int] = {}
     pictures = []
     for large in (1 << 30, 1000):
         monkeypatch.setattr(output, "LARGE", large)
-        before, most = memory.live, []
-        pictures.append(
-            studio.sample(attach(model, method), steps=STEPS, callback=lambda *_: most.append(memory.live - before))
-        )
-        held[large] = max(most)
+        before = memory.live
+        during: list[int] = []
+        look = partial(lambda found, *_: found.append(memory.live), during)
+        pictures.append(studio.sample(attach(model, method), steps=STEPS, callback=look))
+        held[large] = max(during) - before
         assert memory.live == before and gpu.device.pinned.held == 0
     latent = 16 * 16 * 16 * 4
     assert held[1 << 30] - held[1000] >= 2 * 2 * latent  # of two conditionings
@@ -98,7 +99,7 @@ def test_a_device_that_runs_out_of_memory(studio, flux, accelerator, level, when
     """What is kept goes, the evaluation runs again, and nothing is left behind."""
     gpu = accelerator()
     memory, model = gpu.device.memory, gpu.put(flux)
-    method = every(3) if level == "blocks" else forecast.taylorseer_of("Custom", interval=3, warmup=1)
+    method = every(3) if level == "blocks" else taylorseer.taylorseer_of("Custom", interval=3, warmup=1)
     method = replace(method, predictor=Linear())
     reports: list[Any] = []
     before = memory.live
@@ -133,7 +134,7 @@ class Stop(BaseException):
 def test_nothing_is_left_behind_by_a_run_that_did_not_finish(studio, flux, accelerator, level, where, error):
     gpu = accelerator()
     memory, model = gpu.device.memory, gpu.put(flux)
-    method = every(3) if level == "blocks" else forecast.taylorseer_of("Custom", interval=3, warmup=1)
+    method = every(3) if level == "blocks" else taylorseer.taylorseer_of("Custom", interval=3, warmup=1)
     patched = attach(model, replace(method, history_device=where))
     before = memory.live
 
