@@ -14,7 +14,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test test-all lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels families screenshots validate clean
+.PHONY: demo test test-all lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -85,6 +85,10 @@ bench-blocks:
 # the memo in a real server, with restarts: a quarter of an hour on one core; ARGS="--size 256" for a quick look
 bench-memo:
 	$(RUN) bench/memo.py $(ARGS)
+
+# on a machine with an NVIDIA GPU, six minutes: what the tests' pretend device stands for; elsewhere it says so and ends
+bench-gpu:
+	$(RUN) bench/gpu.py $(ARGS)
 
 # what a predicted error comes to in the picture; ARGS="--ask 30 40": whether Step Cache (Auto) keeps what is asked of it
 bench-decibels:

@@ -76,6 +76,7 @@ class BlockCall:
         self.batch = batch or 0
         self.base: dict[str, list[Tensor]] | None = None  # by stream and group
         self.own = False  # `base` is our copy
+        self.predicted = False  # it was skipped
         self.recorded = False  # the evaluation's first call, in a recorded run
         self.modulated: Tensor | None = None
         # the indicator follows the same group, in whatever order conditionings are batched
@@ -140,7 +141,7 @@ class BlockCall:
         }
         if any(v.ndim and v.shape != given[n].shape for n, v in base.items()):
             raise UnexpectedForward(SHAPES)
-        hook.predicted = True
+        self.predicted = True
         # the prediction is a new tensor, so it may be written to
         return {n: given[n].to(v.dtype).add_(v) for n, v in base.items()}
 
@@ -273,7 +274,9 @@ class BlockHook(EvaluationHook):
             shapes = kwargs.get("latent_shapes")  # several latents, packed into one
             inputs = CallInputs(tuple(shapes[0]) if shapes else tuple(x.shape), kwargs, transformer_options)
             with adapter.around(executor.class_obj.diffusion_model, call, inputs, control):
-                return executor(x, t, *rest, **kwargs)
+                result = executor(x, t, *rest, **kwargs)
+            self.predicted = self.predicted or call.predicted
+            return result
         except UnexpectedForward as error:
             self.disabled, reason = True, Reason.MODEL_CHANGED
             self.run.report.note(str(error))
