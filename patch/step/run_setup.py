@@ -61,7 +61,7 @@ class RunSession:
             self._learn()
         except Exception as error:
             log.debug("[Skipstone] nothing was learned", exc_info=True)
-            self.run.report.hint = f"what this run measured could not be saved: {error}"
+            self.run.report.hint = f"the calibration could not be recorded: {error}"
             self.run.report.note(self.run.report.hint)
 
     def _learn(self) -> None:

@@ -207,7 +207,9 @@ def test_another_recipe_is_learned_for_itself(user, sampled, full, tiny_flux, ho
     assert len(kept(user)) == 2
     if how in NAMED:
         (said,) = (n for n in report.notes if "new settings (" in n)
-        assert f"{NAMED[how]}" in said and "learning again" in said and said not in report.warnings
+        name, _, before = NAMED[how].partition(" ")
+        assert re.search(rf"\b{name} [^;]+, was {before}", said)
+        assert "learning again" in said and said not in report.warnings
     # and both are known from now on
     again: dict[str, Any]
     for again in ({}, other(how, tiny_flux)):
@@ -396,7 +398,7 @@ def test_a_file_that_is_none_of_ours_is_refused_and_left_in_place(planted, genui
     assert report.skipped > 0  # by the default costs
     assert report.costs == DEFAULT
     (note,) = report.notes
-    assert path.name in note and "cannot be used" in note and "default costs" in note
+    assert path.name in note and "cannot be used" in note and "built-in costs" in note
     assert len(note) < 1000
     assert path.read_bytes() == before
 
@@ -452,7 +454,7 @@ def test_a_user_directory_that_cannot_be_written_to(unwritable, sampled, full):
     out, report = sampled("auto")
     assert report.finished
     assert report.skipped > 0 or torch.equal(out, full())
-    assert any("could not be recorded" in n or "default costs" in n for n in report.notes)
+    assert any("could not be recorded" in n or "built-in costs" in n for n in report.notes)
 
 
 def test_where_nothing_can_be_kept_not_every_run_is_in_full(unwritable, sampled):
