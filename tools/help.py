@@ -142,7 +142,9 @@ def schemas() -> list[Any]:
 @cache
 def english() -> dict[str, Texts]:
     """locales/en, by file name."""
-    return {"main": _main(), "nodeDefs": {s.node_id: _texts(s) for s in schemas()}, "settings": _settings()}
+    nodes = {s.node_id: _texts(s) for s in schemas()}
+    commands = {name.replace(".", "_"): {"label": label} for name, label in _front_end()["commands"].items()}
+    return {"main": _main(), "nodeDefs": nodes, "settings": _settings(), "commands": commands}
 
 
 def _texts(schema: Any) -> Texts:
@@ -161,12 +163,31 @@ def _output(output: Any) -> dict[str, str]:
 def _main() -> Texts:
     parts = dict.fromkeys(part for s in schemas() for part in s.category.split("/"))
     categories = dict.fromkeys(part for s in settings() for part in s["category"])
-    return {"nodeCategories": {p: p for p in parts}, "settingsCategories": {c: c for c in categories}}
+    own = {key: texts for key, texts in _front_end().items() if key != "commands"}
+    return {
+        "nodeCategories": {p: p for p in parts},
+        "settingsCategories": {c: c for c in categories},
+        "skipstone": own,
+    }
+
+
+@cache
+def _front_end() -> Texts:
+    """What web/js/texts.js says: a table of plain strings, JSON but for its keys and last commas."""
+    found = re.search(
+        r"^const ENGLISH = (\{.*?^\})$", (SCRIPTS / "texts.js").read_text("utf-8"), re.DOTALL | re.MULTILINE
+    )
+    assert found is not None
+    quoted = re.sub(r"^(\s*)(\w+):", r'\1"\2":', found[1], flags=re.MULTILINE)
+    texts: Texts = json.loads(re.sub(r",(\s*\})", r"\1", quoted))
+    return texts
 
 
 def _settings() -> Texts:
     """By their ids, which have _ for a dot there."""
-    texts = {s["id"].replace(".", "_"): {k: s[k] for k in ("name", "tooltip") if s.get(k)} for s in settings()}
+    texts = {
+        s["id"].replace(".", "_"): {k: s[k] for k in ("name", "tooltip", "options") if s.get(k)} for s in settings()
+    }
     return {key: texts[key] for key in texts if texts[key]}
 
 
@@ -182,7 +203,10 @@ TEXT = rf"{STRING}(?:\s*\+\s*{STRING})*"
 def _settings_of(script: str) -> Iterator[dict[str, Any]]:
     known = {name: _said(text, {}) for name, text in re.findall(rf"^const (\w+) = ({STRING})$", script, re.MULTILINE)}
     for found in re.finditer(r'\bid: "(Skipstone\.[\w.]+)",(.*?)\n  }', script, re.DOTALL):
-        said = {key: _said(text, known) for key, text in re.findall(rf"\b(name|tooltip):\s*({TEXT})", found[2])}
+        said: Texts = {key: _said(text, known) for key, text in re.findall(rf"\b(name|tooltip):\s*({TEXT})", found[2])}
+        options = [json.loads(text) for text in re.findall(r'\btext: ("[^"]*")', found[2])]
+        if options:
+            said["options"] = {text: text for text in options}
         group = re.search(r"\bgroup: (\w+)", found[2])
         yield {"id": found[1], **said, "category": ["Skipstone", *([known[group[1]]] if group else [])]}
 

@@ -68,6 +68,22 @@ def timelines(desk):
     return Timelines(desk)
 
 
+COLOURS = """(element) => {
+    const of = (kind) => getComputedStyle(element.querySelector(`.skipstone-bar.${kind}:not(.pending)`)).backgroundColor
+    return [of('computed'), of('skipped')]
+}"""
+DARK = ["rgb(86, 168, 221)", "rgb(230, 159, 0)"]
+LIGHT = ["rgb(0, 114, 178)", "rgb(224, 138, 0)"]
+CUT = "(element) => element.scrollHeight > element.clientHeight + 1"
+
+
+def whole(desk, timelines, text):
+    """The sentence below the bars, all of it to be seen."""
+    say = timelines.one().locator(".skipstone-say")
+    say.filter(has_text=text).wait_for()
+    assert not desk.page.evaluate(CUT, say.element_handle()), text
+
+
 def close_up(desk, name):
     """A picture of the method's node."""
     desk.evaluate(
@@ -101,6 +117,7 @@ def test_a_run_is_told_where_its_node_is(desk, timelines, request):
     graph = workflow(SECOND, ("Turbo",))
     desk.open(graph)
     timelines.says("No run yet")
+    whole(desk, timelines, "Queue to see which steps were skipped, and the time saved.")
     assert page.evaluate(CELLS, timelines.one().element_handle()) == [[]] * 20
     before = desk.saved()
     page.evaluate(
@@ -125,6 +142,14 @@ def test_a_run_is_told_where_its_node_is(desk, timelines, request):
     assert shown.locator(".gain").get_attribute("title").startswith(f"{report['speedup']:.1f}x, about ")
     assert shown.locator(".skipstone-line .threshold").count() == 1
 
+    # its colours are the theme's, whichever way the front end tells of it
+    for theme, colours in (("light", LIGHT), ("dark", DARK)):
+        desk.evaluate("(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)", theme)
+        page.wait_for_function(
+            "([element, colours, of]) => String(eval(of)(element)) === String(colours)",
+            arg=[shown.element_handle(), colours, COLOURS],
+        )
+
     picture = shown.get_by_role("img")
     said = picture.get_attribute("aria-label")
     assert f"{STEPS} steps, {report['computed']} computed, {report['skipped']} skipped." in said
@@ -142,7 +167,7 @@ def test_a_run_is_told_where_its_node_is(desk, timelines, request):
     assert "Step" not in shown.inner_text()
     box = picture.bounding_box()
     page.mouse.move(box["x"] + box["width"] * (STEPS - 0.5) / STEPS, box["y"] + box["height"] / 2)
-    assert "Step 12 of 12: computed, the last step is computed" in shown.inner_text()
+    assert "Step 12 of 12: computed, the last step is always computed" in shown.inner_text()
 
     page.evaluate("() => app.api.dispatchCustomEvent('reconnected')")  # as after a server that was started anew
     timelines.says("computed")
@@ -213,6 +238,7 @@ def test_runs_that_share_a_node_copies_and_subgraphs(desk, timelines, request):
     )
     assert not any("timeline" in w for w in desk.values(subgraph[0]))
     desk.queue()
+    page.get_by_text(re.compile(r"\d of 5 computed, \d\.\dx.*saved")).first.wait_for()  # told outside
     inside = [told for told in journal(desk, graph) if told["node"] == ":".join(subgraph)]
     assert len(inside) == 2
     page.evaluate(
@@ -231,7 +257,9 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         desk.open(graph)
         tab = page.locator(".workflow-tabs").get_by_text(re.compile("Unsaved Workflow"))
         run(desk)
-        timelines.says("Step")
+        timelines.says("Learning run: step")
+        whole(desk, timelines, "Learning run, once per setup: no step is skipped. The next is faster.")
+        assert timelines.one().locator(".mark.wait").count() == 1  # and no tick: it goes on
         desk.open(workflow(steps=20))  # with the same ids for its nodes
         timelines.says("No run yet")
         assert timelines.one().get_by_text("No run yet").count() == 1
@@ -242,6 +270,7 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         timelines.says("Learning run: all 20 computed")
         assert page.evaluate(CELLS, timelines.one().element_handle()) == expected(told)
         assert "Measured and saved. Set calibration to auto to use it" in timelines.one().inner_text()
+        assert timelines.one().locator(".mark.learned").count() == 1
         close_up(desk, f"timeline-light-{'vue' if vue else 'canvas'}")
 
         page.evaluate("() => { app.graph.getNodeById(8).widgets[0].value += 1 }")
@@ -249,6 +278,8 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         timelines.says("Learning run: step")
         ask(desk.server, "/interrupt", {})
         timelines.says("Stopped: ")
+        whole(desk, timelines, "Stopped before it had learned: the next run is computed in full again.")
+        assert timelines.one().locator(".mark.learned").count() == 0
         _, stopped = journal(desk, graph)
         assert not stopped["running"] and not stopped["report"]["finished"]
         assert page.evaluate(CELLS, timelines.one().element_handle()) == expected(stopped)

@@ -140,7 +140,9 @@ def test_chinese_has_the_numbers_that_english_has(name):
 
 @pytest.mark.parametrize("texts", [ENGLISH, CHINESE], ids=["en", "zh"])
 def test_no_text_has_what_the_front_end_reads_as_code(texts):
-    assert [(path, text) for path, text in leaves(texts) if SPECIAL.search(text)] == []
+    # those of web/js/texts.js are not read by it
+    own = ("main", "skipstone")
+    assert [(path, text) for path, text in leaves(texts) if path[:2] != own and SPECIAL.search(text)] == []
 
 
 def test_every_setting_has_a_text():

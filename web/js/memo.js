@@ -2,25 +2,24 @@
 
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
-import { el, guarded, style } from "./shared.js"
+import { el, graphs, guarded, nodesOf, style } from "./shared.js"
+import { t } from "./texts.js"
 
 const TAB = "skipstone-memo"
 // the first tells of the queue, whoever runs something; the others reach the page that asked for the run
 const ENDS = ["status", "execution_success", "execution_error", "execution_interrupted"]
-const PLACES = { memory: "Memory", disk: "Disk", redis: "Redis" }
+// of each tier: what its state is called
 const STATES = {
   on: { memory: "on", disk: "on", redis: "connected" },
-  away: { memory: "not responding", disk: "not responding", redis: "not responding" },
+  away: { memory: "away", disk: "away", redis: "away" },
   off: { memory: "off", disk: "off", redis: "off" },
 }
-const OFF = {
-  memory: "Its size is 0 in the settings.",
-  disk: "Its size is 0 in the settings.",
-  redis: "Shares entries between machines. Set its address in the settings or in SKIPSTONE_MEMO_REDIS.",
-}
-const FROM = { memory: "memory", disk: "the disk", redis: "Redis" }
-const AGAIN = "They will be recomputed when needed."
+const SIDEBAR = "Skipstone.Sidebar" // the setting that says when the tab is there
+export const USED = "used"
 const LATER = 400 // ms
+// The names of the settings' pages, in the dialogs of newer and older front ends
+const SETTINGS_PAGES = "[data-nav-id='root/Skipstone'], .settings-sidebar li"
+const PATIENCE = 3000 // ms, for the dialog to open
 
 const STYLES = `
 .skipstone-memo { display: flex; flex-direction: column; gap: 14px; padding: 12px 14px 24px; font-size: 13px; line-height: 1.4;
@@ -84,9 +83,11 @@ const time = (seconds) => {
   return minutes < 100 ? `${minutes} min` : `${(minutes / 60).toFixed(1)} h`
 }
 
-const count = (n, one, many = `${one}s`) => `${n} ${n === 1 ? one : many}`
-const saved = (counts) => time(counts.saved_seconds)
-const entries = (used) => count(used.entries, "entry", "entries")
+const saved = (counts) => t("panel.saved", { time: time(counts.saved_seconds) })
+const entries = (used) => t(used.entries === 1 ? "panel.entry" : "panel.entries", { count: used.entries })
+const placeOf = (tier) => t(`panel.places.${tier}`) ?? tier
+const from = (tier) => t(`panel.from.${tier}`) ?? tier
+const kindName = (kind) => t(`panel.kinds.${kind}`) ?? kind
 const percent = (share) => `${Math.round(100 * share)}%`
 
 /** The panel: one element that stays, its content made anew from what the server says. */
@@ -96,14 +97,14 @@ class Panel {
     this.body = el("div", { className: "skipstone-memo-body", style: "display: contents" })
     const refresh = el(
       "button",
-      { type: "button", title: "Refresh", "aria-label": "Refresh" },
+      { type: "button", title: t("panel.refresh"), "aria-label": t("panel.refresh") },
       el("i", { className: "pi pi-refresh", "aria-hidden": "true" }),
     )
     refresh.addEventListener("click", () => this.refresh())
     this.root = el(
       "section",
-      { className: "skipstone-memo", "aria-label": "Encode cache" },
-      el("div", { className: "row" }, el("h2", {}, "Skipstone memo"), refresh),
+      { className: "skipstone-memo", "aria-label": t("panel.title") },
+      el("div", { className: "row" }, el("h2", {}, t("panel.title")), refresh),
       this.said,
       this.body,
     )
@@ -159,54 +160,58 @@ class Panel {
   }
 
   tier(tier) {
-    const name = PLACES[tier.name] ?? tier.name
+    const name = placeOf(tier.name)
     const heading = el("h3", { id: `${TAB}-${tier.name}` }, name)
-    const state = el("span", { className: `state ${tier.state}` }, STATES[tier.state]?.[tier.name] ?? tier.state)
+    const called = t(`panel.states.${STATES[tier.state]?.[tier.name]}`) ?? tier.state
+    const state = el("span", { className: `state ${tier.state}` }, called)
     const card = el(
       "div",
       { className: "card", role: "group", "aria-labelledby": heading.id },
       el("div", { className: "row" }, heading, state),
     )
     if (tier.entries !== undefined) card.append(...this.holding(tier, name))
-    else if (tier.state === "off") card.append(el("p", { className: "faint" }, OFF[tier.name] ?? ""))
+    else if (tier.state === "off") card.append(el("p", { className: "faint" }, t(`panel.whyOff.${tier.name}`) ?? ""))
     return card
   }
 
   holding(tier, name) {
-    const most = tier.budget ? ` of ${size(tier.budget)}` : ""
+    const most = tier.budget ? ` ${t("panel.of", { size: size(tier.budget) })}` : ""
     const held = el("span", { className: "faint" }, `${entries(tier)}, ${size(tier.bytes)}${most}`)
     const parts = [el("div", { className: "row" }, held, this.clearing(tier, "all", tier))]
     if (tier.budget) {
       const share = tier.bytes / tier.budget
-      parts.unshift(bar(share, `${name}: ${percent(share)} of its budget is used`))
+      parts.unshift(bar(share, t("panel.budget", { place: name, share: percent(share) })))
     }
     const rows = Object.entries(tier.kinds).map(([kind, used]) => {
       const about = el("span", { className: "faint" }, `${used.entries} · ${size(used.bytes)}`)
-      return el("li", { className: "row" }, el("span", {}, kind, " ", about), this.clearing(tier, kind, used))
+      return el("li", { className: "row" }, el("span", {}, kindName(kind), " ", about), this.clearing(tier, kind, used))
     })
     return rows.length ? [...parts, el("ul", {}, ...rows)] : parts
   }
 
   clearing(tier, kind, used) {
-    const [what, label] = kind === "all" ? ["all entries", "Clear all"] : [kind, "Clear"]
-    const of = kind === "all" ? "" : ` of ${kind}`
-    const shared = tier.name === "redis" ? " All machines that share it lose them." : ""
-    const question = `Delete ${entries(used)}${of} (${size(used.bytes)}) from ${FROM[tier.name]}?${shared} ${AGAIN}`
-    return this.button(label, `${tier.name}/${kind}`, () => this.clear(tier.name, kind, question), {
+    const all = kind === "all"
+    const values = { entries: entries(used), size: size(used.bytes), place: from(tier.name), kind: kindName(kind) }
+    const question = [t(all ? "panel.confirmTier" : "panel.confirmKind", values)]
+    if (tier.name === "redis") question.push(t("panel.shared"))
+    const press = () => this.clear(tier.name, kind, question.join(" "))
+    return this.button(t(all ? "panel.clearAll" : "panel.clear"), `${tier.name}/${kind}`, press, {
       disabled: !used.entries,
-      "aria-label": `Clear ${what} from ${FROM[tier.name]}`,
+      "aria-label": t("panel.clearLabel", {
+        what: all ? t("panel.allEntries") : kindName(kind),
+        place: from(tier.name),
+      }),
     })
   }
 
   foot(told) {
-    const settings = this.button("Settings", "settings", () =>
-      app.extensionManager.command.execute("Comfy.ShowSettingsDialog"),
-    )
+    const settings = this.button(t("panel.settings"), "settings", openSettings)
     if (!told) return el("div", { className: "foot" }, settings)
     const there = told.tiers.filter((tier) => tier.state !== "off").map((tier) => tier.name)
-    const shared = there.includes("redis") ? " All machines that share this Redis lose them, too." : ""
-    const question = `Delete everything in the cache (${there.map((name) => FROM[name]).join(", ")})?${shared} ${AGAIN}`
-    const clear = this.button("Clear everything", "all/all", () => this.clear("all", "all", question), {
+    const question = [t("panel.confirmAll", { places: there.map(from).join(", ") })]
+    if (there.includes("redis")) question.push(t("panel.shared"))
+    const press = () => this.clear("all", "all", question.join(" "))
+    const clear = this.button(t("panel.clearEverything"), "all/all", press, {
       disabled: !told.tiers.some((tier) => tier.entries),
     })
     return el("div", { className: "foot" }, clear, settings)
@@ -221,7 +226,7 @@ class Panel {
 
   async clear(tier, kind, question) {
     if (!(await confirmed(question))) return
-    this.say("Clearing …")
+    this.say(t("panel.clearing"))
     try {
       this.say((await asked("/skipstone/memo/clear", { tier, kind })).text)
     } catch (error) {
@@ -232,74 +237,68 @@ class Panel {
 }
 
 function notes(told) {
-  return told.changed
-    ? [el("p", { className: "note" }, "The settings have changed. Restart ComfyUI to apply them.")]
-    : []
+  return told.changed ? [el("p", { className: "note" }, t("panel.changed"))] : []
 }
 
 /** Why a setting may not count. */
 function origin(told) {
   const names = (told.environment ?? []).map((id) => id.replace(/^Skipstone\.(Memo\.)?/, ""))
-  if (told.several_users)
-    return el("p", { className: "faint" }, "Several users: only environment variables count, not settings.")
+  if (told.several_users) return el("p", { className: "faint" }, t("panel.severalUsers"))
   if (!names.length) return null
-  return el("p", { className: "faint" }, `Set by environment variables, not by the settings: ${names.join(", ")}.`)
+  return el("p", { className: "faint" }, t("panel.environment", { names: names.join(", ") }))
 }
 
 const faint = (text) => el("span", { className: "faint" }, text)
+const big = (text) => el("span", { className: "big" }, text)
 
 function hero(told) {
-  const all = told.hits + told.misses
-  if (!all)
-    return el(
-      "div",
-      { className: "hero" },
-      el("p", {}, "Nothing cached yet."),
-      el(
-        "p",
-        {},
-        faint("Add Cached VAE or Cached CLIP after your loaders, or use Cached VAE Encode and Cached Text Encode."),
-      ),
+  const { hits, misses } = told
+  const parts = []
+  if (!hits && !misses) parts.push(el("p", {}, t("panel.nothing")))
+  else if (!hits) {
+    // a rate of 0% after a first success would look like a failure
+    parts.push(el("div", {}, big(t("panel.firstSaved", { count: misses }))), el("p", {}, t("panel.firstSavedMore")))
+  } else {
+    const share = percent(told.hit_rate)
+    parts.push(
+      el("div", {}, big(share), " ", faint(t("panel.hitRate"))),
+      bar(told.hit_rate, t("panel.hitRateIs", { share })),
+      el("p", {}, t("panel.reused", { hits, all: hits + misses, misses })),
+      el("p", {}, el("strong", {}, saved(told)), " ", faint(t("panel.spent", { time: time(told.spent_seconds) }))),
     )
-  if (!told.hits)
-    return el(
-      "div",
-      { className: "hero" },
-      el("p", {}, `${count(told.misses, "result")} saved.`),
-      el("p", {}, faint("They are reused when inputs repeat, also after a restart.")),
-    )
-  const spent = ` · ${time(told.spent_seconds)} spent computing since ComfyUI was started`
-  return el(
-    "div",
-    { className: "hero" },
-    el("div", {}, el("span", { className: "big" }, percent(told.hit_rate)), " ", faint("hit rate")),
-    bar(told.hit_rate, `Hit rate ${percent(told.hit_rate)}`),
-    el("p", {}, `${told.hits} of ${all} reused, ${told.misses} new (saved for next time)`),
-    el("p", {}, el("strong", {}, `${saved(told)} saved`), faint(spent)),
-  )
+  }
+  return el("div", { className: "hero" }, ...parts)
 }
 
 const row = (tag, texts) => el("tr", {}, ...texts.map((text) => el(tag, tag === "th" ? { scope: "col" } : {}, text)))
 
 function kinds(told) {
   const rows = Object.entries(told.kinds).map(([kind, n]) =>
-    row("td", [kind, `${n.hits}`, `${n.misses}`, n.hit_rate === null ? "–" : percent(n.hit_rate), saved(n)]),
+    row("td", [
+      kindName(kind),
+      `${n.hits}`,
+      `${n.misses}`,
+      n.hit_rate === null ? "–" : percent(n.hit_rate),
+      time(n.saved_seconds),
+    ]),
   )
-  const head = row("th", ["", "Hits", "Misses", "Rate", "Saved"])
+  const head = row("th", ["", ...["hits", "misses", "rate", "savedColumn"].map((key) => t(`panel.${key}`))])
   return rows.length ? el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)) : null
 }
 
 const trouble = (name, text) =>
   text.includes(name) ? `${text[0].toUpperCase()}${text.slice(1)}.` : `${name}: ${text}.`
 
+const notKept = (count, why) => t(count === 1 ? "panel.notKeptOnce" : "panel.notKept", { count, why })
+
 function aside(told, open) {
   const lines = [
-    ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, trouble(PLACES[tier] ?? tier, text))),
-    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, `Not cached, ${count(n, "time")}: ${why}`)),
+    ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, trouble(placeOf(tier), text))),
+    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, notKept(n, why))),
   ]
   if (!lines.length) return null
   const list = el("ul", {}, ...lines)
-  return el("details", { open }, el("summary", {}, `Errors and results that were not cached (${lines.length})`), list)
+  return el("details", { open }, el("summary", {}, t("panel.troubles", { count: lines.length })), list)
 }
 
 function bar(share, label) {
@@ -316,40 +315,80 @@ export async function asked(path, body) {
   try {
     answer = await api.fetchApi(path, how)
   } catch {
-    throw new Error("The server does not respond.")
+    throw new Error(t("panel.noAnswer"))
   }
   const told = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw new Error(told.error ?? `The server answers ${answer.status}.`)
+  if (!answer.ok) throw new Error(told.error ?? t("panel.answers", { status: answer.status }))
   return told
 }
 
 async function confirmed(message) {
   const dialog = app.extensionManager?.dialog
   if (!dialog?.confirm) return window.confirm(message)
-  return (await dialog.confirm({ title: "Clear the encode cache", message, type: "delete" })) === true
+  return (await dialog.confirm({ title: t("panel.confirmTitle"), message, type: "delete" })) === true
 }
 
-const panel = new Panel()
+/** ComfyUI's settings, at our page. The front end's command opens them at its own first page: ours is then chosen as a person would. */
+function openSettings() {
+  app.extensionManager.command.execute("Comfy.ShowSettingsDialog")
+  const before = performance.now()
+  const choose = () => {
+    const found = [...document.querySelectorAll(SETTINGS_PAGES)].find((one) => one.textContent.trim() === "Skipstone")
+    if (found) found.click()
+    else if (performance.now() - before < PATIENCE) requestAnimationFrame(choose)
+  }
+  choose()
+}
+
+// the sidebar
+
+let panel = null
+let shown = false
+
+function tab() {
+  panel ??= new Panel()
+  return {
+    id: TAB,
+    icon: "pi pi-database",
+    title: t("panel.title"),
+    tooltip: t("panel.tooltip"),
+    label: t("panel.title"),
+    type: "custom",
+    render: (container) => guarded(() => panel.show(container)),
+    destroy: () => guarded(() => panel.hide()),
+  }
+}
+
+const uses = (node) => /^Skipstone(Memo|Cached)/.test(node.comfyClass ?? "")
+
+/** The tab is there when the setting says so. By itself it comes with the first node that uses the cache, and stays until the page is left. */
+export function showTab() {
+  const { extensionManager } = app
+  if (!extensionManager?.registerSidebarTab) return
+  const when = extensionManager.setting.get(SIDEBAR) ?? USED
+  const wanted = when === "always" || (when === USED && (shown || graphs().some((graph) => nodesOf(graph).some(uses))))
+  if (wanted === shown) return
+  shown = wanted
+  if (wanted) extensionManager.registerSidebarTab(tab())
+  else extensionManager.unregisterSidebarTab(TAB)
+}
 
 /** Something changed that the panel may show. */
-export const changed = () => panel.later()
+export const changed = () => panel?.later()
 
 app.registerExtension({
   name: "Skipstone.Memo",
+
+  nodeCreated(node) {
+    if (uses(node)) queueMicrotask(() => guarded(showTab)) // by then it is in its graph
+  },
+
+  afterConfigureGraph() {
+    guarded(showTab)
+  },
+
   setup() {
-    if (!app.extensionManager?.registerSidebarTab) return
-    guarded(() =>
-      app.extensionManager.registerSidebarTab({
-        id: TAB,
-        icon: "pi pi-database",
-        title: "Encode cache",
-        tooltip: "Skipstone encode cache",
-        label: "Encode cache",
-        type: "custom",
-        render: (container) => guarded(() => panel.show(container)),
-        destroy: () => guarded(() => panel.hide()),
-      }),
-    )
+    guarded(showTab)
     for (const end of ENDS) api.addEventListener(end, changed)
   },
 })

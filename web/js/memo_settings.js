@@ -1,12 +1,14 @@
 // The encode cache's settings. The ids are those that patch/memo/instance.py reads on the server, at its start.
 
 import { app } from "../../../scripts/app.js"
-import { asked, changed } from "./memo.js"
-import { el, style } from "./shared.js"
+import { USED, asked, changed, showTab } from "./memo.js"
+import { el, guarded, style } from "./shared.js"
+import { t } from "./texts.js"
 
 const RESTART = "Restart ComfyUI to apply."
 const OWNER = "With several users (--multi-user) only environment variables count."
 const LIMIT = "Largest size; the entries unused for longest are deleted first."
+const SIDE = "Encode cache: sidebar"
 const MEMO = "Encode cache (restart ComfyUI to apply)"
 const PLACES = "Encode cache: memory and disk"
 const REDIS = "Encode cache: Redis, shared by machines"
@@ -50,25 +52,22 @@ const line = (placeholder, wrong) => (name, set, value) => {
   return framed(input, said)
 }
 
-const HOLDS =
-  "Not saved: it holds a password, and every page of this server can read the settings. Set SKIPSTONE_MEMO_REDIS instead."
-
 function wrongAddress(text) {
   if (!text) return ""
-  if (!/^(rediss?|unix):\/\//.test(text)) return "It begins with redis://, rediss:// (TLS) or unix://"
+  if (!/^(rediss?|unix):\/\//.test(text)) return t("fields.address")
   const [place, query = ""] = text.split("?", 2)
-  if (/:\/\/[^@]*:.*@/.test(place) || /(^|&)password=/.test(query)) return HOLDS
+  if (/:\/\/[^@]*:.*@/.test(place) || /(^|&)password=/.test(query)) return t("fields.password")
   return ""
 }
 
 /** Tries the server that ComfyUI was started with, whatever stands in the field. */
 function trial() {
   const said = status()
-  const button = el("button", { type: "button" }, "Test connection")
+  const button = el("button", { type: "button" }, t("fields.test"))
   button.addEventListener("click", async () => {
     button.disabled = true
     said.className = ""
-    said.textContent = "Testing …"
+    said.textContent = t("fields.asking")
     const told = await asked("/skipstone/memo/test", {}).catch(({ message }) => ({ ok: false, text: message }))
     said.textContent = `${told.ok ? "✓" : "✗"} ${told.text}`
     said.className = told.ok ? "" : "bad"
@@ -82,6 +81,20 @@ function trial() {
 const amount = (max, step, digits = 1) => ({ min: 0, max, step, maxFractionDigits: digits, showButtons: true })
 
 const SETTINGS = [
+  {
+    id: "Skipstone.Sidebar",
+    group: SIDE,
+    name: "Show the encode cache in the sidebar",
+    type: "combo",
+    options: [
+      { text: "When a workflow uses it", value: USED },
+      { text: "Always", value: "always" },
+      { text: "Never", value: "never" },
+    ],
+    defaultValue: USED,
+    onChange: () => guarded(showTab),
+    tooltip: "By default the tab is there once a workflow has a node that uses the cache.",
+  },
   {
     id: "Skipstone.Memo",
     group: MEMO,
@@ -180,9 +193,9 @@ app.registerExtension({
   name: "Skipstone.MemoSettings",
   // the front end sorts them by sortOrder, the largest first
   settings: SETTINGS.map(({ group, ...setting }, i) => ({
+    onChange: changed,
     ...setting,
     category: ["Skipstone", group, setting.id],
     sortOrder: 100 - i,
-    onChange: changed,
   })),
 })

@@ -5,6 +5,7 @@
 
 import { app } from "../../../scripts/app.js"
 import { guarded, ours } from "./shared.js"
+import { t } from "./texts.js"
 
 const UNFOLD = "skipstone_values" // the name of the button
 const INPUT = 1 // LiteGraph.INPUT
@@ -118,7 +119,7 @@ class Rules {
     }
     const button = widgetOf(node, UNFOLD)
     if (button) {
-      button.label = node.showAdvanced ? "Hide values" : "Show values"
+      button.label = t(node.showAdvanced ? "values.hide" : "values.show")
       button.hidden = !this.away(node)
     }
     fit(node, shrink && !loose)

@@ -4,7 +4,7 @@
 
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
-import { guarded, ours, wrong } from "./shared.js"
+import { graphs, guarded, nodesOf, ours, wrong } from "./shared.js"
 
 const [TITLE, GAP] = [30, 16] // pixels: of a node's title, which is above its place, and between two nodes
 const DRAWN = 250 // ms
@@ -20,16 +20,10 @@ const loaded = async () => {
   }
 }
 
-/** Every graph of the workflow: the root and its subgraphs. */
-const graphs = () => {
-  const root = app.rootGraph ?? app.graph
-  return [root, ...(root?.subgraphs?.values?.() ?? [])].filter(Boolean)
-}
-
 /** The nodes that are missing and known, with what the file says of them. */
 const missing = () =>
   graphs().flatMap((graph) =>
-    (graph.nodes ?? graph._nodes ?? [])
+    nodesOf(graph)
       .filter((node) => known[node.last_serialization?.type] && !ours(node))
       .map((node) => ({ graph, id: node.id, saved: node.last_serialization })),
   )
@@ -84,7 +78,7 @@ const adopt = (node, saved) => {
 /** Ours has more widgets than the one before it, whose lower end was at `bottom`: what lies below goes down, so that nothing is covered. */
 const makeRoom = (node, bottom) => {
   const [left, right] = [node.pos[0], node.pos[0] + node.size[0]]
-  const below = (node.graph.nodes ?? node.graph._nodes).filter(
+  const below = nodesOf(node.graph).filter(
     (other) =>
       other !== node && other.pos[1] - TITLE >= bottom && other.pos[0] < right && other.pos[0] + other.size[0] > left,
   )

@@ -1,29 +1,7 @@
 // A run's report (core/step/report/report.py, Report.as_dict) in words, and as a strip of cells. Knows nothing of ComfyUI.
 
 import { el } from "./shared.js"
-
-const REASONS = {
-  // reason: [why it was computed, why it was skipped]
-  warmup: ["the first steps are always computed"],
-  "last step": ["the last step is always computed"],
-  schedule: ["on the schedule", "not on the schedule"],
-  threshold: ["the threshold was reached", "below the threshold"],
-  ratio: ["the threshold was reached", "below the threshold"],
-  interval: ["on the interval", "within the interval"],
-  mask: ["set by the Step Mask", "set by the Step Mask"],
-  window: ["outside start_percent to end_percent"],
-  cap: ["max_skips in a row were skipped"],
-  total: ["max_cached steps were skipped"],
-  "conditioning change": ["a prompt, ControlNet or hook begins or ends here"],
-  "quality target": ["a quality target does not work with this sampler"],
-  calibration: ["to learn what skipping costs"],
-  memory: ["skipping ran out of memory here"],
-  "model changed": ["the model did not run as expected"],
-  "new conditioning": ["a new conditioning"],
-  history: ["too few computed steps to predict from"],
-  "not finite": ["the measured change was not a finite number"],
-  "no place on the schedule": ["its sigma is not on the schedule"],
-}
+import { t } from "./texts.js"
 
 /** A sentence's first letter; Python's sentences are made for log lines. */
 const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1)
@@ -46,82 +24,118 @@ const done = (report) => (report.timeline.length ? Math.max(...report.timeline.m
 
 /** What happened, in a few words. */
 export function headline({ running, report }) {
-  const total = report.evaluations
-  const count = report.skipped ? `${report.computed} of ${total} computed` : `all ${total} computed`
+  const { steps, evaluations: total, skipped, computed } = report
+  const step = done(report)
   if (running) {
-    const now = `${done(report)} of ${report.steps}`
-    if (report.learning) return `Learning run: step ${now}`
-    return report.skipped ? `Step ${now}, ${report.skipped} skipped` : `Step ${now}`
+    if (report.learning) return t("timeline.atLearning", { step, steps })
+    return skipped ? t("timeline.atSkipped", { step, steps, count: skipped }) : t("timeline.at", { step, steps })
   }
-  if (!report.finished)
-    return total ? `Stopped: ${done(report)} of ${report.steps} steps run` : "Stopped before the first step"
-  return report.learning ? `Learning run: ${count}` : capital(count)
+  const all = t("timeline.allComputed", { total })
+  const count = skipped ? t("timeline.computedOf", { count: computed, total }) : all
+  if (report.finished) return report.learning ? t("timeline.learned", { total }) : count
+  return total ? t("timeline.stopped", { step, steps }) : t("timeline.stoppedFirst")
 }
 
 /** What it gained, an estimate from the time of what was computed: ["2.4x", ", about 3.1 s saved"]. Empty where nothing was skipped. */
 export function gain({ running, report }) {
   if (running || !report.skipped || !(report.speedup > 0)) return []
-  return [`${report.speedup.toFixed(1)}x`, `, about ${seconds(report.saved)} saved`]
+  const times = report.speedup.toFixed(1)
+  return [t("timeline.faster", { times }), t("timeline.saved", { time: seconds(report.saved) })]
 }
 
-/** Which tone the message has: "warn", "wait" (a learning run at work), "learn" (one that has learned), "hint" or "". */
+/** Which tone the message has: "wait", "warn", "learned", "hint" or "". */
 export function tone({ running, report }) {
   if (report.risk) return "warn"
   if (report.learning && running) return "wait"
-  if (report.learning && report.finished) return "learn"
-  return report.advice ? "hint" : ""
+  if (report.learning && report.finished) return "learned"
+  return report.advice || report.learning ? "hint" : ""
 }
 
-/** Sentences beside the count: advice first. Notes that repeat the advice are left out, and those of a learning run with advice. */
-export function remarks({ report }) {
-  const { advice, chosen, outlook, notes } = report
-  const rest = notes.filter((note) => !advice || !note.includes(advice) || note.length > 2 * advice.length + 80)
-  return [advice, chosen, outlook, ...(report.learning && advice ? [] : rest)].filter(Boolean).map(capital)
+/** What a picture that differs by so many decibels looks like, beside the one without skipping. */
+const seen = (decibels) => t(`timeline.${decibels >= 50 ? "invisible" : decibels >= 40 ? "hard" : "slight"}`)
+
+/** What is predicted, in a sentence. "" where nothing is. */
+function outlook({ outlook: predicted, decibels }) {
+  if (!predicted || decibels == null) return predicted ?? ""
+  return t("timeline.difference", { seen: seen(decibels), decibels: Math.round(decibels) })
+}
+
+/** What is to be said of a run beside the count: sentences without a full stop. */
+export function message({ running, report }) {
+  const { learning, finished, advice, chosen, notes } = report
+  if (learning && running) return [t("timeline.learning")]
+  if (learning && !finished) return [t("timeline.stoppedLearning")]
+  if (advice) return [capital(advice)]
+  const found = [chosen, running ? "" : outlook(report)].filter(Boolean)
+  return (found.length ? found : notes.slice(0, 1)).map(capital)
+}
+
+const plain = (text) => text.toLowerCase().replace(/[.!]$/, "")
+
+/** All that is to be said, the message first; nothing twice, in whatever words. */
+export function remarks(run) {
+  const { report } = run
+  // what the server says of a run that learns is true of one that goes on to its end
+  const advice = report.learning && !report.finished ? "" : report.advice
+  const found = []
+  for (const text of [...message(run), advice, report.chosen, outlook(report), ...report.notes]) {
+    if (text && !found.some((one) => plain(one).includes(plain(text)))) found.push(capital(text))
+  }
+  return found
 }
 
 /** Which settings it ran with, and how many evaluations those of a sampler with several a step were. */
 export function settings({ report }) {
-  const evaluations = report.evaluations > done(report) ? `${report.evaluations} evaluations` : ""
+  const several = report.evaluations > done(report)
+  const evaluations = several ? t("timeline.evaluations", { count: report.evaluations }) : ""
   return [report.variant, evaluations].filter(Boolean).join(", ")
 }
 
 export const title = ({ report }) => `${report.method} ${report.variant}`.trim()
 
 function why(e, report) {
-  if (report.learning && e.computed) return "to learn"
-  return REASONS[e.reason]?.[e.computed ? 0 : 1] ?? e.reason
+  if (report.learning && e.computed) return t("timeline.toLearn")
+  return t(["reasons", e.computed ? "computed" : "skipped", e.reason]) ?? e.reason
 }
 
 /** One step, in words. */
-export function detail({ report, running }, step) {
-  const here = bySteps(report)[step]
-  const place = `Step ${step + 1} of ${report.steps}`
+export function detail({ report, running }, index) {
+  const here = bySteps(report)[index]
+  const { steps, planned, learning } = report
+  const place = { step: index + 1, steps }
   if (!here.length) {
-    if (!running) return `${place}: not reached`
-    const planned = report.planned.length && !report.learning
-    return planned ? `${place}: to be ${report.planned.includes(step) ? "computed" : "skipped"}` : `${place}: to come`
+    if (!running) return t("timeline.notReached", place)
+    if (!planned.length || learning) return t("timeline.toCome", place)
+    return t(planned.includes(index) ? "timeline.toBeComputed" : "timeline.toBeSkipped", place)
   }
   const said = here.map((e) => {
-    const parts = [`${e.computed ? "computed" : "skipped"}, ${why(e, report)}`]
-    if (e.score != null && e.threshold != null) parts.push(`change ${short(e.score)}, threshold ${short(e.threshold)}`)
+    const parts = [`${t(e.computed ? "timeline.computed" : "timeline.skipped")}, ${why(e, report)}`]
+    const held = e.score != null && e.threshold != null
+    if (held) parts.push(t("timeline.change", { held: short(e.score), limit: short(e.threshold) }))
     return parts.join("; ")
   })
-  const same = said.length > 1 && new Set(said).size === 1
-  const many = said.length > 1 ? `${said.length} evaluations, ${same ? "each " : ""}` : ""
-  return `${place}: ${many}${same ? said[0] : said.join("; then ")}. Sigma ${short(here[0].sigma)}.`
+  const same = new Set(said).size === 1
+  const count = said.length
+  const many = count > 1 ? `${t(`timeline.${same ? "each" : "evaluations"}`, { count })} ` : ""
+  const all = same ? said[0] : said.join(`; ${t("timeline.and")} `)
+  return `${t("timeline.at", place)}: ${many}${all}. ${t("timeline.sigma", { sigma: short(here[0].sigma) })}`
 }
 
 /** All of it in sentences, for those who do not see the picture. */
 export function sentences(run) {
   const { report, running } = run
-  const evaluations = report.evaluations === report.steps ? "" : ` ${report.evaluations} evaluations,`
-  const count = `${report.steps} steps,${evaluations} ${report.computed} computed, ${report.skipped} skipped`
-  const state = running ? "Running. " : report.finished ? "" : `Stopped after step ${done(report)}. `
+  const { steps, evaluations, computed, skipped } = report
+  const key = evaluations === steps ? "timeline.spoken" : "timeline.spokenEvaluations"
+  const count = t(key, { steps, evaluations, computed, skipped })
+  const stopped = !running && !report.finished
+  const state = running
+    ? t("timeline.spokenRunning")
+    : stopped
+      ? t("timeline.spokenStopped", { step: done(report) })
+      : ""
   const gained = gain(run).join("")
-  return [`${title(run)}: ${state}${count}.`, gained && `${capital(gained)}.`, ...remarks(run).map((r) => `${r}.`)]
-    .filter(Boolean)
-    .join(" ")
-    .replaceAll("..", ".")
+  const rest = [gained && capital(gained), ...remarks(run)].filter(Boolean).map((text) => text.replace(/\.?$/, "."))
+  return [`${title(run)}:`, state, count, ...rest].filter(Boolean).join(" ")
 }
 
 // the picture

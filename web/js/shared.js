@@ -1,5 +1,7 @@
 // What the front end's parts have in common. Every file in this folder is loaded by ComfyUI; this one registers nothing.
 
+import { app } from "../../../scripts/app.js"
+
 export const PACK = "Skipstone"
 
 /** Is it one of our nodes? Takes a node, or the definition of one. */
@@ -31,4 +33,24 @@ export const el = (tag, props = {}, ...children) => {
 /** Styles of one part, once a page. */
 export const style = (id, text) => {
   if (!document.getElementById(id)) document.head.append(el("style", { id, textContent: text }))
+}
+
+/** Every graph of the workflow: the root and its subgraphs, each once. */
+export function graphs() {
+  const found = []
+  const add = (graph) => {
+    if (!graph || found.includes(graph)) return
+    found.push(graph)
+    for (const node of nodesOf(graph)) add(node.subgraph)
+  }
+  add(app.rootGraph ?? app.graph)
+  return found
+}
+
+export const nodesOf = (graph) => graph.nodes ?? graph._nodes ?? []
+
+/** Is it the node of a method? They give a MODEL, and say which node they are. */
+export const isMethod = (node) => {
+  const definition = ours(node) ? node.constructor.nodeData : null
+  return Boolean(definition?.output?.includes("MODEL") && "unique_id" in (definition.input?.hidden ?? {}))
 }

@@ -4,16 +4,18 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import * as words from "./report.js"
-import { el, ours } from "./shared.js"
+import { el, graphs, guarded, isMethod, nodesOf } from "./shared.js"
+import { t } from "./texts.js"
 
 const WIDGET = "skipstone_timeline"
 const HEIGHT = 110 // px, always: a run moves nothing
 const MARGIN = 10
 const KEPT = 256 // runs
-const EMPTY = "Queue to see which steps were skipped, and the time saved."
-const EMPTY_LEARNS = "Run once to learn your model, then steps are skipped. Bars will show which."
-const LEARNS = new Set(["SkipstoneAuto", "SkipstoneMeanCache"])
-const MARKS = { wait: "\u231b\ufe0e", learn: "\u2713", warn: "!" }
+const ENDS = ["execution_success", "execution_error", "execution_interrupted"]
+
+const MARKS = { wait: "\u231b\ufe0e", warn: "!", learned: "\u2713" } // and an i
+// Those whose first run only learns, with the widget and the value by which it does
+const LEARNS = { SkipstoneAuto: ["first_run", "learn"], SkipstoneMeanCache: ["calibration", "auto"] }
 
 const runs = new Map() // number -> message of the server's, see nodes/reporting.py
 const views = new WeakMap() // node -> View
@@ -36,15 +38,6 @@ function find(id) {
   return node ?? null
 }
 
-function* nodes(graph, seen = new Set()) {
-  if (!graph || seen.has(graph)) return
-  seen.add(graph)
-  for (const node of graph.nodes ?? graph._nodes ?? []) {
-    yield node
-    yield* nodes(node.subgraph, seen)
-  }
-}
-
 /** A node's runs in the last prompt in which it had any, oldest first. */
 function runsOf(node) {
   const all = [...runs.values()].filter((run) => run.workflow === workflow() && find(run.node) === node)
@@ -55,7 +48,6 @@ function runsOf(node) {
 class View {
   constructor(node) {
     this.node = node
-    this.empty = LEARNS.has(node.comfyClass) ? EMPTY_LEARNS : EMPTY
     this.chosen = null // number of the run that was asked for, of `prompt`
     this.step = null // that is looked at
     this.build()
@@ -65,15 +57,15 @@ class View {
   build() {
     this.count = span("count")
     this.gain = span("gain")
-    this.earlier = this.button("\u2039", "Earlier run", -1)
+    this.earlier = this.button("\u2039", t("timeline.earlier"), -1)
     this.number = span("number")
-    this.later = this.button("\u203a", "Later run", 1)
+    this.later = this.button("\u203a", t("timeline.later"), 1)
     this.pager = span("pager", this.earlier, this.number, this.later)
     this.chart = el("div", { className: "skipstone-chart", role: "img", tabIndex: 0 })
     this.say = el("div", { className: "skipstone-say" })
     this.element = el(
       "div",
-      { className: "skipstone-timeline", role: "group", "aria-label": "Timeline of the last run" },
+      { className: "skipstone-timeline", role: "group", "aria-label": t("timeline.label") },
       el("div", { className: "skipstone-head" }, this.count, this.gain, this.pager),
       this.chart,
       this.say,
@@ -112,15 +104,22 @@ class View {
     this.all = runsOf(this.node)
     this.run = this.all.find((run) => run.run === this.chosen) ?? this.all.at(-1) ?? null
     const { run } = this
-    this.count.textContent = run ? words.headline(run) : "No run yet"
+    this.count.textContent = run ? words.headline(run) : t("timeline.none")
     const gain = run ? words.gain(run) : []
     this.gain.replaceChildren(...gain.map((part, i) => span(i ? "saved" : "", part)))
     this.gain.title = gain.join("")
     this.page()
     this.draw()
-    this.chart.setAttribute("aria-label", run ? words.sentences(run) : `No run yet. ${this.empty}`)
-    if (run) this.chart.setAttribute("aria-description", "The arrow keys tell each step.")
+    this.chart.setAttribute("aria-label", run ? words.sentences(run) : `${t("timeline.none")}. ${this.empty}`)
+    if (run) this.chart.setAttribute("aria-description", t("timeline.keys"))
     this.look(run && this.step < run.report.steps ? this.step : null)
+  }
+
+  /** What a node says before its first run. */
+  get empty() {
+    const [name, value] = LEARNS[this.node.comfyClass] ?? []
+    const learns = name && this.node.widgets?.find((widget) => widget.name === name)?.value === value
+    return t(learns ? "timeline.emptyLearns" : "timeline.empty")
   }
 
   page() {
@@ -131,7 +130,8 @@ class View {
     const at = all.indexOf(run)
     const sampler = find(run.sampler)?.title
     this.number.textContent = `${at + 1}/${all.length}`
-    this.number.title = `Run ${at + 1} of ${all.length} of this prompt${sampler ? `, by ${sampler} (#${run.sampler})` : ""}`
+    const by = sampler ? [t("timeline.by", { sampler, id: run.sampler })] : []
+    this.number.title = [t("timeline.run", { number: at + 1, count: all.length }), ...by].join(", ")
     this.earlier.disabled = at === 0
     this.later.disabled = at === all.length - 1
   }
@@ -184,16 +184,17 @@ class View {
       this.say.title = ""
       return this.say.replaceChildren(words.detail(this.run, step))
     }
-    const said = words.remarks(this.run)
+    this.say.title = words.remarks(this.run).join("\n")
     const tone = words.tone(this.run)
-    this.say.title = said.join("\n")
+    const said = words.message(this.run)
     if (said.length) {
       const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, MARKS[tone] ?? "i")
       return this.say.replaceChildren(mark, said.join(". "))
     }
     const { computed, skipped } = this.run.report
+    const counts = [t("timeline.computedCount", { count: computed }), t("timeline.skippedCount", { count: skipped })]
     const by = span("by", words.settings(this.run))
-    this.say.replaceChildren(key("key"), `${computed} computed`, key("key skipped"), `${skipped} skipped`, by)
+    this.say.replaceChildren(key("key"), counts[0], key("key skipped"), counts[1], by)
   }
 }
 
@@ -225,13 +226,43 @@ function keep(run) {
 }
 
 function showAll() {
-  for (const node of nodes(root())) views.get(node)?.show()
+  for (const node of graphs().flatMap(nodesOf)) views.get(node)?.show()
+}
+
+/** What a prompt came to on nodes that are not in sight, inside subgraphs: told in a corner, once, when it is done. */
+const unseen = new Map() // number of a run -> the run
+
+function note(run) {
+  const node = find(run.node)
+  if (!node || run.running) return
+  if (node.graph && node.graph !== app.canvas?.graph) unseen.set(run.run, run)
+}
+
+const line = (run) => [words.headline(run), words.gain(run).join("")].filter(Boolean).join(", ")
+
+function tellUnseen() {
+  const told = [...unseen.values()].toSorted((a, b) => a.run - b.run)
+  unseen.clear()
+  if (!told.length) return
+  const lines = told.map((run) => `${find(run.node)?.title ?? words.title(run)}: ${line(run)}`)
+  app.extensionManager?.toast?.add({
+    severity: "info",
+    summary: t("caches.title"),
+    detail: lines.join("\n"),
+    life: 8000,
+  })
 }
 
 async function fetched() {
   showAll()
   const id = workflow()
-  if (!id || ![...nodes(root())].some((node) => views.has(node))) return
+  if (
+    !id ||
+    !graphs()
+      .flatMap(nodesOf)
+      .some((node) => views.has(node))
+  )
+    return
   try {
     const answer = await api.fetchApi(`/skipstone/reports?workflow=${encodeURIComponent(id)}`)
     if (!answer.ok) return
@@ -242,19 +273,11 @@ async function fetched() {
   }
 }
 
-/** A method's node gives a MODEL, and says which node it is. */
-const isMethod = (def) => ours(def) && def.output?.includes("MODEL") && "unique_id" in (def.input?.hidden ?? {})
-const methods = new Set()
-
 app.registerExtension({
   name: "Skipstone.Timeline",
 
-  beforeRegisterNodeDef(type, def) {
-    if (isMethod(def)) methods.add(def.name)
-  },
-
   nodeCreated(node) {
-    if (methods.has(node.comfyClass)) equip(node)
+    if (isMethod(node)) equip(node)
   },
 
   afterConfigureGraph() {
@@ -265,8 +288,11 @@ app.registerExtension({
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./timeline.css", import.meta.url).href }))
     api.addEventListener("skipstone.report", ({ detail: run }) => {
       keep(run)
-      if (run.workflow === workflow()) views.get(find(run.node))?.show()
+      if (run.workflow !== workflow()) return
+      views.get(find(run.node))?.show()
+      guarded(() => note(run))
     })
+    for (const end of ENDS) api.addEventListener(end, () => guarded(tellUnseen))
     api.addEventListener("reconnected", () => {
       runs.clear() // a server that was started anew counts its runs anew
       fetched()

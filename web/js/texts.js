@@ -1,0 +1,203 @@
+// The texts that the front end's part says, in one place: on nodes, in the sidebar, in messages and menus. English stands here; other
+// languages come from the server (locales/, which `make help-pages` writes by this file), and what one of them lacks is said in English.
+
+import { api } from "../../../scripts/api.js"
+import { app } from "../../../scripts/app.js"
+import { wrong } from "./shared.js"
+
+/** Plain strings in nested tables, read by tools/help.py too. {name} is replaced by a value. */
+const ENGLISH = {
+  values: {
+    show: "Show values",
+    hide: "Hide values",
+  },
+  timeline: {
+    label: "Timeline of the last run",
+    none: "No run yet",
+    empty: "Queue to see which steps were skipped, and the time saved.",
+    emptyLearns: "The first run learns your model, later runs skip steps.",
+    keys: "The arrow keys tell each step.",
+    earlier: "Earlier run",
+    later: "Later run",
+    run: "Run {number} of {count} of this prompt",
+    by: "by {sampler} (#{id})",
+    computedCount: "{count} computed",
+    skippedCount: "{count} skipped",
+    computedOf: "{count} of {total} computed",
+    allComputed: "All {total} computed",
+    at: "Step {step} of {steps}",
+    atLearning: "Learning run: step {step} of {steps}",
+    atSkipped: "Step {step} of {steps}, {count} skipped",
+    learned: "Learning run: all {total} computed",
+    stopped: "Stopped: {step} of {steps} steps run",
+    stoppedFirst: "Stopped before the first step",
+    faster: "{times}x",
+    saved: ", about {time} saved",
+    learning: "Learning run, once per setup: no step is skipped. The next is faster.",
+    stoppedLearning: "Stopped before it had learned: the next run is computed in full again.",
+    difference: "Predicted difference: {seen} (about {decibels} dB)",
+    invisible: "not visible",
+    hard: "hard to see",
+    slight: "slightly visible",
+    evaluations: "{count} evaluations",
+    each: "{count} evaluations, each",
+    and: "then",
+    computed: "computed",
+    skipped: "skipped",
+    change: "change {held}, threshold {limit}",
+    sigma: "Sigma {sigma}.",
+    notReached: "Step {step} of {steps}: not reached",
+    toCome: "Step {step} of {steps}: to come",
+    toBeComputed: "Step {step} of {steps}: to be computed",
+    toBeSkipped: "Step {step} of {steps}: to be skipped",
+    toLearn: "to learn",
+    spoken: "{steps} steps, {computed} computed, {skipped} skipped.",
+    spokenEvaluations: "{steps} steps, {evaluations} evaluations, {computed} computed, {skipped} skipped.",
+    spokenRunning: "Running.",
+    spokenStopped: "Stopped after step {step}.",
+  },
+  reasons: {
+    computed: {
+      warmup: "the first steps are always computed",
+      "last step": "the last step is always computed",
+      schedule: "on the schedule",
+      threshold: "the threshold was reached",
+      ratio: "the threshold was reached",
+      interval: "on the interval",
+      mask: "set by the Step Mask",
+      window: "outside start_percent to end_percent",
+      cap: "max_skips in a row were skipped",
+      total: "max_cached steps were skipped",
+      "conditioning change": "a prompt, ControlNet or hook begins or ends here",
+      "quality target": "a quality target does not work with this sampler",
+      calibration: "to learn what skipping costs",
+      memory: "skipping ran out of memory here",
+      "model changed": "the model did not run as expected",
+      "new conditioning": "a new conditioning",
+      history: "too few computed steps to predict from",
+      "not finite": "the measured change was not a finite number",
+      "no place on the schedule": "its sigma is not on the schedule",
+    },
+    skipped: {
+      schedule: "not on the schedule",
+      threshold: "below the threshold",
+      ratio: "below the threshold",
+      interval: "within the interval",
+      mask: "set by the Step Mask",
+    },
+  },
+  commands: {
+    "Skipstone.AddStepCaches": "Skipstone: add Step Cache before every sampler",
+    "Skipstone.RemoveStepCaches": "Skipstone: remove every step cache",
+  },
+  caches: {
+    title: "Skipstone",
+    added: "Step Cache (Auto) added: {count}. Can be undone.",
+    inside: "Of these inside subgraphs: {count}.",
+    removed: "Step caches removed: {count}. Can be undone.",
+    already: "Every sampler has a step cache already.",
+    noSampler: "No sampler with a model was found in this workflow.",
+    noCache: "There is no step cache of Skipstone in this workflow.",
+  },
+  panel: {
+    title: "Encode cache",
+    tooltip: "Skipstone encode cache",
+    refresh: "Refresh",
+    settings: "Settings",
+    clearEverything: "Clear everything",
+    clearing: "Clearing …",
+    clear: "Clear",
+    clearAll: "Clear all",
+    clearLabel: "Clear {what} from {place}",
+    allEntries: "all entries",
+    confirmTitle: "Clear the encode cache",
+    confirmAll: "Delete everything in the cache ({places})? It will be recomputed when needed.",
+    confirmTier: "Delete {entries} ({size}) from {place}? They will be recomputed when needed.",
+    confirmKind: "Delete {entries} of {kind} ({size}) from {place}? They will be recomputed when needed.",
+    shared: "All machines that share this Redis lose them.",
+    entry: "{count} entry",
+    entries: "{count} entries",
+    of: "of {size}",
+    budget: "{place}: {share} of its budget is used",
+    changed: "The settings have changed. Restart ComfyUI to apply them.",
+    severalUsers: "Several users: only environment variables count, not settings.",
+    environment: "Set by environment variables, not by the settings: {names}.",
+    nothing:
+      "Nothing cached yet. Add Cached VAE or Cached CLIP after your loaders, or use Cached VAE Encode and Cached Text Encode.",
+    firstSaved: "{count} saved",
+    firstSavedMore: "They are reused when inputs repeat, also after a restart.",
+    hitRate: "hit rate",
+    hitRateIs: "Hit rate {share}",
+    reused: "{hits} of {all} reused, {misses} new (saved for next time)",
+    saved: "{time} saved",
+    spent: "· {time} spent computing since ComfyUI was started",
+    hits: "Hits",
+    misses: "Misses",
+    rate: "Rate",
+    savedColumn: "Saved",
+    notKept: "Not cached, {count} times: {why}",
+    notKeptOnce: "Not cached, once: {why}",
+    troubles: "Errors and results that were not cached ({count})",
+    noAnswer: "The server does not respond.",
+    answers: "The server answers {status}.",
+    places: {
+      memory: "Memory",
+      disk: "Disk",
+      redis: "Redis",
+    },
+    from: {
+      memory: "memory",
+      disk: "the disk",
+      redis: "Redis",
+    },
+    kinds: {
+      latents: "latents",
+      prompts: "prompts",
+      loaders: "loaders",
+    },
+    states: {
+      on: "on",
+      connected: "connected",
+      away: "not responding",
+      off: "off",
+    },
+    whyOff: {
+      memory: "Its size is 0 in the settings.",
+      disk: "Its size is 0 in the settings.",
+      redis: "Shares entries between machines. Set its address in the settings or in SKIPSTONE_MEMO_REDIS.",
+    },
+  },
+  fields: {
+    password:
+      "Not saved: it holds a password, and every page of this server can read the settings. Set SKIPSTONE_MEMO_REDIS instead.",
+    address: "It begins with redis://, rediss:// (TLS) or unix://",
+    test: "Test connection",
+    asking: "Testing …",
+  },
+}
+
+let chosen = {} // the same tables, in the language that the person chose
+
+const at = (table, path) => path.reduce((found, part) => found?.[part], table)
+
+/** The text of a key: `t("timeline.saved", { time: "3 s" })`. The key may be a list, for parts that have dots. undefined without a text. */
+export function t(key, values = {}) {
+  const path = Array.isArray(key) ? key : key.split(".")
+  const text = at(chosen, path) ?? at(ENGLISH, path)
+  return text?.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
+}
+
+async function loaded() {
+  const language = app.ui?.settings?.getSettingValue?.("Comfy.Locale") ?? "en"
+  if (language === "en") return
+  const answer = await api.fetchApi("/i18n")
+  if (answer.ok) chosen = (await answer.json())[language]?.skipstone ?? {}
+}
+
+app.registerExtension({
+  name: "Skipstone.Texts",
+
+  async init() {
+    await loaded().catch(wrong)
+  },
+})
