@@ -159,9 +159,10 @@ def test_a_run_is_told_where_its_node_is(desk, timelines, request):
     assert "Step 1 of 12: computed, the first steps are always computed" in shown.inner_text()
     for _ in range(skipped):
         page.keyboard.press("ArrowRight")
-    held = report["timeline"][skipped]["held"]
+    score = report["timeline"][skipped]["score"]
     assert (
-        f"Step {skipped + 1} of 12: skipped, below the threshold; change {float(f'{held:.3g}'):g}" in shown.inner_text()
+        f"Step {skipped + 1} of 12: skipped, below the threshold; change {float(format(score, '.3g')):g}"
+        in shown.inner_text()
     )
     page.keyboard.press("Escape")
     assert "Step" not in shown.inner_text()
