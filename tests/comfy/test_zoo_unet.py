@@ -1,14 +1,12 @@
-"""What the hook for UNets relies on, seen with plain PyTorch hooks. None of our own hooks is at work here."""
+"""The facts about UNets that their block hook relies on, observed with PyTorch hooks. The pack's own hooks are not in use here."""
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import comfy.model_base
 import pytest
 import torch
 
@@ -48,30 +46,30 @@ def parts(network: Any) -> dict[str, Blocks]:
     }
 
 
-@functools.cache
-def visit(tiny: zoo.Tiny) -> Visit:
+@pytest.fixture(scope="module")
+def seen(tiny) -> Visit:
     model = tiny.build()
     network = model.model.diffusion_model
-    seen = Visit(network, [], [])
+    visit = Visit(network, [], [])
 
     def begin(module, args, kwargs):
-        seen.visits.append([])
+        visit.visits.append([])
 
     def end(module, args, kwargs, said):
         options = {k: v for k, v in kwargs["transformer_options"].items() if k not in ("wrappers", "callbacks")}
-        seen.calls.append(Call(args, {**kwargs, "transformer_options": options}, said))
+        visit.calls.append(Call(args, {**kwargs, "transformer_options": options}, said))
 
     handles = [
         network.register_forward_pre_hook(begin, with_kwargs=True),
         network.register_forward_hook(end, with_kwargs=True),
     ]
     for place, layer in layers(parts(network)):
-        handles.append(layer.register_forward_hook(lambda *_, place=place: seen.visits[-1].append(place)))
+        handles.append(layer.register_forward_hook(lambda *_, place=place: visit.visits[-1].append(place)))
     with torch.inference_mode():
         zoo.sample(tiny, model, *tiny.conds(model))
     for handle in handles:
         handle.remove()
-    return seen
+    return visit
 
 
 def layers(all_parts: dict[str, Blocks]) -> Iterator[tuple[tuple[str, int, int], torch.nn.Module]]:
@@ -81,30 +79,33 @@ def layers(all_parts: dict[str, Blocks]) -> Iterator[tuple[tuple[str, int, int],
                 yield (part, b, i), layer
 
 
-UNETS = [m for m in unet.MODELS if hasattr(comfy.model_base, m.base)]
-each = pytest.mark.parametrize("tiny", UNETS, ids=str)
+UNETS = zoo.here(unet.MODELS)
+
+
+def pytest_generate_tests(metafunc):
+    """All tests of one UNet after each other, so that no more than one is kept."""
+    if "tiny" in metafunc.fixturenames:
+        models = UNETS if metafunc.config.getoption("whole_zoo") else zoo.unet_representatives(UNETS)
+        metafunc.parametrize("tiny", models, ids=str, scope="module")
+
+
 # how many input blocks and how many output blocks run on a skip; the fourth input block is the one that halves the size
 outer = pytest.mark.parametrize(("first", "last"), [(1, 0), (2, 2), (4, 1), (4, 4)])
 
 
-@each
-def test_its_record_says_that_it_is_one(tiny):
-    family = family_of(visit(tiny).network)
+def test_its_record_says_that_it_is_one(seen):
+    family = family_of(seen.network)
     assert isinstance(family, Family)
     assert family.unet
 
 
-@each
-def test_every_layer_runs_once_a_call_in_order(tiny):
-    seen = visit(tiny)
+def test_every_layer_runs_once_a_call_in_order(seen):
     order = [place for place, _ in layers(parts(seen.network))]
     assert len(seen.visits) >= 4
     assert all(v == order for v in seen.visits)
 
 
-@each
-def test_each_output_block_is_given_what_the_input_block_opposite_gave(tiny):
-    seen = visit(tiny)
+def test_each_output_block_is_given_what_the_input_block_opposite_gave(seen):
     ins, outs = (parts(seen.network)[p] for p in ("input", "output"))
     assert len(ins) == len(outs) >= 4
     gave: dict[int, torch.Tensor] = {}
@@ -169,9 +170,7 @@ def between(seen: Visit, first: int, last: int) -> Between:
 
 
 @outer
-@each
-def test_nothing_of_the_blocks_between_is_needed_but_what_the_last_of_them_gives(tiny, first, last):
-    seen = visit(tiny)
+def test_nothing_of_the_blocks_between_is_needed_but_what_the_last_of_them_gives(seen, first, last):
     inner, before = between(seen, first, last), seen.calls[0].said
     with inner.left_out(inner.deep):
         assert torch.equal(again(seen), before)
@@ -186,19 +185,15 @@ def test_nothing_of_the_blocks_between_is_needed_but_what_the_last_of_them_gives
     assert torch.equal(again(seen), before)
 
 
-@each
-def test_an_output_block_needs_the_input_block_opposite(tiny):
+def test_an_output_block_needs_the_input_block_opposite(seen):
     """Of the last blocks no more may run than of the first."""
-    seen = visit(tiny)
     inner = between(seen, 1, 2)
     with inner.left_out(inner.deep), pytest.raises(RuntimeError):  # channels that are not there
         again(seen)
 
 
-@each
-def test_what_a_block_gives_is_written_to_by_nobody(tiny):
+def test_what_a_block_gives_is_written_to_by_nobody(seen):
     """The last layers' outputs are as they were when the call is over: what they go into is a new tensor."""
-    seen = visit(tiny)
     gave: list[tuple[torch.Tensor, torch.Tensor]] = []
     handles = [
         block[-1].register_forward_hook(lambda m, a, out: gave.append((out, out.clone())))

@@ -1,4 +1,4 @@
-"""Faults that once were: cases at the edges of what policies, predictors and files are given."""
+"""Regression tests: edge cases of what policies, predictors and files are given."""
 
 import json
 import math
@@ -23,10 +23,10 @@ from skipstone.tests.core import test_taylor_spectrum as tay
 from skipstone.tests.core.grids import flow, karras
 
 
-@pytest.mark.parametrize("steps", range(1, 10))
 @pytest.mark.parametrize("name", NAMES)
-def test_every_name_has_a_mask_for_every_number_of_steps(name, steps):
-    assert len(StepMask(name=name).on(flow(steps))) == steps
+def test_every_name_has_a_mask_for_every_number_of_steps(name):
+    for steps in range(1, 10):
+        assert len(StepMask(name=name).on(flow(steps))) == steps
 
 
 def test_slow_at_9_and_8():
@@ -34,11 +34,11 @@ def test_slow_at_9_and_8():
     assert masks.text(StepMask(name="slow").on(flow(8))) == "11111011"
 
 
-@pytest.mark.parametrize("steps", range(10, 101))
 @pytest.mark.parametrize("grid", [flow, karras])
-def test_a_faster_name_never_computes_more(steps, grid):
-    counts = [sum(StepMask(name=name).on(grid(steps))) for name in NAMES]
-    assert counts == sorted(counts, reverse=True)
+def test_a_faster_name_never_computes_more(grid):
+    for steps in range(10, 101):
+        counts = [sum(StepMask(name=name).on(grid(steps))) for name in NAMES]
+        assert counts == sorted(counts, reverse=True), steps
 
 
 @pytest.mark.parametrize("cap", [1, 2, 3, 4])

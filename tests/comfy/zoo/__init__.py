@@ -9,9 +9,19 @@ import importlib
 import pkgutil
 
 from .base import NO_DIFFUSION, Tiny, sample
-from .selection import here, network_class, representatives
+from .selection import here, network_class, representatives, unet_representatives
 
-__all__ = ["CANNOT", "MODELS", "NO_DIFFUSION", "Tiny", "here", "network_class", "representatives", "sample"]
+__all__ = [
+    "CANNOT",
+    "MODELS",
+    "NO_DIFFUSION",
+    "Tiny",
+    "here",
+    "network_class",
+    "representatives",
+    "sample",
+    "unet_representatives",
+]
 
 _MODULES = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
 MODELS: tuple[Tiny, ...] = tuple(tiny for m in _MODULES for tiny in getattr(m, "MODELS", ()))

@@ -75,16 +75,31 @@ def features(tiny: Tiny, record: Any) -> set[tuple[str, object]]:
 
 
 def representatives(models: Iterable[Tiny]) -> list[Tiny]:
-    """A few of these models that show every feature which any of them has: always the model that shows the most of what is
-    still missing, of several the first."""
+    """A few of these models that show every feature which any of them has."""
     from skipstone.patch.families import family_of
 
     records = {m: family_of(object.__new__(network_class(m.build)[0])) for m in models}
-    left = {m: features(m, record) for m, record in records.items() if record is not None}
-    missing = set[tuple[str, object]]().union(*left.values())
+    return cover({m: features(m, record) for m, record in records.items() if record is not None})
+
+
+def unet_representatives(models: Iterable[Tiny]) -> list[Tiny]:
+    """A few of these UNets that show every kind of value of every setting in their configurations."""
+
+    def setting(value: Any) -> object:
+        if isinstance(value, list | tuple):
+            return len(value)
+        return min(value, 1) if isinstance(value, int) else type(value).__name__
+
+    configs = {m: network_class(m.build)[1].unet_config for m in models}
+    return cover({m: {(name, setting(value)) for name, value in config.items()} for m, config in configs.items()})
+
+
+def cover(features: dict[Tiny, set[tuple[str, object]]]) -> list[Tiny]:
+    """Models that together have every feature: always the one with the most of what is missing, of several the first."""
+    missing = set[tuple[str, object]]().union(*features.values())
     chosen = set()
     while missing:
-        best = max(left, key=lambda m: len(left[m] & missing))
+        best = max(features, key=lambda m: len(features[m] & missing))
         chosen.add(best)
-        missing -= left[best]
-    return [m for m in records if m in chosen]
+        missing -= features[best]
+    return [m for m in features if m in chosen]
