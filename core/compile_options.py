@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
 from typing import Any
 
 EACH_BLOCK, WHOLE_MODEL = "each block", "whole model"
@@ -146,7 +147,10 @@ def _value(name: str, value: Any) -> Value:
         why = "it makes constants of the weights, so that a LoRA added or changed later would have no effect"
     else:
         why = "only options that change speed, memory or precision are taken; none that name a program, file, folder, hook or pass"
-    raise ValueError(f"the option {name[:80]!r} is not allowed: {why}. Allowed are: {', '.join(KNOWN)}")
+    similar = ", ".join(get_close_matches(name[:80], KNOWN, 3, 0.0))
+    raise ValueError(
+        f"the option {name[:80]!r} is not allowed: {why}. The most similar of the {len(KNOWN)} allowed: {similar}"
+    )
 
 
 # words in an error's message or class, and the remedy
