@@ -56,7 +56,9 @@ def test_what_is_allowed():
 )
 @pytest.mark.parametrize("value", ['"x"', "true", "1"])
 def test_what_names_programs_files_folders_hooks_or_passes_is_refused(name, value):
-    with pytest.raises(ValueError, match=f"'{name}' is not allowed: only options .* allowed: [\\w.]+, [\\w.]+, [\\w.]+$"):
+    with pytest.raises(
+        ValueError, match=f"'{name}' is not allowed: only options .* allowed: [\\w.]+, [\\w.]+, [\\w.]+$"
+    ):
         options_of(f'{{"{name}": {value}}}')
 
 
