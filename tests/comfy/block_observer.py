@@ -48,7 +48,7 @@ class Seen:
         return {n: v.chunk(len(self.keys))[i] for n, v in streams.items()}
 
 
-class Onlooker:
+class BlockObserver:
     """Watches the runs of a MODEL of a family whose blocks stand in lists and are batched along dimension 0."""
 
     def __init__(self, model: Any, prefix: int = 1, suffix: int = 0) -> None:
@@ -78,8 +78,8 @@ class Onlooker:
     def on(self, model: Any) -> Any:
         """A clone that is watched; put it on last."""
         watched = model.clone()
-        watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "onlooker", self._predict_noise)
-        watched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "onlooker", self._calc_cond_batch)
+        watched.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "observer", self._predict_noise)
+        watched.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "observer", self._calc_cond_batch)
         return watched
 
     def off(self) -> None:

@@ -182,7 +182,7 @@ def cached(studio):
 
 @dataclass
 class Call:
-    """One CALC_COND_BATCH as an onlooker sees it: copies of what went in and of what came out."""
+    """One CALC_COND_BATCH as an observer sees it: copies of what went in and of what came out."""
 
     sigma: float
     x: torch.Tensor

@@ -22,7 +22,7 @@ from skipstone.patch.families import Family, family_of
 from skipstone.patch.step import run_setup
 from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy import zoo
-from skipstone.tests.comfy.block_observer import Onlooker, below, every
+from skipstone.tests.comfy.block_observer import BlockObserver, below, every
 from skipstone.tests.comfy.test_changes import lora_hook, ranged
 from skipstone.tests.comfy.test_families import Recording, Replay
 from skipstone.tests.comfy.test_slots import SITUATIONS, area, guider_of, windows
@@ -41,16 +41,16 @@ def flux(small_flux):
 
 @pytest.fixture
 def looked():
-    """A clone of a MODEL at whose blocks somebody looks: `model, onlooker = looked(model)`. Put it on last."""
+    """A clone of a MODEL whose blocks are observed: `model, observer = looked(model)`. Put it on last."""
     made = []
 
     def on(model, *blocks):
-        made.append(Onlooker(model, *blocks))
+        made.append(BlockObserver(model, *blocks))
         return made[-1].on(model), made[-1]
 
     yield on
-    for onlooker in made:
-        onlooker.off()
+    for observer in made:
+        observer.off()
 
 
 def masked(studio):
@@ -101,19 +101,19 @@ def sampled(studio, flux, situation, patch, **how):
 
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_each_is_answered_from_its_own_past(studio, flux, cached, looked, situation):
-    reports, onlookers = [], []
+    reports, observers = [], []
 
     def patch(model):
         patched, told = cached(every(2), model)
-        model, onlooker = looked(patched)
+        model, observer = looked(patched)
         reports.append(told)
-        onlookers.append(onlooker)
+        observers.append(observer)
         return model
 
     out = sampled(studio, flux, situation, patch)
     assert torch.isfinite(out).all()
     # nothing can be kept where the last block is another node's, so that this conditioning is a new one again and again
-    onlookers[0].check(reports[0][0], at_least=1 if situation.endswith("without the last block") else 2)
+    observers[0].check(reports[0][0], at_least=1 if situation.endswith("without the last block") else 2)
     assert reports[0][0].notes == ([LEFT_OUT] if "without the" in situation else [])
 
 
@@ -127,33 +127,33 @@ def test_never_skipping_is_bit_equal(studio, flux, cached, situation):
 def test_long_and_short_prompts_are_two_calls_and_others_one(studio, flux, cached, looked):
     for negative, calls in ((studio.prompt(""), 1), (studio.long_prompt, 2)):
         patched, reports = cached(every(2), flux)
-        model, onlooker = looked(patched)
+        model, observer = looked(patched)
         studio.sample(model, negative=negative, steps=STEPS)
-        assert {s.evaluation for s in onlooker.check(reports[0])} == {1, 3}
-        assert [len(here) for here in onlooker.evaluations()] == [calls] * STEPS
+        assert {s.evaluation for s in observer.check(reports[0])} == {1, 3}
+        assert [len(here) for here in observer.evaluations()] == [calls] * STEPS
 
 
 @pytest.mark.parametrize("name", ["two prompts regular", "two prompts nested", "perp-neg", "two models"])
 def test_other_guiders(studio, flux, cached, looked, name):
     patched, reports = cached(every(2), flux)
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     if name == "two models":  # the other one has blocks of its own, which nobody looks at
         studio = Other(studio, cached(every(1), flux)[0])
     guider = guider_of(name, studio, model)
     noise, euler = studio.noise(), comfy.samplers.sampler_object("euler")
     out = guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, STEPS + 1))
     assert torch.isfinite(out).all()
-    onlooker.check(reports[0])
+    observer.check(reports[0])
 
 
 def test_windows_that_move(studio, flux, cached, looked):
     """Where a window was never seen there is nothing to skip with."""
     patched, _ = cached(every(3), windows(flux, "standard_uniform"))
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     assert torch.isfinite(studio.sample(model, steps=9)).all()
     seen: set[Any] = set()
-    for call in onlooker.seen:
-        if onlooker.skips(call):
+    for call in observer.seen:
+        if observer.skips(call):
             assert seen >= set(call.keys)
         seen |= set(call.keys)
     assert len({key[1] for key in seen}) > 3
@@ -161,9 +161,9 @@ def test_windows_that_move(studio, flux, cached, looked):
 
 def test_windows_over_the_batch(studio, flux, cached, looked):
     patched, reports = cached(every(2), windows(flux, "standard_static", dim=0, length=2, overlap=1))
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     studio.sample(model, noise=studio.noise(batch=3), cfg=1.0, steps=STEPS)
-    onlooker.check(reports[0])
+    observer.check(reports[0])
 
 
 @pytest.mark.parametrize("situation", ["cfg", "regional prompt", "areas of one size, and one prompt twice"])
@@ -172,31 +172,31 @@ def test_whether_conditionings_are_run_together_may_change_from_step_to_step(
 ):
     """ComfyUI decides it anew by the memory that is free."""
     together = sampled(studio, flux, situation, lambda model: cached(every(3), model)[0])
-    onlookers, reports = [], []
+    observers, reports = [], []
 
     def patch(model):
         patched, told = cached(every(3), model)
         reports.append(told)
-        model, onlooker = looked(patched)
-        onlookers.append(onlooker)
+        model, observer = looked(patched)
+        observers.append(observer)
         return model
 
     free = [0, 1 << 40, 1 << 40, 0, 0, 1 << 40]  # by evaluation
-    monkeypatch.setattr(type(flux), "get_free_memory", lambda *_: free[len(onlookers[0].sigmas) - 1])
+    monkeypatch.setattr(type(flux), "get_free_memory", lambda *_: free[len(observers[0].sigmas) - 1])
     split = sampled(studio, flux, situation, patch)
     torch.testing.assert_close(split, together, atol=1e-4, rtol=1e-3)
-    counts = [len(here) for here in onlookers[0].evaluations()]
+    counts = [len(here) for here in observers[0].evaluations()]
     assert counts[0] > counts[1]
     assert counts[3] > counts[2]
-    onlookers[0].check(reports[0][0])
+    observers[0].check(reports[0][0])
 
 
 def test_the_pictures_of_a_batch_do_not_mix(studio, flux, cached, looked):
     noise = studio.noise(batch=3)
     patched, reports = cached(every(2), flux)
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     together = studio.sample(model, noise=noise, steps=STEPS)
-    onlooker.check(reports[0])
+    observer.check(reports[0])
     alone = studio.sample(patched, noise=noise[2:], steps=STEPS)
     torch.testing.assert_close(together[2:], alone, atol=1e-4, rtol=1e-3)
 
@@ -208,9 +208,9 @@ SAMPLERS = ["heun", "dpm_2", "dpmpp_sde", "euler_ancestral", "dpmpp_2s_ancestral
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samplers_of_other_orders_and_with_noise(studio, flux, cached, looked, sampler):
     patched, reports = cached(every(2), flux)
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     assert torch.isfinite(studio.sample(model, sampler=sampler, steps=STEPS)).all()
-    onlooker.check(reports[0])
+    observer.check(reports[0])
 
 
 @pytest.mark.filterwarnings("ignore:::torchsde")
@@ -352,9 +352,9 @@ PERCENT = (MIDDLE - 0.5) / ALL
 def test_a_prompt_that_comes_or_goes(studio, flux, cached, looked, begins):
     extra = ranged(studio.prompt("a green square on white"), *((PERCENT, 1.0) if begins else (0.0, PERCENT)))
     patched, reports = cached(every(5), flux)
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     studio.sample(model, ConditioningCombine().combine(studio.prompt(), extra)[0], steps=ALL)
-    onlooker.check(reports[0])
+    observer.check(reports[0])
     assert computed_at(reports[0])[MIDDLE] == "conditioning change"
 
 
@@ -362,23 +362,23 @@ def test_a_prompt_that_comes_unforeseen(studio, flux, cached, looked, monkeypatc
     """It is run after the others, and yet the one decision for all of them knows that there is nothing to skip with."""
     monkeypatch.setattr(run_setup, "changes", lambda *_: frozenset())
     patched, reports = cached(every(5), flux)
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     first, second = ranged(studio.long_prompt, 0.0, PERCENT), ranged(studio.long_prompt, PERCENT, 1.0)
     studio.sample(model, negative=ConditioningCombine().combine(first, second)[0], steps=ALL)
-    onlooker.check(reports[0])
+    observer.check(reports[0])
     assert computed_at(reports[0])[MIDDLE] == "new conditioning"
-    here = onlooker.evaluations()[MIDDLE]
+    here = observer.evaluations()[MIDDLE]
     assert len(here) == 2
-    assert not any(onlooker.skips(call) for call in here)
+    assert not any(observer.skips(call) for call in here)
 
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_controlnet_that_begins_or_ends(studio, flux, cached, looked, control_net, begins):
     conds = with_control(studio, control_net, *((PERCENT, 1.0) if begins else (0.0, PERCENT)))
     patched, reports = cached(every(5), flux)
-    model, onlooker = looked(patched)
+    model, observer = looked(patched)
     studio.sample(model, *conds, steps=ALL)
-    onlooker.check(reports[0])
+    observer.check(reports[0])
     assert computed_at(reports[0])[MIDDLE] == "conditioning change"
     plain = studio.sample(flux, *conds, steps=ALL)
     assert torch.equal(studio.sample(cached(below(0.0), flux)[0], *conds, steps=ALL), plain)
@@ -390,9 +390,9 @@ def test_a_hook_that_comes_to_its_next_keyframe(studio, flux, cached, looked):
     hooks = lora_hook(Other(studio, model), [(0.0, 0.0), (PERCENT, 1.0)])
     cond = comfy.hooks.set_hooks_for_conditioning(studio.prompt(), hooks)
     patched, reports = cached(every(5), model)
-    watched, onlooker = looked(patched)
+    watched, observer = looked(patched)
     out = studio.sample(watched, cond, steps=ALL)
-    onlooker.check(reports[0])
+    observer.check(reports[0])
     assert computed_at(reports[0])[MIDDLE] == "conditioning change"
     assert not torch.allclose(out, studio.sample(patched, steps=ALL), atol=1e-4)
     plain = studio.sample(flux, cond, steps=ALL)

@@ -23,7 +23,7 @@ STEPS = 10
 
 
 def check(watch, report, at_least=3):
-    """The laws, from what the onlooker saw. Returns the skipped evaluations."""
+    """The laws, checked on what the observer saw. Returns the skipped evaluations."""
     watch.agrees_with(report)
     assert watch.written == []
     last = {}
