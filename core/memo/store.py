@@ -23,6 +23,7 @@ from .codec import Entry, decode, encode
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key
 from .stats import Stats
+from .tensors import is_finite
 from .tier_worker import TierWorker
 from .tiers.base import Lease, LowerTier, Tier, Usage
 
@@ -114,6 +115,8 @@ class Store:
         try:
             if value is None:
                 raise NotCacheable("nothing")
+            if not is_finite(value):
+                raise NotCacheable("NaN or an infinity in it")
             data = encode(key, Entry(value, max(cost, 0.0), max(time.time(), 0.0)))
         except NotCacheable as reason:
             self.stats.refused(f"{key.kind}: {reason}")
@@ -228,6 +231,8 @@ class Store:
     def _read(self, lane: TierWorker, key: Key, data: bytes | bytearray, started: float) -> Entry | None:
         try:
             entry = decode(key, data)
+            if not is_finite(entry.value):
+                raise CorruptEntry("with NaN or an infinity in it")
         except CorruptEntry as what:
             lane.broken(key, what, time.perf_counter() - started)
             return None

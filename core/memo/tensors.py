@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from .errors import NotCacheable
@@ -17,6 +19,18 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
         raise NotCacheable("a tensor that is sparse, quantized, nested or has no data")
     return tensor.detach().resolve_conj().resolve_neg().cpu()
+
+
+def is_finite(value: Any) -> bool:
+    """Whether no tensor in a nesting of lists, tuples and dicts holds NaN or an infinity."""
+    if isinstance(value, torch.Tensor):
+        if not value.is_floating_point() and not value.is_complex():
+            return True
+        # one-byte types have no isfinite()
+        return bool(torch.isfinite(value if value.element_size() > 1 else value.to(torch.float32)).all())
+    if isinstance(value, dict):
+        return all(map(is_finite, value.values()))
+    return all(map(is_finite, value)) if isinstance(value, list | tuple) else True
 
 
 def raw(tensor: torch.Tensor) -> memoryview:

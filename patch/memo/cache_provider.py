@@ -1,9 +1,9 @@
-"""ComfyUI's own results, kept over a restart: its external cache (CacheProvider, from 0.18) on this memo.
+"""Results of ComfyUI's own nodes, kept over a restart: its external cache (CacheProvider, from 0.18) on this memo.
 
-Off unless the machine's owner switches it on (patch/memo/instance.py), for it trusts more than the rest of the memo does: the key is what
-ComfyUI knows its results by, the class and constants of a node and of all above it. To that we add what ComfyUI leaves
-out: the files that those constants name, versions, code and settings. And we keep only what a few encode nodes give, where
-every node above them came with ComfyUI.
+Off unless the machine's owner switches it on (instance.py), as it trusts more than the rest of the memo does: the key is ComfyUI's own,
+the class and constants of a node and of all nodes above it. Added to that is what ComfyUI leaves out: the files that those
+constants name, versions, code and settings. Only what a few encode nodes return is kept, where every node above them came with
+ComfyUI, no encoder was changed in place, and the key is still the same after the node ran.
 """
 
 from __future__ import annotations
@@ -18,10 +18,13 @@ from torch import Tensor
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, key
 from ..comfy_server import running_prompt
-from . import fingerprint
+from . import model_files
 from .device_tags import Places, packed, unpacked
-from .graph_signature import PLAIN, embeddings, ground, is_comfys, settled, stamp
+from .fingerprint import is_modified
+from .graph_signature import PLAIN, is_comfys, loading_digest
 from .instance import opened
+from .observation import Observation, watch_encoders
+from .shapes import KEYS
 
 NODE = "node"
 KEPT = {
@@ -30,14 +33,22 @@ KEPT = {
     "CLIPTextEncodeKandinsky5", "CLIPTextEncodeLumina2", "CLIPTextEncodePixArtAlpha", "CLIPTextEncodeSD3", "CLIPTextEncodeSDXL",
     "CLIPTextEncodeSDXLRefiner", "TextEncodeHunyuanVideo_ImageToVideo", "TextEncodeQwenImageEdit", "TextEncodeQwenImageEditPlus",
 }  # fmt: skip
-# nodes with nothing above them: what they give is told by their constants, the files that these name, and their fingerprint
+# nodes with nothing above them: their constants, the files that these name, and ComfyUI's own fingerprints decide what they return
 ROOTS = {
     "LoadImage", "LoadImageMask", "LoadImageOutput", "EmptyImage", "EmptyLatentImage", "EmptySD3LatentImage", "SolidMask",
     "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveInt", "PrimitiveFloat", "PrimitiveBoolean",
-    "UNETLoader", "CLIPVisionLoader", "ControlNetLoader", "StyleModelLoader", "UpscaleModelLoader",
-    *(name for name, plain in PLAIN.items() if plain.files and not plain.follow),
 }  # fmt: skip
-_NO_MODELS = {"custom_nodes"}
+# loaders, with the inputs that name files
+LOADERS = {
+    **{name: plain.files for name, plain in PLAIN.items() if plain.files},
+    "UNETLoader": {"unet_name": "diffusion_models"},
+    "CLIPVisionLoader": {"clip_name": "clip_vision"},
+    "ControlNetLoader": {"control_net_name": "controlnet"},
+    "StyleModelLoader": {"style_model_name": "style_models"},
+    "UpscaleModelLoader": {"model_name": "upscale_models"},
+}
+IN_TILES = {"VAEEncodeTiled"}
+LATENT_KEYS = {"samples", "noise_mask", "batch_index", "type", "downscale_ratio_spacial"}
 
 Graph = dict[str, Any]
 
@@ -55,7 +66,8 @@ class Provider(Caching.CacheProvider):
         self._prompt = prompt
         self._graph: Graph | None = None
         self._names: dict[tuple[str, str], tuple[Key, bool] | None] = {}
-        self._asked: dict[str, float] = {}
+        self._asked: dict[str, tuple[float, Observation]] = {}
+        watch_encoders()
 
     def on_prompt_start(self, prompt_id: str) -> None:
         self._names.clear()
@@ -65,76 +77,88 @@ class Provider(Caching.CacheProvider):
 
     def on_prompt_end(self, prompt_id: str) -> None:
         self._names.clear()
+        self._asked.clear()
         self._graph = None
 
     def should_cache(self, context: Any, value: Any = None) -> bool:
-        """Asked for every node; where there is a value, it is taken at once: later the graph may have written to it."""
+        """Asked for every node. Where there is a value, it is taken here: later the graph may have written to it."""
         if context.class_type not in KEPT:
             return False
         if value is None:
-            return self._named(context) is not None
+            return self._graph is not None
         self._keep(context, value)
         return False
 
     async def on_lookup(self, context: Any) -> Any:
-        memo, named = opened(), self._named(context)
-        self._asked[context.node_id] = time.perf_counter()  # the last time is just before the node runs
+        memo, named = opened(), self._name(context)
+        place = context.node_id, context.cache_key_hash
+        self._names[place] = named
         found = None if memo is None or named is None else memo.look(named[0])
-        if memo is None or named is None or found is None:
-            return None
         try:
+            if memo is None or named is None or found is None:
+                return None
             outputs = unpacked(found.entry.value, _places())
+            if not _fit(outputs, context.class_type):
+                return None
+            memo.used(named[0], found)
+            return Caching.CacheValue(outputs=outputs, ui=None)
         except CorruptEntry:
             return None
-        if not _fit(outputs, context.class_type):
-            return None
-        memo.used(named[0], found)
-        return Caching.CacheValue(outputs=outputs, ui=None)
+        finally:  # the last time that this is asked is just before the node runs
+            self._asked[context.node_id] = time.perf_counter(), Observation(_device())
 
     async def on_store(self, context: Any, value: Any) -> None:
         """Nothing: see should_cache()."""
 
     def _keep(self, context: Any, value: Any) -> None:
-        memo, named = opened(), self._named(context)
-        if memo is None or named is None:
-            return
-        name, old_files = named
-        if value.ui or not old_files:
+        memo, before = opened(), self._names.get((context.node_id, context.cache_key_hash))
+        asked = self._asked.get(context.node_id)
+        if memo is None or before is None or asked is None or value.ui:
             return
         memo.stats.miss(NODE)
-        cost = time.perf_counter() - self._asked.get(context.node_id, time.perf_counter())
+        started, watched = asked
+        cost = time.perf_counter() - started
         try:
-            memo.put(name, packed(list(value.outputs), _places()), cost)
+            if not before[1]:
+                raise NotCacheable("files or folders of models that changed since ComfyUI was started")
+            if self._name(context) != before:
+                raise NotCacheable("files or code that changed while the node ran")
+            watched.check(tiles_wanted=context.class_type in IN_TILES)
+            if any(is_modified(encoder) for encoder in watched.encoders()):
+                raise NotCacheable("an encoder that another node changed in place")
+            outputs = list(value.outputs)
+            if not _fit(outputs, context.class_type):
+                raise NotCacheable("something else than the node's outputs, or with unknown keys")
+            memo.put(before[0], packed(outputs, _places()), cost)
         except NotCacheable as reason:
+            memo.stats.spent(NODE, cost)
             memo.stats.refused(f"{NODE}: {reason}")
 
-    def _named(self, context: Any) -> tuple[Key, bool] | None:
-        """The key, and whether the files that it hangs on are older than this process."""
-        place = context.node_id, context.cache_key_hash
-        if place not in self._names:
-            self._names[place] = self._name(context)
-        return self._names[place]
-
     def _name(self, context: Any) -> tuple[Key, bool] | None:
+        """The key of a node's result, and whether the files that it depends on are settled; None where that is not known."""
         import nodes
 
         if self._graph is None or context.node_id not in self._graph:  # a node that another made while it ran
             return None
+        memo = opened()
         try:
-            files: set[tuple[Any, ...]] = set()
-            code: set[str] = set()
+            files = model_files.Files()
             for node in _with_ancestors(self._graph, context.node_id):
-                kind = nodes.NODE_CLASS_MAPPINGS[node["class_type"]]
-                links = [v for v in node["inputs"].values() if _is_link(v)]
-                if not is_comfys(kind) or (not links and node["class_type"] not in ROOTS):
+                name, inputs = node["class_type"], node["inputs"]
+                links = [v for v in inputs.values() if _is_link(v)]
+                if not is_comfys(nodes.NODE_CLASS_MAPPINGS[name]) or not (links or name in ROOTS or name in LOADERS):
                     return None
-                code.add(fingerprint.source_of(kind.__module__))
-                for text in _texts(node["inputs"]):
-                    files.update(_files(text))
-            known = sorted(files)
-            name = key(NODE, context.class_type, context.cache_key_hash, known, sorted(code), ground())
-            return name, settled(known)
-        except (NotCacheable, KeyError, TypeError):
+                for part, folder in LOADERS.get(name, {}).items():
+                    if part in inputs and not _is_link(inputs[part]):
+                        files.add(model_files.named(folder, inputs[part]))
+                for text in _texts(inputs):
+                    files.add(model_files.mentioned(text))
+            return key(NODE, context.class_type, context.cache_key_hash, files.stamps, loading_digest()), files.settled
+        except NotCacheable as reason:
+            if memo is not None:
+                memo.stats.refused(f"{NODE}: {reason}")
+            return None
+        except (KeyError, TypeError, AttributeError):
             return None
 
 
@@ -149,13 +173,18 @@ def _fit(outputs: Any, class_type: str) -> bool:
 
 
 def _is_latent(value: Any) -> bool:
-    return type(value) is dict and isinstance(value.get("samples"), Tensor)
+    return type(value) is dict and isinstance(value.get("samples"), Tensor) and set(value) <= LATENT_KEYS
 
 
 def _is_conditioning(value: Any) -> bool:
     return type(value) is list and all(
-        type(c) is list and len(c) == 2 and isinstance(c[0], Tensor) and type(c[1]) is dict for c in value
+        type(c) is list and len(c) == 2 and isinstance(c[0], Tensor) and c[0].is_floating_point() and _is_about(c[1])
+        for c in value
     )
+
+
+def _is_about(value: Any) -> bool:
+    return type(value) is dict and set(value) <= KEYS
 
 
 _IS = {"LATENT": _is_latent, "CONDITIONING": _is_conditioning}
@@ -184,26 +213,14 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _files(text: str) -> Iterator[tuple[Any, ...]]:
-    """The models that a constant may mean: whatever has this name in a folder of models."""
-    import folder_paths
-
-    found, _ = embeddings(text)
-    yield from found
-    if len(text) > 1024 or "\n" in text:
-        return
-    for folder in folder_paths.folder_names_and_paths:
-        if folder not in _NO_MODELS:
-            path = folder_paths.get_full_path(folder, text)
-            if path:
-                yield stamp(path)
-    for name in folder_paths.get_filename_list("vae_approx"):
-        if name.startswith((f"{text}_encoder.", f"{text}_decoder.")):
-            yield stamp(folder_paths.get_full_path("vae_approx", name))
-
-
 def _places() -> Places:
     import torch
     from comfy import model_management
 
     return {"intermediate": model_management.intermediate_device(), "cpu": torch.device("cpu")}
+
+
+def _device() -> Any:
+    from comfy import model_management
+
+    return model_management.get_torch_device()

@@ -1,17 +1,16 @@
-"""VAE and CLIP that remember: an encode node after them gets what was computed before, and nothing is loaded for it.
+"""VAE and CLIP with a memo: an encode node after them gets what was computed before, and nothing is loaded for it.
 
-A patched encoder is of a class below its own, made here, so every node takes it for what it is, and ComfyUI's own ways of
-copying one (`clone`, `copy`) keep the memo: a LoRA or clip skip after it is in the key, as one before it is. The encoder
-that was given stays as it is.
+A patched encoder is an instance of a subclass, made here, of its own class. Every node takes it for what it is, and ComfyUI's ways of
+copying one (`clone`, `copy`) keep the memo: a LoRA or clip skip after it is part of the key, as one before it is. The encoder that was
+given is not changed.
 """
 
 from __future__ import annotations
 
 import copy
-import threading
 import time
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache
 from typing import Any, TypeVar
 
 import torch
@@ -22,6 +21,8 @@ from . import fingerprint
 from .device_tags import Places, packed, unpacked
 from .fingerprint import HOOKS
 from .instance import opened
+from .observation import Observation, notes_tiles
+from .shapes import is_embedding, is_image, is_latent, note_embedding
 
 VAE, TEXT, IMAGE = "vae", "text", "image"
 """Kinds of entries: latents, prompt embeddings, decoded pictures."""
@@ -29,8 +30,8 @@ VAE, TEXT, IMAGE = "vae", "text", "image"
 T = TypeVar("T")
 
 
-class _Unkept(Exception):
-    """A value that is right, but for this once."""
+class _NotKept(Exception):
+    """A value that was computed and must not be kept."""
 
     def __init__(self, value: Any, reason: str, seconds: float) -> None:
         super().__init__(reason)
@@ -38,48 +39,41 @@ class _Unkept(Exception):
 
 
 def memo_vae(vae: Any, decode: bool = False) -> Any:
-    """A comfy VAE that remembers what it encodes, and with `decode` also what it decodes. What cannot be one is returned as it is."""
+    """A copy of a comfy VAE that keeps what it encodes, and with `decode` also what it decodes.
+
+    An object that cannot be patched, such as None, is returned as it is.
+    """
     try:
         made = copy.copy(vae)
         made.__class__ = _vae_class(vae.__class__)
         made.skipstone_decode = decode
         return made
     except (TypeError, AttributeError):
-        return _as_it_is(vae)
+        return _unpatched(vae)
 
 
 def memo_clip(clip: Any) -> Any:
-    """A comfy CLIP that remembers its prompts. What cannot be one is returned as it is."""
+    """A clone of a comfy CLIP that keeps the embeddings of its prompts. An object that cannot be patched is returned as it is."""
     try:
         made = clip.clone()
         made.__class__ = _clip_class(made.__class__)
         return made
     except (TypeError, AttributeError):
-        return _as_it_is(clip)
+        return _unpatched(clip)
 
 
-def _as_it_is(encoder: T) -> T:
-    """None, where a checkpoint has no such thing, or another pack's own: who uses it says what is wrong with it."""
+def _unpatched(encoder: T) -> T:
+    """None, where a checkpoint has no such encoder, or an object of another pack. The node that uses it says what is wrong with it."""
     memo = opened()
     if memo is not None and encoder is not None:
         memo.stats.refused(f"an encoder of class {type(encoder).__name__}")
     return encoder
 
 
-def is_latent(value: Any) -> bool:
-    """What a VAE gives, decoded pictures too."""
-    return isinstance(value, torch.Tensor)
-
-
-def is_told(value: Any) -> bool:
-    """What encode_from_tokens() tells, as a dict."""
-    return type(value) is dict and isinstance(value.get("cond"), torch.Tensor) and "pooled_output" in value
-
-
 # asking the store
 
 
-def _remembered(
+def _kept_or_computed(
     patched: Any,
     name: Callable[[], Key],
     compute: Callable[[], Any],
@@ -87,16 +81,18 @@ def _remembered(
     fits: Callable[[Any], bool],
     tiles: bool = False,
 ) -> Any:
-    """What compute() returns, from the memo if it is there and fits. name: may raise NotCacheable; then it is computed and not kept.
+    """The value of name() from the memo, if it is there and fits; else what compute() returns, which is then kept.
 
-    What came to be by chance is not kept either, nor what was computed in tiles unless `tiles` says that it has to be.
+    name: may raise NotCacheable; the value is then computed and not kept. fits: whether a value has the form that the encoder gives.
+    tiles: whether the caller asked for tiles. Values that depend on random numbers, or that were computed in tiles because memory ran
+    out, are not kept.
     """
     memo = opened()
     if memo is None:
         return compute()
     try:
-        what, where = name(), places()
-    except Exception as reason:  # whatever another version says when it is asked
+        asked, where = name(), places()
+    except Exception as reason:  # whatever another version of ComfyUI raises
         memo.stats.refused(
             str(reason) if isinstance(reason, NotCacheable) else f"not understood ({type(reason).__name__})"
         )
@@ -104,62 +100,38 @@ def _remembered(
 
     def kept() -> dict[str, Any]:
         started = time.perf_counter()
-        value, unfit = _attempt(patched, compute, tiles)
+        watched = Observation(patched.patcher.load_device)
+        value = compute()
         try:
-            if unfit or not fits(value):
-                raise NotCacheable(unfit or f"no {'embedding' if what.kind == TEXT else 'tensor'}")
+            watched.check(tiles)
+            if not fits(value):
+                raise NotCacheable("no value of the form that was asked for")
             return packed(value, where)
         except NotCacheable as reason:
-            raise _Unkept(value, f"{what.kind}: {reason}", time.perf_counter() - started) from None
+            raise _NotKept(value, f"{asked.kind}: {reason}", time.perf_counter() - started) from None
 
-    def ours(found: Any) -> Any:
+    def restored(found: Any) -> Any:
         value = unpacked(found, where)
         if not fits(value):
-            raise CorruptEntry("something else than was asked for")
+            raise CorruptEntry("not of the form that this encoder gives")
         return value
 
     try:
         try:
-            return ours(memo.compute(what, kept, _interrupted))
+            return restored(memo.compute(asked, kept, _check_interrupted))
         except CorruptEntry as error:
-            memo.stats.trouble(
-                "memo", f"a value of kind {what.kind} is of another make; it is computed again", str(error)
-            )
-            return ours(memo.renew(what, kept))
-    except _Unkept as computed:
-        memo.stats.spent(what.kind, computed.seconds)
+            memo.stats.trouble("memo", f"an entry of kind {asked.kind} does not fit; it is computed again", str(error))
+            return restored(memo.renew(asked, kept))
+    except _NotKept as computed:
+        memo.stats.spent(asked.kind, computed.seconds)
         memo.stats.refused(computed.reason)
         return computed.value
 
 
-def _interrupted() -> None:
+def _check_interrupted() -> None:
     from comfy import model_management
 
     model_management.throw_exception_if_processing_interrupted()
-
-
-_now = threading.local()  # tiled: that the encoder fell back on tiles in the call at work
-
-
-def _attempt(patched: Any, compute: Callable[[], Any], tiles: bool) -> tuple[Any, str]:
-    """The value, and why it must not be kept; "" if it may."""
-    device = patched.patcher.load_device
-    before = _chance(device)
-    _now.tiled = False
-    value = compute()
-    if _chance(device) != before:
-        return value, "computed with random numbers"
-    return value, "computed in tiles for want of memory" if _now.tiled and not tiles else ""
-
-
-def _chance(device: torch.device) -> list[bytes]:
-    """Where torch's random numbers are: drawing one moves it."""
-    states = [torch.get_rng_state()]
-    if device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(device))
-    elif device.type != "cpu" and hasattr(getattr(torch, device.type, None), "get_rng_state"):
-        states.append(getattr(torch, device.type).get_rng_state())
-    return [state.numpy().tobytes() for state in states]
 
 
 # VAE
@@ -169,16 +141,22 @@ def vae_places(vae: Any) -> Places:
     return {"output": torch.device(vae.output_device), "cpu": torch.device("cpu")}
 
 
-def content(given: Any) -> list[str]:
-    """By which what a VAE is given is known. Raises NotCacheable for what is no tensor."""
+def content(given: Any) -> list[Any]:
+    """What identifies the input of a VAE: elements, kind of device, and memory layout, as kernels may round by layout.
+
+    Raises NotCacheable for anything but a tensor.
+    """
     if not isinstance(given, torch.Tensor):
         raise NotCacheable(f"a VAE given something of class {type(given).__name__}")
-    return [digest(given), given.device.type]
+    told: list[Any] = [digest(given), given.device.type]
+    if not given.is_contiguous():
+        told.append([stride for stride, size in zip(given.stride(), given.shape, strict=True) if size > 1])
+    return told
 
 
-def vae_key(who: str, method: str, given: list[str], *args: Any, **kwargs: Any) -> Key:
-    """What the VAE of this identity makes of content: pixels (B, [T,] H, W, C), a waveform, or latents. Raises NotCacheable."""
-    return key(IMAGE if method.startswith("decode") else VAE, who, method, given, list(args), kwargs)
+def vae_key(identity: str, method: str, given: list[Any], *args: Any, **kwargs: Any) -> Key:
+    """The key of what a VAE makes of `given`, see content(). Raises NotCacheable for arguments that are no plain data."""
+    return key(IMAGE if method.startswith("decode") else VAE, identity, method, given, list(args), kwargs)
 
 
 @cache
@@ -203,31 +181,21 @@ def _vae_class(base: Any) -> Any:
 
         def _skipstone(self, function: Any, given: Any, args: Any, kwargs: Any) -> Any:
             method = function.__name__
-            if method.startswith("decode") and not self.skipstone_decode:
+            decodes = method.startswith("decode")
+            if decodes and not self.skipstone_decode:
                 return function(given, *args, **kwargs)
-            return _remembered(
+            return _kept_or_computed(
                 self,
                 lambda: vae_key(fingerprint.of_vae(self).digest, method, content(given), *args, **kwargs),
                 lambda: function(given, *args, **kwargs),
                 lambda: vae_places(self),
-                is_latent,
+                lambda value: is_image(value, self) if decodes else is_latent(value, self, given),
                 tiles=method.endswith("_tiled"),
             )
 
-    for name in dir(base):  # where encode() and decode() go when memory runs out
-        if "code_tiled_" in name and callable(getattr(base, name)):
-            setattr(MemoVAE, name, _noting(getattr(base, name)))
+    notes_tiles(MemoVAE)
     MemoVAE.__name__ = MemoVAE.__qualname__ = f"Memo{base.__name__}"
     return MemoVAE
-
-
-def _noting(function: Any) -> Any:
-    @wraps(function)
-    def in_tiles(self: Any, *args: Any, **kwargs: Any) -> Any:
-        _now.tiled = True
-        return function(self, *args, **kwargs)
-
-    return in_tiles
 
 
 # CLIP
@@ -243,10 +211,10 @@ def clip_places(clip: Any) -> Places:
     }
 
 
-def text_key(who: str, tokens: Any, pooled: Any) -> Key:
-    """What the CLIP of this identity makes of tokens with weights. pooled: False, True or "unprojected". Raises NotCacheable."""
-    # whether the pooled output is wanted changes nothing but what is handed over
-    return key(TEXT, who, tokens, pooled == "unprojected")
+def text_key(identity: str, tokens: Any, pooled: Any) -> Key:
+    """The key of what a CLIP makes of tokens with weights. pooled: False, True or "unprojected". Raises NotCacheable."""
+    # whether the pooled output is returned changes nothing in it
+    return key(TEXT, identity, tokens, pooled == "unprojected")
 
 
 @cache
@@ -262,25 +230,31 @@ def _clip_class(base: Any) -> Any:
 
         def encode_from_tokens(self, tokens: Any, return_pooled: Any = False, return_dict: bool = False) -> Any:
             encode = super().encode_from_tokens
-            told = _remembered(
+
+            def compute() -> Any:
+                told = encode(tokens, return_pooled=return_pooled, return_dict=True)
+                note_embedding(told)
+                return told
+
+            told = _kept_or_computed(
                 self,
                 lambda: self.skipstone_key(tokens, return_pooled),
-                lambda: encode(tokens, return_pooled=return_pooled, return_dict=True),
+                compute,
                 lambda: clip_places(self),
-                is_told,
+                is_embedding,
             )
             if return_dict:
                 return told
             return (told["cond"], told["pooled_output"]) if return_pooled else told["cond"]
 
         def encode_from_tokens_scheduled(self, *args: Any, **kwargs: Any) -> Any:
-            # comes back through encode_from_tokens, unless hooks on the CLIP have a schedule
+            # calls encode_from_tokens, unless hooks on the CLIP have a schedule
             if self.use_clip_schedule and self.patcher.forced_hooks is not None and (memo := opened()) is not None:
                 memo.stats.refused(HOOKS)
             return super().encode_from_tokens_scheduled(*args, **kwargs)
 
         def skipstone_key(self, tokens: Any, pooled: Any = True) -> Key:
-            """Of what encode_from_tokens() makes of these tokens. Raises NotCacheable."""
+            """The key of what encode_from_tokens() makes of these tokens. Raises NotCacheable."""
             if self.apply_hooks_to_conds:
                 raise NotCacheable(HOOKS)
             return text_key(fingerprint.of_clip(self).digest, tokens, pooled)

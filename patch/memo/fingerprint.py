@@ -1,132 +1,123 @@
-"""Who an encoder is: everything but its input that decides which bits it computes.
+"""Fingerprints of encoders: equal for encoders that compute the same from the same input, different for all others.
 
-Its weights as they were loaded, what patches them, how it is built, the source of its classes, and the settings and the
-machine that it runs with. Not the names of files: the same file has other names elsewhere, and another the same name.
-Where something takes part that is not understood, that is NotCacheable: what cannot be named is not kept. Not noticed: weights that
-somebody writes to in place, around ComfyUI's patches, after they were first read.
+A fingerprint covers the weights as they were loaded, what patches them, how the encoder is built and what its code is, and the
+environment that it runs in (environment.py). It does not cover file names: one file may have several, and one name may come to mean
+another file. Whatever cannot be described completely raises NotCacheable, so what is not understood is computed and not kept.
+
+Not noticed: weights that are written to in place, other than by ComfyUI's patches, after they were first read.
 """
 
 from __future__ import annotations
 
-import os
-import platform
-import sys
-import time
-import types
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
-from importlib import import_module
-from operator import attrgetter
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
-import psutil
 import torch
 from torch import Tensor
 
 from ...core.memo.errors import NotCacheable
 from ...core.memo.keys import digest
+from .describe import CONSTANTS, description, lies_where_defined
+from .environment import environment_digest
+from .modifications import is_foreign
 
-WHOLE = 384 << 20  # bytes of weights that are read in full: every VAE, CLIP-L; about a tenth of a second
+WHOLE = 384 << 20  # bytes of weights that are hashed in full: most VAEs, CLIP-L; about a tenth of a second
 HOOKS = "hooks on the CLIP"
-RUNS, RUN = 32, 64  # of each weight of a larger encoder: so many places, so many elements at each
+RUNS, RUN = 32, 64  # of each weight of a larger encoder: number of samples, elements in each
+BLOCK = 1021  # int64 values that are summed to one; a prime, so that no row length divides it
 
-# what loading, moving and running an encoder changes, and what it computes does not depend on
-_STATE = {
-    "training", "device", "execution_device", "can_assign_sd", "model_loaded_weight_memory", "model_offload_buffer_memory",
-    "model_lowvram", "lowvram_patch_counter", "current_weight_patches_uuid", "current_patcher", "weight_function", "bias_function",
-    "weight_lowvram_function", "bias_lowvram_function", "pin_failed", "seed_key", "skip_injection", "logged_once",
-    "last_token_tags",
+# attributes of modules that loading, moving and running an encoder change, and that its results do not depend on
+_RUNTIME = {
+    *vars(torch.nn.Module()), "device", "execution_device", "can_assign_sd", "model_loaded_weight_memory", "model_offload_buffer_memory",
+    "model_lowvram", "lowvram_patch_counter", "current_weight_patches_uuid", "current_patcher", "pin_failed", "seed_key",
+    "skip_injection", "logged_once", "last_token_tags", "comfy_cast_weights", "prev_comfy_cast_weights", "comfy_patched_weights",
+    "comfy_force_cast_weights", "dynamic_patchers", "dynamic_pins", "dynamic_vbars", "_v", "_v_signature", "_v_weight", "_v_bias",
+    "_prefetch", "_pin", "_pin_state", "_seq_len_cached", "_cos_cached", "_sin_cached", "_resident_bank", "_visual_cache",
+    "_kv_cache_entries", "_full_precision_mm", "_comfy_hostbuf", "_patcher_finalizer",
 }  # fmt: skip
-_STATES = ("_", "comfy_", "prev_comfy_", "dynamic_")  # and names that begin so
-_BUILT = {"_full_precision_mm_config"}  # but for these, and for methods that somebody put in place
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-# of a VAE: where it runs is among the settings, how much memory it needs changes no bits
 _NOT_OF_A_VAE = {
-    "first_stage_model",
-    "patcher",
-    "device",
-    "output_device",
-    "size",
-    "memory_used_encode",
-    "memory_used_decode",
-    "skipstone_decode",
-}
-# ComfyUI's own options that change no bits: addresses, folders, logs, what is kept, which of the devices (their kind is told
-# apart), how memory is had and moved
-_HARMLESS = {
-    "listen", "port", "tls_keyfile", "tls_certfile", "enable_cors_header", "max_upload_size", "base_directory",
-    "extra_model_paths_config", "output_directory", "temp_directory", "input_directory", "user_directory", "models_directory",
-    "auto_launch", "disable_auto_launch", "preview_method", "preview_size", "cache_ram", "cache_classic", "cache_lru", "cache_none",
-    "enable_manager", "disable_manager_ui", "enable_manager_legacy_ui", "dont_print_server", "quick_test_for_ci", "debug_hang",
-    "windows_standalone_build", "disable_metadata", "disable_all_custom_nodes", "whitelist_custom_nodes", "disable_api_nodes",
-    "multi_user", "verbose", "log_stdout", "front_end_version", "front_end_root", "enable_compress_response_body", "comfy_api_base",
-    "database_url", "enable_assets", "enable_asset_hashing", "feature_flag", "list_feature_flags", "default_hashing_function",
-    "mmap_torch_files", "disable_mmap", "fast_disk", "disable_assets_autoscan",
-    "cuda_malloc", "disable_cuda_malloc", "cuda_device", "default_device", "oneapi_device_selector", "reserve_vram",
-    "vram_headroom", "disable_nvml_pressure", "async_offload", "disable_async_offload", "disable_pinned_memory",
-    "force_non_blocking", "disable_smart_memory",
+    "first_stage_model", "patcher", "device", "output_device", "size", "memory_used_encode", "memory_used_decode", "skipstone_decode",
 }  # fmt: skip
-# the code that every encoder runs through
-_SOURCES = (
-    "comfy.sd",
-    "comfy.sd1_clip",
-    "comfy.ops",
-    "comfy.utils",
-    "comfy.lora",
-    "comfy.model_patcher",
-    "comfy.ldm.modules.attention",
-)
+_NOT_OF_A_CLIP = {
+    "cond_stage_model",
+    "patcher",
+    "tokenizer",
+    "tokenizer_options",
+    "use_clip_schedule",
+    "apply_hooks_to_conds",
+}
 _DEPTH = 6
-_CONSTANTS = {type(None), bool, int, float, str}
-_METHODS = (types.FunctionType, types.MethodType, partial)
-_VERSIONED = {"builtins", "torch", *sys.stdlib_module_names}
 
-_bases: WeakKeyDictionary[Any, tuple[object, Identity]] = (
-    WeakKeyDictionary()
-)  # by module; of the weights as they were loaded
+_built: WeakKeyDictionary[Any, tuple[object, Identity]] = WeakKeyDictionary()  # by module
 _patched: WeakKeyDictionary[Any, tuple[object, str]] = WeakKeyDictionary()  # by patcher
 
 
 @dataclass(frozen=True)
 class Identity:
-    """digest: equal for encoders that compute the same. sources: modules (by name) whose code it is made of, and their digests.
+    """digest: equal for encoders that compute the same.
 
-    bent: a method of its modules was replaced in place: its loader alone does not make such a one.
+    modified: something in the encoder was replaced after it was built, or is another pack's, so that its loader alone does not make such
+    an encoder.
     """
 
     digest: str
-    sources: dict[str, str]
-    bent: bool = False
+    modified: bool = False
 
 
 def of_vae(vae: Any) -> Identity:
-    """A comfy VAE's. Raises NotCacheable, with the reason as a short phrase."""
+    """The fingerprint of a comfy VAE. Raises NotCacheable, with the reason as a short phrase."""
     with _or_refused("a VAE"):
         module = vae.first_stage_model
         if module is not vae.patcher.model:
             raise NotCacheable("a VAE whose model is not its patcher's")
-        how = {n: _described(v, 0) for n, v in vars(vae).items() if n not in _NOT_OF_A_VAE and n[0] != "_"}
+        parts = {**_names(module), id(vae): "the VAE", id(vae.patcher): "the patcher"}
+        how = {n: description(v, parts) for n, v in vars(vae).items() if n not in _NOT_OF_A_VAE}
         where = [str(vae.vae_output_dtype()), vae.device.type, vae.output_device.type]
-        return _identity(vae.patcher, module, [_class(_comfys(type(vae))), how, where])
+        own = any(is_foreign(v) for v in vars(vae).values())
+        return _identity(vae.patcher, module, [description(_comfys(type(vae))), how, where], own)
 
 
 def of_clip(clip: Any) -> Identity:
-    """A comfy CLIP's, without its tokenizer: tokens are input. Raises NotCacheable, with the reason as a short phrase."""
+    """The fingerprint of a comfy CLIP without its tokenizer, as tokens are input. Raises NotCacheable as of_vae() does."""
     with _or_refused("a CLIP"):
         module = clip.cond_stage_model
         if module is not clip.patcher.model:
             raise NotCacheable("a CLIP whose model is not its patcher's")
         module.reset_clip_options()  # as every encoding begins
-        return _identity(clip.patcher, module, [_class(_comfys(type(clip))), clip.layer_idx])
+        parts = {**_names(module), id(clip): "the CLIP", id(clip.patcher): "the patcher"}
+        how = {n: description(v, parts) for n, v in vars(clip).items() if n not in _NOT_OF_A_CLIP}
+        own = any(is_foreign(v) for v in vars(clip).values())
+        return _identity(clip.patcher, module, [description(_comfys(type(clip))), how], own)
+
+
+def tokenizer_is_modified(clip: Any) -> bool:
+    """Whether the tokenizer of a CLIP, or one that it is made of, is or holds code of another pack."""
+    waiting, seen = [clip.tokenizer], set[int]()
+    while waiting:
+        holder = waiting.pop()
+        if id(holder) in seen:
+            continue
+        seen.add(id(holder))
+        if is_foreign(type(holder)):
+            return True
+        for name, value in getattr(holder, "__dict__", {}).items():
+            if is_foreign(value) or (callable(value) and isinstance(value, _CALLABLES) and hasattr(type(holder), name)):
+                return True
+            if type(value).__module__.startswith("comfy."):
+                waiting.append(value)
+    return False
+
+
+_CALLABLES = (type(lambda: None), type(Identity.__init__.__get__(1)))
 
 
 @contextmanager
 def _or_refused(what: str) -> Iterator[None]:
-    """Whatever another version of ComfyUI, another pack's encoder or a strange class of weights says."""
+    """Whatever another version of ComfyUI, another pack's encoder or a class of weights raises."""
     try:
         yield
     except NotCacheable:
@@ -136,53 +127,119 @@ def _or_refused(what: str) -> Iterator[None]:
 
 
 def _comfys(kind: type) -> type:
-    """The class below ours."""
+    """The class below the memo's own."""
     return next(c for c in kind.__mro__ if c.__module__.split(".")[0] != __name__.split(".")[0])
 
 
-def _identity(patcher: Any, module: Any, about: list[Any]) -> Identity:
-    seen = _seen(module)
-    if module not in _bases or _bases[module][0] != seen:
-        _bases[module] = seen, _base(patcher, module)
-    base = _bases[module][1]
-    return replace(base, digest=digest(base.digest, _patches(patcher), about, settings(patcher.load_device)))
+def _names(module: Any) -> dict[int, str]:
+    return {id(part): name for name, part in module.named_modules()}
 
 
-def _seen(module: Any) -> object:
-    """By which a module is known to be built as it was: cheap, good in this process alone, and keeps nothing alive."""
-    return [
-        (ref(part), type(part), [(name, _glance(value)) for name, value in vars(part).items() if _tells(name, value)])
-        for part in module.modules()
-    ]
+def _identity(patcher: Any, module: Any, about: list[Any], own: bool) -> Identity:
+    seen = _state(module)
+    if module not in _built or _built[module][0] != seen:
+        _built[module] = seen, _base(patcher, module)
+    base = _built[module][1]
+    told = digest(base.digest, _patches(patcher), about, environment_digest(patcher.load_device))
+    return replace(base, digest=told, modified=base.modified or own)
 
 
-def _glance(value: Any) -> object:
-    if type(value) in _CONSTANTS:
-        return value
-    if isinstance(value, tuple | list):
-        return [_glance(v) for v in value]
-    if isinstance(value, _METHODS):
-        return _described(value, 0)
-    try:
-        return ref(value)  # an id may be another's later
-    except TypeError:
-        return type(value), id(value)
+# how an encoder is built
+
+
+def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
+    """Attributes of a module that say how it is built."""
+    for name, value in vars(part).items():
+        if name.endswith("_function") and name.removesuffix("_function").removesuffix("_lowvram") in part._parameters:
+            # filled by ComfyUI as it loads weights in part; what other packs put there counts
+            if any(is_foreign(type(f)) or is_foreign(f) for f in (value if isinstance(value, list) else [value])):
+                yield name, value
+        elif name not in _RUNTIME:
+            yield name, value
+
+
+def _state(module: Any) -> object:
+    """What tells within this process that nothing changed since the last look: cheap, and keeps nothing alive."""
+    parts = None
+    if any(_filled(getattr(torch.nn.modules.module, f"_global{hooks}", None)) for hooks in _HOOKS):
+        raise NotCacheable("a hook on all modules")
+    told: list[Any] = []
+    for part in module.modules():
+        if any(getattr(part, hooks, None) for hooks in _HOOKS):
+            raise NotCacheable("a hook on a module of the encoder")
+        told.append(_same(part))
+        for name, value in _attributes(part):
+            if type(value) in CONSTANTS:
+                told.append((name, value))
+                continue
+            if parts is None:
+                parts = _names(module)
+            told.append((name, _brief(value, parts, 0)))
+    return told
+
+
+def _same(value: Any) -> object:
+    """Equal for one and the same object alone. A reference by itself would compare what it refers to."""
+    there = ref(value)
+    return id(there), there
+
+
+def _brief(value: Any, parts: dict[int, str], depth: int) -> object:
+    kind = type(value)
+    if kind in CONSTANTS or kind is torch.dtype:
+        return kind, value
+    if id(value) in parts:
+        return parts[id(value)]
+    if depth < _DEPTH:
+        if kind in (list, tuple):
+            return kind, [_brief(v, parts, depth + 1) for v in value]
+        if kind is dict:
+            return [(str(k), _brief(v, parts, depth + 1)) for k, v in value.items()]
+        if kind in (set, frozenset) and all(type(v) in CONSTANTS or type(v) is torch.dtype for v in value):
+            return kind, frozenset(value)
+    if isinstance(value, type | type(len)) or (isinstance(value, _CALLABLES[0]) and lies_where_defined(value)):
+        return _same(value)  # a class or a function of a module
+    return description(value, parts)
 
 
 def _base(patcher: Any, module: Any) -> Identity:
-    """How a module is built and what weights it has, patches aside; and the source files of its classes."""
-    parts = dict(module.named_modules())
-    if any(_filled(getattr(part, hooks, None)) for part in parts.values() for hooks in _HOOKS):
-        raise NotCacheable("a hook on a module of the encoder")
-    built = [[name, _name_of(type(part)), _attributes(part, 0)] for name, part in parts.items()]
-    classes = sorted({c for part in parts.values() for c in type(part).__mro__}, key=_name_of)
-    sources = {name: source for name in (*_SOURCES, *(c.__module__ for c in classes)) if (source := source_of(name))}
-    bent = any(
-        isinstance(v, _METHODS) and hasattr(type(part), n) for part in parts.values() for n, v in vars(part).items()
-    )
-    return Identity(
-        digest(built, [_class(c) for c in classes], sources, _read(as_loaded(patcher, module))), sources, bent
-    )
+    """The fingerprint of a module and its weights, without patches and environment."""
+    parts, names = dict(module.named_modules()), _names(module)
+    built = [
+        [name, description(type(part)), {n: description(v, names) for n, v in _attributes(part)}]
+        for name, part in parts.items()
+    ]
+    weights = _read(as_loaded(patcher, module))
+    return Identity(digest(built, _constants(parts.values()), weights), any(map(_is_replaced_in, parts.values())))
+
+
+def _is_replaced_in(part: Any) -> bool:
+    """Whether a method of a module was replaced on the object itself, or an attribute is another pack's."""
+    held = dict(_attributes(part))
+    return any(is_foreign(v) or (isinstance(v, _CALLABLES) and hasattr(type(part), n)) for n, v in held.items())
+
+
+def is_modified(encoder: Any) -> bool:
+    """Whether a comfy VAE or CLIP is not as its loader and ComfyUI's own nodes make one: reads no weights."""
+    try:
+        module = encoder.first_stage_model if hasattr(encoder, "first_stage_model") else encoder.cond_stage_model
+        _refuse_unknown(encoder.patcher)
+        hooked = any(_filled(getattr(part, hooks, None)) for part in module.modules() for hooks in _HOOKS)
+        foreign = any(is_foreign(v) for v in vars(encoder).values()) or is_foreign(_comfys(type(encoder)))
+        if hooked or foreign or any(map(_is_replaced_in, module.modules())):
+            return True
+        return hasattr(encoder, "tokenizer") and tokenizer_is_modified(encoder)
+    except Exception:  # what is not understood may be anything
+        return True
+
+
+def _constants(parts: Iterable[Any]) -> list[Any]:
+    """Plain values that the classes of an encoder hold: another pack may have set them."""
+    classes = {c for part in parts for c in type(part).__mro__ if c.__module__.startswith("comfy.")}
+    held = [
+        [f"{c.__module__}.{c.__qualname__}.{n}", v] for c in classes for n, v in vars(c).items() if type(v) in CONSTANTS
+    ]
+    return sorted(([n, v] for n, v in held if not n.rpartition(".")[2].startswith("__")), key=lambda pair: pair[0])
 
 
 # weights
@@ -209,35 +266,80 @@ def as_loaded(patcher: Any, module: Any) -> Iterator[tuple[str, Tensor]]:
 
 
 def _read(weights: Iterable[tuple[str, Any]]) -> str:
-    """A digest of named weights: of all of them, or of samples where that would take long."""
+    """A digest of named weights: of all bytes, or of samples and sums where that would take long. Every value counts in both."""
     parts = [(name, *part) for name, weight in weights for part in stored_parts(weight)]
-    size = sum(part.nbytes for _, _, part in parts)
-    if size > WHOLE:
-        parts = [(name, [*about, str(list(part.shape))], _sample(part)) for name, about, part in parts]
+    if sum(part.nbytes for _, _, part in parts) > WHOLE:
+        parts = [(name, [*about, str(list(part.shape))], *_sampled(part)) for name, about, part in parts]
     return digest(parts)
 
 
-def stored_parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
-    """Plain tensors that a weight is made of, each with a few words about it: itself, or a quantized weight's data and scales, which are
-    not dequantized. Raises NotCacheable for another class."""
+def _parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
+    """Plain tensors that a weight consists of, each with words that describe it: itself, a quantized weight's data and scales, which are
+    not dequantized, or a GGUF weight's blocks. Raises NotCacheable for another class."""
     if type(weight) in (Tensor, torch.nn.Parameter):
         yield [], weight.detach()
         return
+    kind = type(weight)
     # a Parameter of quantized data is of the data's class
     made = weight.state_dict("") if hasattr(weight, "state_dict") else None
-    if not isinstance(made, dict):
-        raise NotCacheable(f"weights of class {type(weight).__name__}")
-    for name, part in made.items():
-        yield [_name_of(type(weight)), str(weight.dtype), str(list(weight.shape)), str(name)], part.detach()
+    if isinstance(made, dict):
+        for name, part in made.items():
+            yield [_name_of(kind), str(weight.dtype), str(list(weight.shape)), str(name)], part.detach()
+        return
+    if not isinstance(weight, Tensor):
+        raise NotCacheable(f"weights of class {kind.__name__}")
+    yield _stored(weight)
 
 
-def _sample(weight: Tensor) -> Tensor:
+def _stored(weight: Tensor) -> tuple[list[str], Tensor]:
+    """A weight of another pack's class that keeps its elements in a plain tensor: those, its class, and what else it holds.
+
+    Raises NotCacheable where its elements are not in memory of its own.
+    """
+    with torch._C.DisableTorchFunctionSubclass():
+        try:
+            data = weight.detach().as_subclass(Tensor)
+            stored = data.layout == torch.strided and data.untyped_storage().data_ptr() != 0
+        except RuntimeError:
+            stored = False
+        if not stored or hasattr(weight, "__tensor_flatten__"):
+            raise NotCacheable(f"weights of class {type(weight).__name__}")
+    return [description(type(weight)), *(description([n, v]) for n, v in sorted(vars(weight).items()))], data
+
+
+def _sampled(weight: Tensor) -> tuple[Tensor, ...]:
+    """Samples of a weight, and sums in which every byte counts; a small weight itself."""
     flat = weight.reshape(-1)
     if flat.numel() <= RUNS * RUN:
-        return flat
+        return (flat,)
     each = flat.numel() // RUNS
-    # the last row of an embedding, a token that was added, is at the end
-    return torch.cat([flat[: RUNS * each].view(RUNS, each)[:, :RUN].reshape(-1), flat[-RUN:]])
+    ends = [flat[: RUNS * each].view(RUNS, each)[:, :RUN].reshape(-1), flat[-RUN:]]
+    return (torch.cat(ends), *_sums(flat.view(torch.uint8)))
+
+
+def _sums(flat: Tensor) -> tuple[Tensor, ...]:
+    """Sums over rows and over columns of the bytes (N,), taken as int64 and laid out in squares of BLOCK x BLOCK; and the rest as it is.
+
+    Sums wrap around and so are exact. A change of one value changes one sum of each kind; values that change places within a row
+    change the columns' sums.
+    """
+    square = BLOCK * BLOCK * 8
+    told: list[Tensor] = []
+    for start in range(0, flat.numel() - square + 1, square):
+        piece = _as_int64(flat[start : start + square]).view(BLOCK, BLOCK)
+        told += [piece.sum(0), piece.sum(1)]
+    rest = flat[flat.numel() // square * square :]
+    rows = rest.numel() // (BLOCK * 8)
+    if rows:
+        piece = _as_int64(rest[: rows * BLOCK * 8]).view(rows, BLOCK)
+        told += [piece.sum(0), piece.sum(1)]
+    told.append(rest[rows * BLOCK * 8 :])
+    sums = torch.cat(told[:-1]) if len(told) > 1 else told[-1][:0]
+    return sums, told[-1]
+
+
+def _as_int64(flat: Tensor) -> Tensor:
+    return (flat if flat.storage_offset() % 8 == 0 else flat.clone()).view(torch.int64)
 
 
 # patches
@@ -251,7 +353,7 @@ def _patches(patcher: Any) -> str:
     if patcher not in _patched or _patched[patcher][0] != seen:
         _patched[patcher] = seen, _digest_of(patcher.patches)
     rest = [_plain(patcher.object_patches), _plain(patcher.model_options), patcher.force_cast_weights]
-    return digest(_patched[patcher][1], rest)
+    return digest(_patched[patcher][1], rest, description(_comfys(type(patcher))))
 
 
 def _refuse_unknown(patcher: Any) -> None:
@@ -295,7 +397,10 @@ def _patch(part: Any, tensors: list[tuple[str, Tensor]], depth: int) -> Any:
     if isinstance(part, dict):
         return [[str(name), _patch(part[name], tensors, depth + 1)] for name in sorted(part, key=str)]
     if hasattr(part, "weights"):  # comfy.weight_adapter: LoRA, LoHa ...
-        return [_name_of(type(part)), _patch(part.weights, tensors, depth + 1)]
+        held = {name: value for name, value in vars(part).items() if name != "loaded_keys"}
+        return [description(type(part)), _patch(held, tensors, depth + 1)]
+    if callable(part):
+        return description(part)
     raise NotCacheable(f"a patch of class {type(part).__name__}")
 
 
@@ -320,179 +425,5 @@ def _plain(value: Any) -> Any:
     return value
 
 
-# how it is built
-
-
-def _attributes(part: Any, depth: int) -> dict[str, Any]:
-    try:
-        held = vars(part)
-    except TypeError:  # no __dict__
-        return {}
-    return {name: _described(value, depth) for name, value in held.items() if _tells(name, value)}
-
-
-def _tells(name: str, value: Any) -> bool:
-    """Whether an attribute says how a thing is built."""
-    if name in _HOOKS:
-        return bool(value)
-    return name in _BUILT or isinstance(value, _METHODS) or not _is_state(name)
-
-
-@lru_cache(maxsize=4096)
-def _is_state(name: str) -> bool:
-    return name in _STATE or name.startswith(_STATES)
-
-
-def _class(kind: type) -> Any:
-    """A class by its name, as far as its source file tells the rest; by their code those methods that are not from that file."""
-    own = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    if kind.__module__.split(".")[0] in _VERSIONED or not own:
-        return _name_of(kind)
-    methods = {name: value for name, value in vars(kind).items() if isinstance(value, types.FunctionType)}
-    return [_name_of(kind), {n: _function(f, 0) for n, f in methods.items() if f.__code__.co_filename != own}]
-
-
-def _described(value: Any, depth: int) -> Any:
-    """Any Python value as far as it can be told: plain data, functions by their code, objects by class and attributes."""
-    if type(value) in _CONSTANTS or type(value) is bytes:
-        return value
-    if isinstance(value, torch.dtype):
-        return str(value)
-    if isinstance(value, torch.device | torch.nn.Module):
-        return type(value).__name__  # devices are among the settings, modules have entries of their own
-    if isinstance(value, Tensor):
-        return [str(value.dtype), list(value.shape), _sample(value.detach())]
-    if depth > _DEPTH:
-        return _name_of(type(value))
-    if isinstance(value, dict):
-        return [[str(k), _described(v, depth + 1)] for k, v in value.items()]
-    if isinstance(value, list | tuple):
-        return [_described(v, depth + 1) for v in value]
-    if isinstance(value, set | frozenset):
-        return sorted(str(v) for v in value)
-    if isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
-        return _name_of(value)
-    if isinstance(value, types.MethodType):
-        return _described(value.__func__, depth + 1)
-    if isinstance(value, types.FunctionType):
-        return _function(value, depth)
-    if isinstance(value, partial):
-        return [_described(part, depth + 1) for part in (value.func, value.args, value.keywords)]
-    return [_name_of(type(value)), _attributes(value, depth + 1)]
-
-
-def _function(function: Callable[..., Any], depth: int) -> Any:
-    code = function.__code__
-    cells = [c.cell_contents for c in function.__closure__ or ()]
-    held = _described([*cells, function.__defaults__], depth + 1)
-    return [_name_of(function), _code(code), held]
-
-
-@lru_cache(maxsize=1024)
-def _code(code: types.CodeType) -> list[Any]:
-    constants = [
-        _code(c) if isinstance(c, types.CodeType) else repr(c) for c in code.co_consts if not isinstance(c, str)
-    ]
-    return [code.co_code, list(code.co_names), constants]
-
-
-def _name_of(thing: Any) -> str:
-    return f"{getattr(thing, '__module__', '')}.{getattr(thing, '__qualname__', getattr(thing, '__name__', ''))}"
-
-
-def source_of(module: str) -> str:
-    """A digest of the module's source file; "" where it has none, and for torch and Python, which are told by their versions."""
-    if module.split(".")[0] in _VERSIONED:
-        return ""
-    file = getattr(sys.modules.get(module), "__file__", None)
-    return _file(file) if file else ""
-
-
-@lru_cache(maxsize=1024)
-def _file(path: str) -> str:
-    """As it was when first looked at: Python, too, does not look twice."""
-    try:
-        about = os.stat(path)
-        if max(about.st_mtime, about.st_ctime) > began():
-            raise NotCacheable("code that changed since ComfyUI was started")
-        return digest(Path(path).read_bytes())
-    except OSError as error:
-        raise NotCacheable("an encoder without source code") from error
-
-
-@lru_cache(maxsize=1)
-def began() -> float:
-    """When this process did, in seconds since 1970."""
-    return min(psutil.Process().create_time(), time.time())
-
-
-# where it runs
-
-
-def settings(device: torch.device) -> str:
-    """Versions, ComfyUI's options, the kind of device, and torch's own switches: what else changes bits."""
-    from comfy import model_management
-    from comfy.cli_args import args
-    from comfy.ldm.modules import attention
-
-    options = {name: _option(value) for name, value in vars(args).items() if name not in _HARMLESS}
-    attentions = [
-        _name_of(getattr(attention, name, None)) for name in ("optimized_attention", "optimized_attention_masked")
-    ]
-    vaes = [bool(model_management.xformers_enabled_vae()), bool(model_management.pytorch_attention_enabled_vae())]
-    dtypes = [str(model_management.intermediate_dtype()), str(model_management.intermediate_device().type)]
-    return digest(versions(), options, attentions, vaes, dtypes, _machine(device), _switches(device))
-
-
-def _option(value: Any) -> Any:
-    if value is None or type(value) in (bool, int, float, str):
-        return value
-    return sorted(map(str, value)) if isinstance(value, set) else str(value)
-
-
-@lru_cache(maxsize=1)
-def versions() -> list[str]:
-    """Of ComfyUI and of what computes."""
-    comfyui = import_module("comfyui_version").__version__
-    return [str(comfyui), str(torch.__version__), str(torch.backends.cudnn.version())]
-
-
-@lru_cache(maxsize=8)
-def _machine(device: torch.device) -> list[str]:
-    if device.type == "cuda":
-        about = torch.cuda.get_device_properties(device)
-        return ["cuda", about.name, f"{about.major}.{about.minor}"]
-    if device.type == "cpu":
-        return ["cpu", torch.backends.cpu.get_cpu_capability()]
-    return [device.type, platform.platform()]
-
-
-def _precision(read: Callable[[], Any], *backends: str) -> Any:
-    """How float32 is multiplied. Once the names of torch 2.9 have been set, reading by the older ones raises."""
-    try:
-        return read()
-    except RuntimeError:
-        named = {name: attrgetter(f"{name}.fp32_precision") for name in backends}
-        values = {name: str(get(torch.backends)) for name, get in named.items()}
-        return {"": str(getattr(torch.backends, "fp32_precision", "")), **values}
-
-
-def _switches(device: torch.device) -> list[Any]:
-    cuda = torch.backends.cuda
-    return [
-        _precision(torch.get_float32_matmul_precision, "cuda.matmul", "mkldnn.matmul"),
-        _precision(lambda: torch.backends.cudnn.allow_tf32, "cudnn", "cudnn.conv", "cudnn.rnn"),
-        torch.backends.cudnn.benchmark,
-        torch.backends.cudnn.enabled,
-        torch.backends.cudnn.deterministic,
-        str(getattr(cuda.matmul, "allow_fp16_accumulation", None)),
-        str(cuda.matmul.allow_fp16_reduced_precision_reduction),
-        str(cuda.matmul.allow_bf16_reduced_precision_reduction),
-        cuda.flash_sdp_enabled(),
-        cuda.mem_efficient_sdp_enabled(),
-        cuda.math_sdp_enabled(),
-        cuda.cudnn_sdp_enabled(),
-        torch.are_deterministic_algorithms_enabled(),
-        torch.backends.mkldnn.enabled,
-        torch.get_num_threads() if device.type == "cpu" else 0,  # sums are split among them
-    ]
+def _name_of(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,8 +1,9 @@
 """Encodings that are known before their encoder is loaded.
 
-When a loader once ran, the memo learns which encoder its graph and files made, as a small entry of kind `loader`. From then on
-the key of an encoding can be told from the graph alone, in this process and after a restart, and on a hit the loader never runs.
-An entry names the source files that the encoder was made of: where one has changed since, it says nothing.
+When a loader has run, the memo keeps which encoder its graph and files give, as a small entry of kind `loader`. From then on the key
+of an encoding is known from the graph alone, in this process and after a restart, and on a hit the loader never runs. The entry's own
+key covers the graph, the files, ComfyUI's code and everything that other packs replaced in it. Values themselves are named by the
+fingerprint of the encoder that computed them, never by a file.
 """
 
 from __future__ import annotations
@@ -19,51 +20,67 @@ from ...core.memo.keys import Key, digest, key
 from ...core.memo.store import Found, Store
 from . import fingerprint
 from .device_tags import Places, nbytes, unpacked
-from .encoders import content, is_latent, is_told, memo_clip, memo_vae, vae_key
-from .graph_signature import GetNode, embeddings, signature
+from .encoders import content, memo_clip, memo_vae, vae_key
+from .graph_signature import GetNode, signature
 from .instance import opened
+from .model_files import embeddings
+from .shapes import form_of, is_embedding
 
 LOADER = "loader"
-WAITING, LARGEST = 60.0, 64 << 20  # seconds and bytes of values between a node's question and its execution
+WAITING, LARGEST = (
+    60.0,
+    64 << 20,
+)  # seconds and bytes for which values are held between a node's question and its execution
+CHANGED = f"{LOADER}: files or folders of models that changed since ComfyUI was started"
+MODIFIED = f"{LOADER}: an encoder that another node changed in place"
 
 
-class _Hand:
+class _Held:
     """Values found when a node was asked what it needs, until it is executed: by then the memo may have dropped them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._held: OrderedDict[str, tuple[float, int, Key, Found]] = OrderedDict()  # since when, and how many bytes
+        self._values: OrderedDict[str, tuple[float, int, Key, Found]] = OrderedDict()  # time, bytes, key, value
 
     def put(self, ticket: str, name: Key, found: Found) -> None:
-        """What is too much is let go: the memo is asked once more then."""
+        """Hold a value. What exceeds LARGEST or WAITING is dropped; the memo is asked again for it."""
         now, size = time.monotonic(), nbytes(found.entry.value)
         with self._lock:
-            self._held.pop(ticket, None)
-            self._held[ticket] = now, size, name, found
-            while self._held and (self._bytes() > LARGEST or now - next(iter(self._held.values()))[0] > WAITING):
-                self._held.popitem(last=False)
+            self._values.pop(ticket, None)
+            self._values[ticket] = now, size, name, found
+            while self._values and (self._bytes() > LARGEST or now - next(iter(self._values.values()))[0] > WAITING):
+                self._values.popitem(last=False)
 
     def take(self, ticket: str) -> tuple[Key, Found] | None:
         with self._lock:
-            held = self._held.pop(ticket, None)
+            held = self._values.pop(ticket, None)
             return held and held[2:]
+
+    def clear(self) -> None:
+        with self._lock:
+            self._values.clear()
 
     def bytes(self) -> int:
         with self._lock:
             return self._bytes()
 
     def _bytes(self) -> int:
-        return sum(size for _, size, *_ in self._held.values())
+        return sum(size for _, size, *_ in self._values.values())
 
 
-_hand = _Hand()
+_held = _Held()
+
+
+def forget_held() -> None:
+    """Drop the values that are held for nodes about to be executed. They are found again in the memo."""
+    _held.clear()
 
 
 class Pending:
-    """One encoding whose encoder comes by `link` in the graph. known(): can it be had without? get(): have it, counted as a hit."""
+    """One encoding whose encoder arrives by `link` in the graph. known(): whether it is kept. get(): the value, counted as a hit."""
 
     def __init__(self, get_node: GetNode, link: Any, content: Any) -> None:
-        """content: what is encoded, as digest() takes it; with `link` it names the encoding."""
+        """content: what is encoded, as digest() takes it; with `link` it identifies the encoding."""
         self._memo = opened()
         self._settled = False
         self._about: Key | None = None  # the small entry's
@@ -73,45 +90,51 @@ class Pending:
         try:
             made = signature(get_node, link)
             self._settled = made.settled
-            self._about = self._asked(made.digest)
+            self._about = self._loader_key(made.digest)
             self._ticket = digest(str(self._about), content)
-        except NotCacheable:  # the encoder is loaded, and what it computes kept all the same
-            pass
-        except Exception as error:  # whatever another version says when it is asked
+        except NotCacheable:  # the encoder is loaded, and what it computes is kept all the same
+            self._about = None
+        except Exception as error:  # whatever another version of ComfyUI raises
             self._about = None
             self._memo.stats.refused(f"{LOADER}: not understood ({type(error).__name__})")
 
     def known(self) -> bool:
-        """Whether get() will have it. What was found is held until get() is called."""
+        """Whether get() will return a value, which is held until then."""
         found = self._find()
         if found is None:
             return False
-        _hand.put(self._ticket, *found)
+        _held.put(self._ticket, *found)
         return True
 
     def get(self) -> Any:
         """The value, or None where the encoder has to be run."""
-        found = _hand.take(self._ticket) or self._find()
+        found = _held.take(self._ticket) or self._find()
         if self._memo is None or found is None:
             return None
         self._memo.used(*found)
         return unpacked(found[1].entry.value, _places())
 
-    def fits(self, value: Any) -> bool:
-        """Whether it is what this encoding makes."""
+    def _learn(self, told: dict[str, Any], modified: bool) -> None:
+        """Keep what the graph makes of its files, now that the encoder has been loaded; not if another file or node may have made it."""
+        if self._memo is None or self._about is None:
+            return
+        if not self._settled:
+            self._memo.stats.refused(CHANGED)
+        elif modified:
+            self._memo.stats.refused(MODIFIED)
+        else:
+            self._memo.put(self._about, told, 0.0)
+
+    def _loader_key(self, graph: str) -> Key:
+        """The key of the small entry."""
         raise NotImplementedError
 
-    def learn(self, told: dict[str, Any], who: fingerprint.Identity) -> None:
-        """The encoder has been loaded: remember what its graph makes, unless another node wrote to it."""
-        if self._memo is not None and self._about is not None and self._settled and not who.bent:
-            self._memo.put(self._about, {**told, "sources": who.sources}, 0.0)
-
-    def _asked(self, graph: str) -> Key:
-        """The name of the small entry."""
+    def _encoding(self, told: dict[str, Any]) -> Key | None:
+        """The key of the encoding, by the small entry."""
         raise NotImplementedError
 
-    def _named(self, told: dict[str, Any]) -> Key | None:
-        """The name of the encoding, by the small entry."""
+    def _fits(self, value: Any, told: dict[str, Any]) -> bool:
+        """Whether a value has the form that this encoding gives."""
         raise NotImplementedError
 
     def _find(self) -> tuple[Key, Found] | None:
@@ -119,18 +142,16 @@ class Pending:
             return None
         try:
             return self._found(self._memo, self._about)
-        except Exception as error:  # whatever another version says when it is asked
+        except Exception as error:  # whatever another version of ComfyUI raises
             self._memo.stats.refused(f"{LOADER}: not understood ({type(error).__name__})")
             return None
 
     def _found(self, memo: Store, about: Key) -> tuple[Key, Found] | None:
         small = memo.look(about)
         told = None if small is None else small.entry.value
-        if not isinstance(told, dict) or not isinstance(told.get("sources"), dict):
+        if not isinstance(told, dict):
             return None
-        if any(fingerprint.source_of(str(module)) != source for module, source in told["sources"].items()):
-            return None
-        name = self._named(told)
+        name = self._encoding(told)
         found = None if name is None else memo.look(name)
         if name is None or found is None:
             return None
@@ -138,7 +159,7 @@ class Pending:
             value = unpacked(found.entry.value, _places())
         except CorruptEntry:  # also where it was on a device that only the encoder knows
             return None
-        return (name, found) if self.fits(value) else None
+        return (name, found) if self._fits(value, told) else None
 
 
 class PendingLatent(Pending):
@@ -148,57 +169,58 @@ class PendingLatent(Pending):
         self._pixels = pixels
         try:
             self._content = content(pixels)
-        except NotCacheable:  # let the encoder say what is wrong with it
+        except NotCacheable:  # the encoder says what is wrong with it
             self._content, link = [], None
         super().__init__(get_node, link, self._content)
 
-    def _asked(self, graph: str) -> Key:
+    def _loader_key(self, graph: str) -> Key:
         return key(LOADER, "vae", graph)
 
-    def _named(self, told: dict[str, Any]) -> Key | None:
-        who = told.get("identity")
-        return vae_key(who, "encode", self._content) if isinstance(who, str) else None
+    def _encoding(self, told: dict[str, Any]) -> Key | None:
+        identity = told.get("identity")
+        return vae_key(identity, "encode", self._content) if isinstance(identity, str) else None
 
-    def fits(self, value: Any) -> bool:
-        return is_latent(value)
+    def _fits(self, value: Any, told: dict[str, Any]) -> bool:
+        return isinstance(value, torch.Tensor) and form_of(value) == told.get("form")
 
     def encode(self, vae: Any) -> Any:
-        """By the VAE itself, through the memo."""
+        """The latent, by the VAE itself and through the memo."""
         made = memo_vae(vae)
         latent = made.encode(self._pixels)
         try:
             who = fingerprint.of_vae(made)
         except NotCacheable:
             return latent
-        self.learn({"identity": who.digest}, who)
+        if isinstance(latent, torch.Tensor):
+            self._learn({"identity": who.digest, "form": form_of(latent)}, who.modified)
         return latent
 
 
 class PendingPrompt(Pending):
-    """Of a text, by CLIP Text Encode: what encode_from_tokens() tells, as a dict."""
+    """Of a text, by CLIP Text Encode: what encode_from_tokens() returns as a dict."""
 
     def __init__(self, get_node: GetNode, link: Any, text: str) -> None:
         self._text = text
         super().__init__(get_node, link, text)
 
-    def _asked(self, graph: str) -> Key:
-        # tokens are made by the CLIP, so the text stands for them, with the files that it may name
-        files, settled = embeddings(self._text)
-        self._settled = self._settled and settled
-        return key(LOADER, "text", graph, self._text, digest(files))
+    def _loader_key(self, graph: str) -> Key:
+        # the CLIP makes the tokens, so the text stands for them, with the files that it may name
+        files = embeddings(self._text)
+        self._settled = self._settled and files.settled
+        return key(LOADER, "text", graph, self._text, digest(files.stamps))
 
-    def _named(self, told: dict[str, Any]) -> Key | None:
+    def _encoding(self, told: dict[str, Any]) -> Key | None:
         name = told.get("key")
         try:
             return Key("text", name) if isinstance(name, str) else None
         except ValueError:
             return None
 
-    def fits(self, value: Any) -> bool:
-        return is_told(value)
+    def _fits(self, value: Any, told: dict[str, Any]) -> bool:
+        return is_embedding(value) and sorted(value) == told.get("keys")
 
     def encode(self, clip: Any) -> Any:
-        """By the CLIP itself, through the memo: a CONDITIONING."""
+        """The CONDITIONING, by the CLIP itself and through the memo."""
         made = memo_clip(clip)
         tokens = made.tokenize(self._text)
         encoded = made.encode_from_tokens_scheduled(tokens)
@@ -206,12 +228,14 @@ class PendingPrompt(Pending):
             name, who = made.skipstone_key(tokens), fingerprint.of_clip(made)
         except (NotCacheable, AttributeError):  # or of a kind that cannot be patched
             return encoded
-        self.learn({"key": name.digest}, who)
+        if len(encoded) == 1:
+            keys = sorted({"cond", *encoded[0][1]})
+            self._learn({"key": name.digest, "keys": keys}, who.modified or fingerprint.tokenizer_is_modified(made))
         return encoded
 
 
 def conditioning(told: dict[str, Any]) -> list[list[Any]]:
-    """As encode_from_tokens_scheduled() makes one of what encode_from_tokens() tells."""
+    """A CONDITIONING, as encode_from_tokens_scheduled() makes it of what encode_from_tokens() returns."""
     rest = dict(told)
     return [[rest.pop("cond"), rest]]
 

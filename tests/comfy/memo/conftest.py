@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +23,8 @@ from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
 from skipstone.patch.memo import fingerprint, graph_signature
 from skipstone.patch.memo import instance as process
+from skipstone.patch.memo import model_files, source_code
+from skipstone.patch.memo.modifications import observer
 
 MODELS = Path(__file__).resolve().parents[3] / "demo" / "models"
 
@@ -219,7 +222,17 @@ class Shop:
             (nodes.LoraLoader, "load_lora"),
         ):
             self._watched(loader, method)
+        self.begin()
         self.restart()
+
+    def begin(self) -> None:
+        """As far as files are concerned, the process starts now."""
+        self._patch.setattr(model_files, "MARGIN", 0.0)
+        self._patch.setattr(model_files, "_first", {})
+        time.sleep(0.05)
+        now = time.time()
+        time.sleep(0.05)
+        self._patch.setattr(source_code, "process_start", lambda: now)
 
     def restart(self) -> None:
         """ComfyUI, as good as new: nothing in its caches."""
@@ -254,7 +267,7 @@ class Shop:
             shop.ran.append(kind.__name__)
             return function(self, *args, **kwargs)
 
-        self._patch.setattr(kind, method, noted)
+        self._patch.setattr(kind, method, observer(function, noted))
 
     def _picture_node(self) -> Any:
         class TestPicture:

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import nodes
 from skipstone.nodes import provider as registration
-from skipstone.patch.memo import fingerprint
+from skipstone.patch.memo import source_code
 from skipstone.patch.memo.cache_provider import Provider
 from skipstone.patch.memo.device_tags import packed
 
@@ -128,7 +128,7 @@ def test_what_is_not_understood_is_not_kept(memo, provided, monkeypatch, what):
 
 def test_a_file_with_another_content_under_the_same_name(provided, same, monkeypatch):
     """Which ComfyUI's own key does not see."""
-    monkeypatch.setattr(fingerprint, "began", lambda: math.inf)
+    monkeypatch.setattr(source_code, "process_start", lambda: math.inf)
     path = provided.models / "vae" / "mine.safetensors"
     weights = load_file(provided.models / "vae" / "demo.safetensors")
     results = []

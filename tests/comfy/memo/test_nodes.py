@@ -15,7 +15,7 @@ from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch.memo import fingerprint, graph_signature, lazy_encode
+from skipstone.patch.memo import graph_signature, lazy_encode, source_code
 from skipstone.patch.memo import instance as process
 from skipstone.patch.memo.lazy_encode import PendingLatent
 
@@ -55,7 +55,7 @@ def stock(graph):
 @pytest.fixture
 def later(monkeypatch):
     """Files of this test count as older than the process."""
-    monkeypatch.setattr(fingerprint, "began", lambda: math.inf)
+    monkeypatch.setattr(source_code, "process_start", lambda: math.inf)
 
 
 def test_a_known_latent_needs_no_loader(memo, shop, loads, same):
@@ -178,7 +178,7 @@ def test_a_file_replaced_while_comfyui_holds_the_old_one(memo, shop, same, monke
     path.unlink()
     save_file({k: (v * 1.5).contiguous() for k, v in weights.items()}, path)
     shop.run(**graph)  # with the VAE that was loaded before
-    monkeypatch.setattr(fingerprint, "began", lambda: math.inf)
+    monkeypatch.setattr(source_code, "process_start", lambda: math.inf)
     shop.restart()
     new = shop.run(**graph)["it"]
     assert shop.ran == ["VAELoader"]
@@ -225,11 +225,8 @@ def test_other_settings_make_other_encoders(memo, shop, monkeypatch):
 
 
 def test_changed_code_makes_another_encoder(memo, shop, monkeypatch):
-    from skipstone.patch.memo import fingerprint
-
     shop.run(**latent())
-    read = fingerprint.source_of
-    monkeypatch.setattr(fingerprint, "source_of", lambda m: "newer" if m == "comfy.taesd.taesd" else read(m))
+    monkeypatch.setattr(source_code, "comfyui_digest", lambda: "newer")
     shop.restart()
     shop.run(**latent())
     assert shop.ran == ["VAELoader"]
