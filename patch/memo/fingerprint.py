@@ -273,7 +273,7 @@ def _read(weights: Iterable[tuple[str, Any]]) -> str:
     return digest(parts)
 
 
-def _parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
+def stored_parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
     """Plain tensors that a weight consists of, each with words that describe it: itself, a quantized weight's data and scales, which are
     not dequantized, or a GGUF weight's blocks. Raises NotCacheable for another class."""
     if type(weight) in (Tensor, torch.nn.Parameter):

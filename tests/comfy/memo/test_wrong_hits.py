@@ -27,8 +27,8 @@ import nodes
 from skipstone.core.memo.errors import NotCacheable
 from skipstone.patch.memo import environment, fingerprint, modifications, source_code
 from skipstone.patch.memo.cache_provider import Provider
-from skipstone.patch.memo.device_tags import packed
 from skipstone.patch.memo.describe import description
+from skipstone.patch.memo.device_tags import packed
 from skipstone.patch.memo.encoders import memo_clip, memo_vae
 from skipstone.tests.comfy.memo.test_nodes import latent, prompt, stock
 
@@ -122,7 +122,9 @@ SWAPS = [
 @pytest.mark.parametrize("swap", SWAPS)
 @pytest.mark.parametrize("seen_before", [True, False])
 @pytest.mark.parametrize("by", ["the lazy node", "the provider"])
-def test_what_an_old_file_computed_is_never_kept_under_the_new_one(memo, shop, same, two_vaes, swap, seen_before, by, request):
+def test_what_an_old_file_computed_is_never_kept_under_the_new_one(
+    memo, shop, same, two_vaes, swap, seen_before, by, request
+):
     if by == "the provider":
         request.getfixturevalue("provided")
     steps = swap(shop, *two_vaes)
@@ -294,11 +296,19 @@ def test_versions_of_kernels_are_part_of_it(monkeypatch):
 
 
 def patched_methods() -> list[Any]:
-    sd1, sd = comfy.sd1_clip, comfy.sd
+    sd1 = comfy.sd1_clip
     return [
-        (sd1.SDTokenizer, "tokenize_with_weights", lambda old: lambda self, text, *a, **k: old(self, text + " !", *a, **k)),
+        (
+            sd1.SDTokenizer,
+            "tokenize_with_weights",
+            lambda old: lambda self, text, *a, **k: old(self, text + " !", *a, **k),
+        ),
         (sd1, "token_weights", lambda old: lambda text, weight: [(t, 0.5 * w) for t, w in old(text, weight)]),
-        (sd1.ClipTokenWeightEncoder, "encode_token_weights", lambda old: lambda self, t: (old(self, t)[0] * 2, *old(self, t)[1:])),
+        (
+            sd1.ClipTokenWeightEncoder,
+            "encode_token_weights",
+            lambda old: lambda self, t: (old(self, t)[0] * 2, *old(self, t)[1:]),
+        ),
         (sd1.SDClipModel, "encode", lambda old: lambda self, tokens: old(self, tokens)),
     ]
 
@@ -332,7 +342,9 @@ def test_a_pack_that_patches_comfyui_and_the_provider(memo, provided, same, monk
         monkeypatch.setattr(comfy.sd.VAE, "encode", lambda self, pixels: old(self, pixels) * 2)
     else:
         old = comfy.sd1_clip.SDTokenizer.tokenize_with_weights
-        monkeypatch.setattr(comfy.sd1_clip.SDTokenizer, "tokenize_with_weights", lambda self, t, *a, **k: old(self, t + "!", *a, **k))
+        monkeypatch.setattr(
+            comfy.sd1_clip.SDTokenizer, "tokenize_with_weights", lambda self, t, *a, **k: old(self, t + "!", *a, **k)
+        )
     provided.restart()
     got = provided.run(**graph)["it"]
     assert provided.ran
@@ -538,7 +550,12 @@ def test_what_differs_is_described_differently(pair):
 
 
 def test_equal_things_are_described_equally():
-    for make in (lambda: Private(1.0).method, lambda: closure_over([Mode.A, numpy.arange(3)]), lambda: with_default(2.0), lambda: a_list_of(1.0)):
+    for make in (
+        lambda: Private(1.0).method,
+        lambda: closure_over([Mode.A, numpy.arange(3)]),
+        lambda: with_default(2.0),
+        lambda: a_list_of(1.0),
+    ):
         assert description(make()) == description(make())
 
 
@@ -572,7 +589,7 @@ def reads_any_global(x):
 
 
 def evaluates(x):
-    return eval("x * SCALE")
+    return eval("x * SCALE")  # noqa: S307
 
 
 def imports_as_it_runs(x):
@@ -634,7 +651,13 @@ def replaced_methods(values):
     def an_object_inside(conv, value):
         conv.config = SimpleNamespace(scale=SimpleNamespace(value=value))
 
-    return {"bound": bound, "private": private_attribute, "prefix": comfys_prefix, "class": other_class, "object": an_object_inside}
+    return {
+        "bound": bound,
+        "private": private_attribute,
+        "prefix": comfys_prefix,
+        "class": other_class,
+        "object": an_object_inside,
+    }
 
 
 @pytest.mark.parametrize("way", ["bound", "private", "prefix", "class", "object"])
@@ -682,7 +705,9 @@ def test_a_prompt_engine_with_other_settings_never_gets_the_others_embedding(mem
         inner = clip.cond_stage_model.clip_l
         inner.encode_token_weights = Engine(inner, mean_norm).encode_token_weights
         try:
-            return clip.encode_from_tokens(clip.tokenize("a (red:1.8) circle"), return_pooled=True, return_dict=True)["cond"]
+            return clip.encode_from_tokens(clip.tokenize("a (red:1.8) circle"), return_pooled=True, return_dict=True)[
+                "cond"
+            ]
         finally:
             del inner.encode_token_weights
 
@@ -741,7 +766,11 @@ def test_nan_and_the_provider(memo, provided, monkeypatch):
     graph = _stock_of_plain_nodes(("VAELoader", {"vae_name": "demo.safetensors"}))
     encode = nodes.VAEEncode.encode
     with monkeypatch.context() as fault:
-        fault.setattr(nodes.VAEEncode, "encode", lambda self, pixels, vae: ({"samples": encode(self, pixels, vae)[0]["samples"] * float("nan")},))
+        fault.setattr(
+            nodes.VAEEncode,
+            "encode",
+            lambda self, pixels, vae: ({"samples": encode(self, pixels, vae)[0]["samples"] * float("nan")},),
+        )
         provided.run(**graph)
     assert memo.store.usage()["memory"] == {}
 
@@ -751,7 +780,9 @@ def test_random_numbers_and_the_provider(memo, provided, monkeypatch):
     encode = comfy.sd.VAE.encode
     for draw in (lambda x: torch.rand(1), lambda x: numpy.random.rand(), lambda x: __import__("random").random()):
         with monkeypatch.context() as changed:
-            changed.setattr(comfy.sd.VAE, "vae_encode_crop_pixels", lambda self, pixels, draw=draw: (draw(1), pixels)[1])
+            changed.setattr(
+                comfy.sd.VAE, "vae_encode_crop_pixels", lambda self, pixels, draw=draw: (draw(1), pixels)[1]
+            )
             provided.restart()
             provided.run(**graph)
     assert memo.store.usage()["memory"] == {}
@@ -831,7 +862,9 @@ def test_a_hit_has_the_form_that_was_asked_for(memo, plain_vae, pixels, same, li
     assert same(vae.encode(pixels()), truth)
 
 
-@pytest.mark.parametrize("lie", [lie for name, lie in LIES.items() if name not in ("a batch of another size", "nothing")])
+@pytest.mark.parametrize(
+    "lie", [lie for name, lie in LIES.items() if name not in ("a batch of another size", "nothing")]
+)
 def test_a_lazy_hit_has_the_form_that_was_learned(memo, shop, same, lie):
     truth = shop.run(**latent())["it"]["samples"]
     (name,) = [n for n in memo.store._near[0]._held if n.kind == "vae"]
