@@ -1,4 +1,4 @@
-"""Values as bytes and back: one safetensors file with a digest before it, and what is not a tensor as JSON in its header.
+"""Values as bytes and back: a safetensors file with a digest before it; everything that is no tensor is JSON in its header.
 
     8 bytes    SKIPMEMO
     32 bytes   BLAKE3 of all that follows
@@ -10,8 +10,8 @@ None, bool, int, finite floats and str stand for themselves. Everything else is 
 the order of its axes in memory where that is not row-major), "l" list, "u" tuple, "d" dict (pairs in their order), "f" float
 that JSON does not have (its 64 bits). Nothing of Python's can be named, so nothing of it can be made.
 
-The digest is against damage, not against malice: whoever may write entries may write wrong ones. What a hostile entry cannot do
-is more than be a wrong value or a miss.
+The digest protects against damage, not against malice: whoever may write entries may write wrong ones (signed.py is against that). A
+hostile entry can be no more than a wrong value or a miss, takes no more memory than twice its size, and no longer than reading it.
 """
 
 from __future__ import annotations
@@ -19,26 +19,29 @@ from __future__ import annotations
 import json
 import math
 import struct
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from blake3 import blake3
-from safetensors.torch import load, save
-
 from .errors import CorruptEntry, NotCacheable
 from .keys import DEPTH, FORMAT, Key
-from .tensors import plain
+from .tensors import plain, raw
 
 MAGIC = b"SKIPMEMO"
 PREFIX = len(MAGIC) + 32
-HEADER = 16 << 20  # bytes of safetensors header that are read; the library itself allows 100 MB
-LARGEST = 2 << 30  # bytes of an entry
+HEADER = 256 << 10  # bytes of safetensors header that are read: those of real entries have some hundreds
+LARGEST = 2 << 30  # bytes of an entry's tensors
 
-# those that safetensors both writes and reads, and torch may not have all
-_NAMES = "float64 float32 float16 bfloat16 complex64 int64 int32 int16 int8 uint64 uint32 uint16 uint8 bool"
-_FLOAT8 = "float8_e4m3fn float8_e5m2 float8_e4m3fnuz float8_e5m2fnuz"
-DTYPES = {getattr(torch, name) for name in f"{_NAMES} {_FLOAT8}".split() if hasattr(torch, name)}
+_NAMES = {
+    "F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "C64": "complex64", "I64": "int64", "I32": "int32",
+    "I16": "int16", "I8": "int8", "U64": "uint64", "U32": "uint32", "U16": "uint16", "U8": "uint8", "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2", "F8_E4M3FNUZ": "float8_e4m3fnuz", "F8_E5M2FNUZ": "float8_e5m2fnuz",
+}  # fmt: skip
+_DTYPES = {name: getattr(torch, dtype) for name, dtype in _NAMES.items() if hasattr(torch, dtype)}
+DTYPES = set(_DTYPES.values())
+"""Data types of tensors that can be kept, as far as this torch has them."""
 
 
 @dataclass(frozen=True)
@@ -75,35 +78,62 @@ def decode(key: Key, data: bytes | bytearray, verify: bool = True) -> Entry:
         raise CorruptEntry(f"{type(error).__name__} on reading") from error
 
 
-def plausible(head: bytes | bytearray, size: int) -> bool:
-    """Whether these first bytes, 48 or more, may begin an entry of this size. Saves fetching what cannot be one."""
-    if len(head) < PREFIX + 8 or not head.startswith(MAGIC):
+def plausible(head: bytes | bytearray | memoryview, size: int) -> bool:
+    """Whether these first bytes, 48 or more, may begin an entry of `size` bytes. With all of the header, what it says of the size counts.
+
+    Saves reading what cannot be an entry.
+    """
+    if len(head) < PREFIX + 8 or bytes(head[: len(MAGIC)]) != MAGIC:
         return False
     (header,) = struct.unpack_from("<Q", head, PREFIX)
-    return bool(header <= min(HEADER, size - PREFIX - 8))
+    start = PREFIX + 8 + header
+    if header > min(HEADER, size - PREFIX - 8):
+        return False
+    if len(head) < start:
+        return True
+    try:
+        ends = [info["data_offsets"][1] for name, info in _header(head).items() if name != "__metadata__"]
+        return bool(start + max(ends, default=0) == size)
+    except Exception:  # whatever a parser raises for hostile bytes
+        return False
+
+
+def header_size(head: bytes | bytearray) -> int:
+    """Bytes of the beginning of an entry with which plausible() knows all, by its first 48 bytes."""
+    return PREFIX + 8 + int(struct.unpack_from("<Q", head, PREFIX)[0])
 
 
 def _encode(key: Key, entry: Entry) -> bytes:
     tensors: list[torch.Tensor] = []
-    tree = _plant(entry.value, tensors, 0)
+    tree = _to_json(entry.value, tensors, 0)
     if sum(t.nbytes for t in tensors) > LARGEST:
         raise NotCacheable(f"larger than {LARGEST >> 30} GB")
     about = {"format": FORMAT, "key": str(key), "cost": entry.cost, "created": entry.created, "value": tree}
     text = json.dumps(about, allow_nan=False, separators=(",", ":"))
-    if len(text) > HEADER // 2:  # quoted again inside the header
+    header: dict[str, Any] = {"__metadata__": {"skipstone": text}}
+    names, at = {dtype: name for name, dtype in _DTYPES.items()}, 0
+    order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # so that each lies aligned
+    for i in order:
+        header[str(i)] = {"dtype": names[tensors[i].dtype], "shape": list(tensors[i].shape), "data_offsets": [at, at + tensors[i].nbytes]}
+        at += tensors[i].nbytes
+    written = json.dumps(header, separators=(",", ":")).encode()
+    written += b" " * (-len(written) % 8)
+    if len(written) > HEADER:
         raise NotCacheable("too much that is no tensor")
-    body = save({str(i): t for i, t in enumerate(tensors)}, {"skipstone": text})
-    return b"".join((MAGIC, blake3(body, max_threads=blake3.AUTO).digest(), body))
+    parts: list[Any] = [struct.pack("<Q", len(written)), written, *(raw(tensors[i]) for i in order)]
+    hasher = blake3(max_threads=blake3.AUTO)
+    for part in parts:
+        hasher.update(part)
+    return b"".join((MAGIC, hasher.digest(), *parts))
 
 
 def _decode(key: Key, data: bytes | bytearray, verify: bool) -> Entry:
     if not plausible(data, len(data)):
         raise CorruptEntry("not an entry")
-    body = bytes(memoryview(data)[PREFIX:])
+    body = memoryview(data)[PREFIX:]
     if verify and blake3(body, max_threads=blake3.AUTO).digest() != data[len(MAGIC) : PREFIX]:
         raise CorruptEntry("damaged")
-    (size,) = struct.unpack_from("<Q", body)
-    header = json.loads(body[8 : 8 + size])
+    header = _header(data)
     about = json.loads(header["__metadata__"]["skipstone"], parse_constant=_no_constant)
     if about["format"] != FORMAT:
         raise CorruptEntry("of another format")
@@ -112,13 +142,50 @@ def _decode(key: Key, data: bytes | bytearray, verify: bool) -> Entry:
     cost, created = about["cost"], about["created"]
     if not all(type(n) in (int, float) and math.isfinite(n) and n >= 0 for n in (cost, created)):
         raise CorruptEntry("with impossible times")
-    loaded = load(body)
-    tensors = [loaded.pop(str(i)) for i in range(len(loaded))]
+    tensors = _tensors(header, memoryview(data)[header_size(data) :])
     used: set[int] = set()
-    value = _grow(about["value"], tensors, used, 0)
+    value = _from_json(about["value"], tensors, used, 0)
     if len(used) != len(tensors):
         raise CorruptEntry("with tensors that are not in its value")
     return Entry(value, float(cost), float(created))
+
+
+def _header(data: bytes | bytearray | memoryview) -> dict[str, Any]:
+    (size,) = struct.unpack_from("<Q", data, PREFIX)
+    header = json.loads(bytes(data[PREFIX + 8 : PREFIX + 8 + size]))
+    if type(header) is not dict:
+        raise CorruptEntry("with a header that is no object")
+    return header
+
+
+def _tensors(header: dict[str, Any], buffer: memoryview) -> list[torch.Tensor]:
+    """The tensors "0", "1", ... in torch's own memory. They have to cover the buffer without gaps, as safetensors demands."""
+    infos = [header[str(i)] for i in range(len(header) - 1)]
+    at = 0
+    for info in sorted(infos, key=lambda info: tuple(info["data_offsets"])):
+        (begin, end), shape = info["data_offsets"], info["shape"]
+        if begin != at or not all(type(n) is int and 0 <= n < 1 << 48 for n in (begin, end, *shape)) or type(shape) is not list:
+            raise CorruptEntry("with tensors that do not fit")
+        size = _DTYPES[info["dtype"]].itemsize
+        for n in shape:
+            size *= n
+        if size != end - begin or len(shape) > 64:
+            raise CorruptEntry("with tensors that do not fit")
+        at = end
+    if at != len(buffer):
+        raise CorruptEntry("with more than its tensors")
+    return [_tensor_of(info, buffer) for info in infos]
+
+
+def _tensor_of(info: dict[str, Any], buffer: memoryview) -> torch.Tensor:
+    (begin, end), dtype = info["data_offsets"], _DTYPES[info["dtype"]]
+    made = torch.empty(info["shape"], dtype=dtype)  # aligned as torch aligns it, and writable
+    if end > begin:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a buffer that is not writable: it is only read
+            source = torch.frombuffer(buffer[begin:end], dtype=torch.uint8)
+        made.view(-1).view(torch.uint8).copy_(source)
+    return made
 
 
 def _no_constant(name: str) -> float:
@@ -128,7 +195,7 @@ def _no_constant(name: str) -> float:
 # from values to JSON
 
 
-def _plant(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
+def _to_json(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
     if depth > DEPTH:
         raise NotCacheable("nested too deep")
     kind = type(value)
@@ -139,11 +206,11 @@ def _plant(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
     if isinstance(value, torch.Tensor):
         return _tensor(value, tensors)
     if kind in (list, tuple):
-        return ["l" if kind is list else "u", *(_plant(v, tensors, depth + 1) for v in value)]
+        return ["l" if kind is list else "u", *(_to_json(v, tensors, depth + 1) for v in value)]
     if kind is dict:
         if not all(type(name) is str for name in value):
             raise NotCacheable("a dict whose keys are no strings")
-        return ["d", *([name, _plant(v, tensors, depth + 1)] for name, v in value.items())]
+        return ["d", *([name, _to_json(v, tensors, depth + 1)] for name, v in value.items())]
     raise NotCacheable(f"something of class {kind.__name__}")
 
 
@@ -162,8 +229,6 @@ def _tensor(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[object]:
             value = value.permute(order)
             leaf.append(order)
         value = value.contiguous()
-    if any(value.untyped_storage().data_ptr() == t.untyped_storage().data_ptr() for t in tensors):
-        value = value.clone()  # safetensors takes no two views of one memory
     tensors.append(value)
     return leaf
 
@@ -171,7 +236,7 @@ def _tensor(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[object]:
 # and back
 
 
-def _grow(tree: Any, tensors: list[torch.Tensor], used: set[int], depth: int) -> Any:
+def _from_json(tree: Any, tensors: list[torch.Tensor], used: set[int], depth: int) -> Any:
     if depth > DEPTH:
         raise CorruptEntry("nested too deep")
     if not isinstance(tree, list):
@@ -185,14 +250,14 @@ def _grow(tree: Any, tensors: list[torch.Tensor], used: set[int], depth: int) ->
         (bits,) = rest
         return struct.unpack(">d", bytes.fromhex(bits))[0]
     if tag == "l":
-        return [_grow(v, tensors, used, depth + 1) for v in rest]
+        return [_from_json(v, tensors, used, depth + 1) for v in rest]
     if tag == "u":
-        return tuple(_grow(v, tensors, used, depth + 1) for v in rest)
+        return tuple(_from_json(v, tensors, used, depth + 1) for v in rest)
     if tag == "d":
-        grown = {_name(name): _grow(v, tensors, used, depth + 1) for name, v in rest}
-        if len(grown) != len(rest):
+        made = {_name(name): _from_json(v, tensors, used, depth + 1) for name, v in rest}
+        if len(made) != len(rest):
             raise CorruptEntry("with a name twice")
-        return grown
+        return made
     raise CorruptEntry("with an unknown tag")
 
 
@@ -201,7 +266,7 @@ def _own(leaf: list[Any], tensors: list[torch.Tensor], used: set[int]) -> torch.
     if type(index) is not int or index < 0 or index in used:
         raise CorruptEntry("with a tensor twice")
     used.add(index)
-    tensor = tensors[index].clone()  # torch's own memory, aligned as torch aligns it, and writable
+    tensor = tensors[index]
     if not order:
         return tensor
     (axes,) = order

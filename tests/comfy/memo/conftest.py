@@ -236,6 +236,7 @@ class Shop:
 
     def restart(self) -> None:
         """ComfyUI, as good as new: nothing in its caches."""
+        self._patch.setattr(model_files, "_first", {})
         there = SimpleNamespace(client_id=None, last_node_id=None, send_sync=lambda *a: None)
         kinds = execution.CacheType
         self._executor = execution.PromptExecutor(
