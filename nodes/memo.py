@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io, ui
 
+from ..core.memo import status
 from ..core.memo.stats import WORDS, size
 from ..patch.memo.encoders import memo_clip, memo_vae
 from ..patch.memo.instance import opened
@@ -198,7 +199,7 @@ class MemoStats(io.ComfyNode):
     @classmethod
     def execute(cls, after: Any = None) -> io.NodeOutput:
         memo = opened()
-        text, told = (OFF, {}) if memo is None else (memo.text(), memo.report())
+        text, told = (OFF, {}) if memo is None else (status.text(memo), status.report(memo))
         return io.NodeOutput(text, told, ui=ui.PreviewText(text))
 
 

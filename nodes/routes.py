@@ -16,8 +16,9 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from ..core.memo.status import overview, tried
-from ..patch.comfy_server import server
+from ..patch.comfy_server import on_free, server
 from ..patch.memo.instance import opened, standing
+from ..patch.memo.lazy_encode import forget_held
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
 
@@ -25,6 +26,7 @@ log = logging.getLogger(__name__)
 _work = ThreadPoolExecutor(2, "skipstone-routes")  # a disk or a Redis that hangs keeps nobody else waiting
 _WORDS = {kind: word for word, kind in KINDS.items()}
 
+LARGEST = 64 << 10  # bytes of a request that are read
 T = TypeVar("T")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -34,6 +36,7 @@ async def register() -> bool:
     there = server()
     if there is not None:
         add(there.routes)
+        on_free(_free)
     return there is not None
 
 
@@ -45,6 +48,14 @@ def add(routes: web.RouteTableDef) -> None:
 
 
 # the memo
+
+
+def _free() -> None:
+    """What ComfyUI's /free asks for: entries in memory go; those on disk and in Redis stay."""
+    forget_held()
+    memo = opened()
+    if memo is not None:
+        memo.free_memory()
 
 
 async def _memo(request: web.Request) -> web.Response:
@@ -146,8 +157,15 @@ async def _json(request: web.Request) -> dict[str, Any]:
     if request.content_type != "application/json":
         raise _Refused("The Content-Type has to be application/json.", web.HTTPUnsupportedMediaType.status_code)
     try:
-        asked = await request.json()
-    except (ValueError, RecursionError):
+        body = bytearray()
+        async for piece in request.content.iter_chunked(4096):  # after decompression
+            body += piece
+            if len(body) > LARGEST:
+                raise _Refused(f"The request has more than {LARGEST >> 10} kB.")
+        asked = json.loads(bytes(body).decode())
+    except _Refused:
+        raise
+    except Exception:  # no JSON, no UTF-8, a broken compression, a connection that ends
         asked = None
     if not isinstance(asked, dict):
         raise _Refused("The request has to be a JSON object.")

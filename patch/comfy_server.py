@@ -86,6 +86,32 @@ def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
     return True
 
 
+def on_free(handler: Callable[[], None]) -> bool:
+    """Call `handler` when somebody asks the server to free memory or to unload models (POST /free). Returns whether there is a server.
+
+    To be called before the server starts.
+    """
+    middlewares = getattr(getattr(server(), "app", None), "middlewares", None)
+    if middlewares is None:
+        return False
+    from aiohttp import web
+
+    @web.middleware
+    async def free(request: Any, answer: Any) -> Any:
+        answered = await answer(request)
+        if request.method == "POST" and request.path in ("/free", "/api/free"):
+            try:
+                asked = await request.json()  # read by ComfyUI already
+                if answered.status == 200 and (asked.get("free_memory") or asked.get("unload_models")):
+                    handler()
+            except Exception:
+                log.exception("[Skipstone] /free")
+        return answered
+
+    middlewares.append(free)
+    return True
+
+
 def known_nodes() -> Container[str]:
     """The ids of all nodes that this ComfyUI has."""
     import nodes

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 from blake3 import blake3
+
 from .errors import CorruptEntry, NotCacheable
 from .keys import DEPTH, FORMAT, Key
 from .tensors import plain, raw
@@ -114,7 +115,11 @@ def _encode(key: Key, entry: Entry) -> bytes:
     names, at = {dtype: name for name, dtype in _DTYPES.items()}, 0
     order = sorted(range(len(tensors)), key=lambda i: -tensors[i].element_size())  # so that each lies aligned
     for i in order:
-        header[str(i)] = {"dtype": names[tensors[i].dtype], "shape": list(tensors[i].shape), "data_offsets": [at, at + tensors[i].nbytes]}
+        header[str(i)] = {
+            "dtype": names[tensors[i].dtype],
+            "shape": list(tensors[i].shape),
+            "data_offsets": [at, at + tensors[i].nbytes],
+        }
         at += tensors[i].nbytes
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
@@ -164,7 +169,11 @@ def _tensors(header: dict[str, Any], buffer: memoryview) -> list[torch.Tensor]:
     at = 0
     for info in sorted(infos, key=lambda info: tuple(info["data_offsets"])):
         (begin, end), shape = info["data_offsets"], info["shape"]
-        if begin != at or not all(type(n) is int and 0 <= n < 1 << 48 for n in (begin, end, *shape)) or type(shape) is not list:
+        if (
+            begin != at
+            or not all(type(n) is int and 0 <= n < 1 << 48 for n in (begin, end, *shape))
+            or type(shape) is not list
+        ):
             raise CorruptEntry("with tensors that do not fit")
         size = _DTYPES[info["dtype"]].itemsize
         for n in shape:

@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass, field
 
 from .store import Store
-from .tiers.base import Tier
+from .tiers.base import NAMESPACE, Tier
 from .tiers.disk import DAY, GB, DiskTier
 from .tiers.memory import MemoryTier
 from .tiers.redis import RedisTier
@@ -19,7 +19,9 @@ class Settings:
 
     memory: GB at most; None for a tenth of the machine's; 0 for none. folder: where entries lie on disk; "" for none. disk: GB at most.
     disk_days, redis_days: without use, after which an entry goes. redis: an address such as rediss://:password@host:6379/0; "" for
-    none. redis_entry: MB of the largest entry that is shared.
+    none. redis_entry: MB of the largest entry that is shared. namespace: keeps the entries of one team on a shared server apart; lower
+    case letters, digits and hyphens. read_only: shared tiers are read and never written to. secret: signs the entries of shared tiers;
+    others' entries are misses.
     """
 
     memory: float | None = None
@@ -29,6 +31,9 @@ class Settings:
     redis: str = field(default="", repr=False)
     redis_days: float = 14.0
     redis_entry: float = 64.0
+    namespace: str = ""
+    read_only: bool = False
+    secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
         for name in ("memory", "disk", "disk_days", "redis_days", "redis_entry"):
@@ -42,6 +47,8 @@ class Settings:
                 or number < 0
             ):
                 raise ValueError(f"{name} is {number!r}: give a number that is not below 0")
+        if self.namespace and not NAMESPACE.fullmatch(self.namespace):
+            raise ValueError("namespace is not 1 to 32 lower case letters, digits and hyphens")
         self._tiers()  # an address that is none is said now
 
     def open(self) -> Store:
@@ -55,5 +62,14 @@ class Settings:
         if os.fspath(self.folder) and self.disk > 0:
             tiers.append(DiskTier(self.folder, int(self.disk * GB), self.disk_days * DAY))
         if self.redis:
-            tiers.append(RedisTier(self.redis, self.redis_days * DAY, int(self.redis_entry * (1 << 20))))
+            tiers.append(
+                RedisTier(
+                    self.redis,
+                    self.redis_days * DAY,
+                    int(self.redis_entry * (1 << 20)),
+                    namespace=self.namespace,
+                    read_only=self.read_only,
+                    secret=self.secret,
+                )
+            )
         return tiers

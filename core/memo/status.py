@@ -38,6 +38,22 @@ def tried(store: Store) -> tuple[bool, str]:
         return False, f"{text[:1].upper()}{text[1:]}."
 
 
+def text(store: Store) -> str:
+    """Store.text() without places: it ends up in ComfyUI's history, which every page can read."""
+    told = store.text()
+    for tier in store.tiers.values():
+        told = _without_place(told, tier)
+    return told
+
+
+def report(store: Store) -> dict[str, Any]:
+    """Store.report() without places."""
+    told = store.report()
+    for tier in store.tiers.values():
+        told["troubles"] = [_without_place(trouble, tier) for trouble in told["troubles"]]
+    return told
+
+
 def _without_place(text: str, tier: Tier | None) -> str:
     where = getattr(tier, "where", "")
     return text.replace(where, NAMES.get(tier.name, "its place")) if tier is not None and where else text

@@ -24,10 +24,10 @@ from .errors import CorruptEntry, NotCacheable
 from .keys import Key
 from .stats import Stats
 from .tensors import is_finite
-from .tier_worker import TierWorker
+from .tier_worker import LIMIT, TierWorker
 from .tiers.base import Lease, LowerTier, Tier, Usage
 
-UNKNOWN = 30.0  # seconds to wait at most for another, when we do not know how long computing takes
+UNKNOWN = 5.0  # seconds to wait at most for another process, where it is not known how long computing takes
 TRUST = 120.0  # seconds for which nobody is waited for after a wait in vain
 PAUSES = (0.02, 0.2)  # seconds between two looks whether the other is there, the first and the longest
 
@@ -49,7 +49,7 @@ class Store:
     def __init__(self, tiers: Sequence[Tier], stats: Stats | None = None) -> None:
         self.stats = Stats() if stats is None else stats
         self._near = [tier for tier in tiers if not isinstance(tier, LowerTier)]
-        self._lanes = [TierWorker(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
+        self._workers = [TierWorker(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
         self._lock = threading.Lock()
         self._computing: dict[Key, int] = {}  # by which thread
         self._waits_from = 0.0  # monotonic
@@ -64,7 +64,7 @@ class Store:
         computing took so far. waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
         """
         started = time.perf_counter()
-        found = self._find(key)
+        found = self._find(key, waiting=waiting)
         if found is None and self._taken(key):  # a patched encoder within a patched encoder
             return function()
         try:
@@ -121,7 +121,7 @@ class Store:
         except NotCacheable as reason:
             self.stats.refused(f"{key.kind}: {reason}")
             return False
-        self._fill(key, data, self._near, self._lanes)
+        self._fill(key, data, self._near, self._workers)
         return True
 
     # its tiers
@@ -129,12 +129,12 @@ class Store:
     @property
     def tiers(self) -> dict[str, Tier]:
         """By name, the nearest first."""
-        return {tier.name: tier for tier in (*self._near, *(lane.tier for lane in self._lanes))}
+        return {tier.name: tier for tier in (*self._near, *(worker.tier for worker in self._workers))}
 
     def serves(self, tier: str) -> bool:
         """Whether that tier is asked for values now: not one that is not there yet, or failed of late."""
         return any(near.name == tier for near in self._near) or any(
-            lane.name == tier and lane.serves for lane in self._lanes
+            worker.name == tier and worker.serves for worker in self._workers
         )
 
     # what is kept
@@ -145,7 +145,7 @@ class Store:
         One that does not answer as fast as in a run says nothing and rests; with `patient` it is waited for, and left as it is.
         """
         told: dict[str, dict[str, Usage] | None] = {tier.name: tier.usage() for tier in self._near}
-        return told | {lane.name: lane.usage(timeout, patient) for lane in self._lanes}
+        return told | {worker.name: worker.usage(timeout, patient) for worker in self._workers}
 
     def clear(
         self,
@@ -158,17 +158,21 @@ class Store:
 
         None for a tier that failed or is still at it. Raises ValueError for a tier that is not there.
         """
-        names = [t.name for t in self._near] + [lane.name for lane in self._lanes]
+        names = [t.name for t in self._near] + [worker.name for worker in self._workers]
         if tier is not None and tier not in names:
             raise ValueError(f"there is no tier {tier!r}; there is {', '.join(names) or 'none'}")
         removed: dict[str, Usage | None] = {}
         for near in self._near:
             if tier in (None, near.name):
                 removed[near.name] = near.clear(kind, older_than)
-        for lane in self._lanes:
-            if tier in (None, lane.name):
-                removed[lane.name] = lane.clear(kind, older_than, timeout)
+        for worker in self._workers:
+            if tier in (None, worker.name):
+                removed[worker.name] = worker.clear(kind, older_than, timeout)
         return removed
+
+    def free_memory(self) -> Usage:
+        """Remove all entries from memory; they stay in the lower tiers. Returns what was removed."""
+        return sum((tier.clear() for tier in self._near), Usage())
 
     def report(self, patient: bool = False) -> dict[str, Any]:
         """Statistics and what is held, as Stats.as_dict says; patient as in usage()."""
@@ -183,29 +187,32 @@ class Store:
     def ready(self, timeout: float = 5.0, tier: str | None = None) -> bool:
         """Wait until all tiers serve, or this one; whether they do. A run need not: a tier that is not there yet is a miss."""
         deadline = time.monotonic() + timeout
-        there = [lane.ready(deadline - time.monotonic()) for lane in self._lanes if tier in (None, lane.name)]
+        there = [worker.ready(deadline - time.monotonic()) for worker in self._workers if tier in (None, worker.name)]
         return all(there)
 
     def flush(self, timeout: float = 5.0) -> bool:
         """Wait until all is written; whether it is."""
         deadline = time.monotonic() + timeout
-        written = [lane.flush(deadline - time.monotonic()) for lane in self._lanes]
+        written = [worker.flush(deadline - time.monotonic()) for worker in self._workers]
         return all(written)
 
     def close(self, timeout: float = 2.0) -> None:
         """Write what waits, as far as that many seconds go, and end the threads. Afterwards all is a miss."""
-        for lane in self._lanes:
-            lane.close(timeout)
+        for worker in self._workers:
+            worker.close(timeout)
         for tier in self._near:
             tier.close()
 
     # finding and filling
 
-    def _find(self, key: Key, again: bool = False) -> tuple[str, Entry] | None:
+    def _find(
+        self, key: Key, again: bool = False, waiting: Callable[[], None] | None = None
+    ) -> tuple[str, Entry] | None:
         """The name of the tier that has it, and what it has. again: this look is not one more in the statistics."""
+        left = LIMIT if (estimate := self._estimate(key.kind)) is None else estimate  # for all tiers together
         above: list[Tier] = []
         for tier in self._near:
-            data = tier.get(key, _no_beat)
+            data = tier.get(key, _ignore)
             if data is not None:
                 try:
                     return tier.name, decode(key, data, verify=False)
@@ -214,39 +221,40 @@ class Store:
             if not again:
                 self.stats.passed(tier.name, key.kind)
             above.append(tier)
-        for i, lane in enumerate(self._lanes):
+        for i, worker in enumerate(self._workers):
             started = time.perf_counter()
-            got = lane.get(key)
-            entry = None if got is None else self._read(lane, key, got, started)
+            got = worker.get(key, left, waiting)
+            left -= time.perf_counter() - started
+            entry = None if got is None else self._read(worker, key, got, started)
             if got is not None and entry is not None:
                 if above or i:
-                    self._fill(key, bytes(got), above, self._lanes[:i])
+                    self._fill(key, bytes(got), above, self._workers[:i])
                 if self._estimate(key.kind) is None:
                     self._learn(key, entry.cost)  # another's, for want of our own
-                return lane.name, entry
+                return worker.name, entry
             if not again:
-                self.stats.passed(lane.name, key.kind)
+                self.stats.passed(worker.name, key.kind)
         return None
 
-    def _read(self, lane: TierWorker, key: Key, data: bytes | bytearray, started: float) -> Entry | None:
+    def _read(self, worker: TierWorker, key: Key, data: bytes | bytearray, started: float) -> Entry | None:
         try:
             entry = decode(key, data)
             if not is_finite(entry.value):
                 raise CorruptEntry("with NaN or an infinity in it")
         except CorruptEntry as what:
-            lane.broken(key, what, time.perf_counter() - started)
+            worker.broken(key, what, time.perf_counter() - started)
             return None
-        lane.sound()
+        worker.mark_valid()
         return entry
 
-    def _fill(self, key: Key, data: bytes, near: Sequence[Tier], lanes: Sequence[TierWorker]) -> None:
+    def _fill(self, key: Key, data: bytes, near: Sequence[Tier], workers: Sequence[TierWorker]) -> None:
         for tier in near:
             try:
                 tier.put(key, data)
             except NotCacheable as reason:
                 self.stats.refused(str(reason))
-        for lane in lanes:
-            lane.put(key, data)
+        for worker in workers:
+            worker.put(key, data)
 
     # one computes, the others wait
 
@@ -268,7 +276,7 @@ class Store:
             time.sleep(min(pause, left))
             pause = min(1.5 * pause, PAUSES[1])
             ours = self._claim(key).ours  # who computed gave up, or is done: then it is there now
-            found = self._find(key, again=True)
+            found = self._find(key, again=True, waiting=waiting)
             if found is not None or ours:
                 return found
         self._waits_from = time.monotonic() + TRUST
@@ -280,8 +288,8 @@ class Store:
             if key in self._computing:
                 return Lease(ours=False)
             self._computing[key] = threading.get_ident()
-        for lane in self._lanes:
-            claim = lane.claim(key, estimate)
+        for worker in self._workers:
+            claim = worker.claim(key, estimate)
             if claim is not None and not claim.ours:
                 with self._lock:
                     del self._computing[key]
@@ -297,8 +305,8 @@ class Store:
             if self._computing.get(key) != threading.get_ident():
                 return
             del self._computing[key]
-        for lane in self._lanes:
-            lane.release(key)
+        for worker in self._workers:
+            worker.release(key)
 
     def _learn(self, key: Key, cost: float) -> None:
         with self._lock:
@@ -310,5 +318,5 @@ class Store:
             return statistics.median(costs) if costs else None
 
 
-def _no_beat() -> None:
+def _ignore() -> None:
     pass

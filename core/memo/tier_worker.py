@@ -1,10 +1,10 @@
-"""A lower tier at work: reads that are waited for so long and no longer, writes that nobody waits for, rest after a failure.
+"""Runs a lower tier: reads with a deadline, writes in the background, and no reads for some time after a failure.
 
-A disk may be a share that hangs, a Redis may accept a connection and say nothing, a name server may think for a minute: no
-time-out of theirs bounds what a run waits. So a read is done by a thread and waited for here. It may take long while it gets on;
-after `tier.patience` seconds without a sign of life it is a miss, its thread is left behind, and the tier rests: for
-so long that waiting in vain costs at most one patience in WINDOW seconds. Then it is probed from the background, and serves again when
-that succeeds. Nothing here raises what a tier raises.
+Time-outs of clients do not cover name resolution, network shares that hang, or servers that send one byte at a time. So a read runs in
+a thread, and the run waits for it here: at most `tier.stall_timeout` seconds without progress, and in all no longer than computing the
+value takes. After that it is a miss, the thread is abandoned, and the tier rests, for so long that waiting in vain costs at most one
+`stall_timeout` in WINDOW seconds. Then the background probes it, and it serves again when that succeeds. Nothing here raises what a
+tier raises.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ RESTS = (2.0, 60.0)  # seconds, the shortest and the longest between two attempt
 BROKEN = 5  # entries in a row after which a tier is not believed
 LEFT = 4  # threads that may be left behind at a time: with more the tier is not asked until one of them is back
 TICK = 1.0
+LIMIT = 5.0  # seconds for which a run waits for one read where nothing is known of how long computing takes
+LISTEN = 0.1  # seconds between two looks whether the run was cancelled
 NOTHING = key("none", "that is never kept")
 
 T = TypeVar("T")
@@ -41,6 +43,14 @@ class _Reply:
     done: threading.Event = field(default_factory=threading.Event)
     result: Any = None
     error: Exception | None = None
+
+
+class _Interrupted(Exception):
+    """What the caller's `waiting` raised."""
+
+    def __init__(self, cause: BaseException) -> None:
+        super().__init__()
+        self.cause = cause
 
 
 class _Reader:
@@ -87,7 +97,7 @@ class TierWorker:
         self._busy = False
         self._closing = False
         self._reader: _Reader | None = None
-        self._beats = 0
+        self._progress = 0
         self._left = 0
         self._broken = 0
         self._claims: set[Key] = set()
@@ -106,17 +116,22 @@ class TierWorker:
         """Whether reads are asked of the tier now."""
         return self._reads_from <= time.monotonic()
 
-    def get(self, key: Key) -> bytes | bytearray | None:
-        """What the tier has, or None: also where it fails, or rests."""
+    def get(
+        self, key: Key, limit: float = LIMIT, waiting: Callable[[], None] | None = None
+    ) -> bytes | bytearray | None:
+        """What the tier has, or None: also where it fails, rests, or needs more than `limit` seconds in all.
+
+        waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
+        """
         started = time.perf_counter()
 
         def read() -> bytes | bytearray | CorruptEntry | None:
             try:
-                return self.tier.get(key, self._beat)
+                return self.tier.get(key, self._on_progress)
             except CorruptEntry as what:
                 return what
 
-        got = self._ask(read, None)
+        got = self._ask(read, None, limit, waiting)
         if isinstance(got, CorruptEntry):
             self.broken(key, got, time.perf_counter() - started)
             return None
@@ -130,7 +145,7 @@ class TierWorker:
         if self._broken >= BROKEN:
             self._rest(BROKEN * seconds)
 
-    def sound(self) -> None:
+    def mark_valid(self) -> None:
         """What get() returned was an entry."""
         self._broken = 0
 
@@ -162,44 +177,68 @@ class TierWorker:
         self._put_job(_Job(give_up))
 
     def _answers(self) -> bool:
-        """Whether the tier answers within its patience, and so may be asked for what takes long."""
-        self._ask(lambda: self.tier.get(NOTHING, self._beat), None)
+        """Whether the tier answers within its stall_timeout, and so may be asked for what takes long."""
+        self._ask(lambda: self.tier.get(NOTHING, self._on_progress), None)
         return self.serves
 
-    def _ask(self, function: Callable[[], T], otherwise: T) -> T:
+    def _ask(
+        self,
+        function: Callable[[], T],
+        otherwise: T,
+        limit: float = LIMIT,
+        waiting: Callable[[], None] | None = None,
+    ) -> T:
         if not self.serves:
             return otherwise
         started = time.perf_counter()
         try:
-            return self._call(function)
+            return self._call(function, limit, waiting)
+        except _Interrupted as error:
+            raise error.cause from None
         except Exception as error:
             self._say(error)
             self._rest(time.perf_counter() - started)
             return otherwise
 
-    def _call(self, function: Callable[[], T]) -> T:
+    def _call(self, function: Callable[[], T], limit: float, waiting: Callable[[], None] | None) -> T:
         with self._state:
             if self._reader is None:
                 self._reader = _Reader(self.name, self._back)
             reader = self._reader
-        reply, seen = _Reply(function), self._beats
+        reply, seen = _Reply(function), self._progress
         reader.jobs.put(reply)
-        while not reply.done.wait(self.tier.patience):
-            # another read before this one may be the one that gets on
-            if self._beats == seen:
-                with self._state:
-                    reader.left = True
-                    reader.jobs.put(None)  # it may have come back just now, and wait for another
-                    if self._reader is reader:
-                        self._reader = None
-                        self._left += 1
+        now = time.monotonic()
+        deadline, stalled = now + max(limit, self.tier.stall_timeout), now + self.tier.stall_timeout
+        while not reply.done.wait(min(deadline - now, stalled - now, LISTEN)):
+            now = time.monotonic()
+            if waiting is not None:
+                try:
+                    waiting()
+                except BaseException as error:
+                    self._leave(reader)
+                    raise _Interrupted(error) from None
+            if now >= deadline:
+                self._leave(reader)
+                raise Unavailable("is slower than computing the value again; it is not waited for")
+            if self._progress != seen:  # another read before this one may be the one that gets on
+                seen, stalled = self._progress, now + self.tier.stall_timeout
+            elif now >= stalled:
+                self._leave(reader)
                 raise TimeoutError
-            seen = self._beats
-        self._beat()
+        self._on_progress()
         if reply.error is not None:
             raise reply.error
         result: T = reply.result
         return result
+
+    def _leave(self, reader: _Reader) -> None:
+        """Wait no longer for a reader: it ends when its read does, and the next read gets another."""
+        with self._state:
+            reader.left = True
+            reader.jobs.put(None)  # it may have come back just now, and wait for another
+            if self._reader is reader:
+                self._reader = None
+                self._left += 1
 
     def _back(self) -> None:
         """A thread that was left behind has ended."""
@@ -209,12 +248,12 @@ class TierWorker:
                 self._probe_at = time.monotonic() + RESTS[1]
                 self._state.notify_all()
 
-    def _beat(self) -> None:
-        self._beats += 1
+    def _on_progress(self) -> None:
+        self._progress += 1
 
     def _rest(self, wasted: float) -> None:
         now = time.monotonic()
-        rest = min(max(WINDOW * wasted / self.tier.patience, RESTS[0]), WINDOW)
+        rest = min(max(WINDOW * wasted / self.tier.stall_timeout, RESTS[0]), WINDOW)
         with self._state:
             # ended by a probe, not by the clock alone
             self._reads_from = math.inf
@@ -297,7 +336,7 @@ class TierWorker:
                 self._probe()
             elif self.serves and now - tended >= TICK:
                 tended = now
-                if not self._quietly(self._tend):
+                if not self._quietly(self._maintain):
                     self._rest(0.0)
             with self._state:
                 if not self._jobs and not self._closing:
@@ -335,8 +374,8 @@ class TierWorker:
             return False
         return True
 
-    def _tend(self) -> None:
-        self.tier.tend()
+    def _maintain(self) -> None:
+        self.tier.maintain()
         if isinstance(self.tier, LeasingTier):
             for key in list(self._claims):
                 self.tier.renew(key)
@@ -358,7 +397,7 @@ class TierWorker:
     def _say(self, error: Exception) -> None:
         if isinstance(error, TimeoutError) and not str(error):
             self.stats.trouble(
-                self.name, f"gave no sign of life for {self.tier.patience * 1000:.0f} ms; it is not waited for"
+                self.name, f"gave no sign of life for {self.tier.stall_timeout * 1000:.0f} ms; it is not waited for"
             )
         elif isinstance(error, Unavailable):
             self.stats.trouble(self.name, str(error), error.detail)

@@ -9,6 +9,9 @@
     SKIPSTONE_MEMO_REDIS        Skipstone.Memo.Redis         redis://, rediss:// or unix:// address          none
     SKIPSTONE_MEMO_REDIS_DAYS   Skipstone.Memo.RedisDays     days without use in Redis                       14
     SKIPSTONE_MEMO_REDIS_MB     Skipstone.Memo.RedisMB       largest entry sent to Redis                     64
+    SKIPSTONE_MEMO_READ_ONLY    (none)                       read Redis, never write to it                   off
+    SKIPSTONE_MEMO_NAMESPACE    (none)                       keeps a team's entries in Redis apart           none
+    SKIPSTONE_MEMO_KEY          (none)                       signs entries in Redis; others are misses       none
     SKIPSTONE_PROVIDER          Skipstone.Provider           also keep what ComfyUI's own nodes return       off
 
 Never a widget: a workflow comes from strangers. With several users (--multi-user) the settings are theirs and not the
@@ -103,6 +106,19 @@ class SettingsReader:
         self.of_environment.add(name)
         return said
 
+    def get_place(self, variable: str, name: str) -> Any:
+        """As get(), for a folder or an address: from the settings only where nobody but this machine's users can change them."""
+        said = self.get(variable, name)
+        if said and name not in self.of_environment and not _on_loopback():
+            self.complain(
+                "encode cache: %s is ignored, as this server can be reached from other machines, whose users can change it: "
+                "set SKIPSTONE_%s instead",
+                name,
+                variable,
+            )
+            return None
+        return said
+
     def complain(self, what: str, *about: Any) -> None:
         if not self._quiet:
             log.warning(f"[Skipstone] {what}", *about)
@@ -144,7 +160,11 @@ def _settings(said: SettingsReader) -> Settings:
         or usual.redis_days,
         "redis_entry": _number(said, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", usual.redis_entry) or usual.redis_entry,
     }
-    address = str(said.get("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
+    # the environment alone: every page can read and write the settings
+    chosen["read_only"] = _is_on(os.environ.get("SKIPSTONE_MEMO_READ_ONLY", ""))
+    chosen["namespace"] = os.environ.get("SKIPSTONE_MEMO_NAMESPACE", "")
+    chosen["secret"] = os.environ.get("SKIPSTONE_MEMO_KEY", "")
+    address = str(said.get_place("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
     if with_password(address) and "Skipstone.Memo.Redis" not in said.of_environment:
         said.complain(
             "encode cache: Redis is not used: its address holds a password, and every page of this server can read the settings: "
@@ -155,13 +175,13 @@ def _settings(said: SettingsReader) -> Settings:
         return Settings(**chosen, redis=address)
     except ValueError as error:  # which does not repeat the address
         said.complain("encode cache: Redis is not used: %s", error)
-        return Settings(**chosen)
+        return Settings(**{**chosen, "namespace": ""})
 
 
 def _folder(said: SettingsReader) -> Path:
     import folder_paths
 
-    folder = said.get("MEMO_FOLDER", "Skipstone.Memo.Folder")
+    folder = said.get_place("MEMO_FOLDER", "Skipstone.Memo.Folder")
     return (
         Path(folder).expanduser()
         if isinstance(folder, str) and folder
@@ -184,6 +204,18 @@ def _settings_file() -> dict[str, Any]:
     except (OSError, ValueError, RecursionError):
         return {}
     return said if isinstance(said, dict) else {}
+
+
+def _on_loopback() -> bool:
+    """Whether ComfyUI's server can be reached from this machine alone."""
+    from comfy.cli_args import args
+
+    hosts = [host.strip() for host in str(getattr(args, "listen", "127.0.0.1")).split(",") if host.strip()]
+    return bool(hosts) and all(host in ("localhost", "::1") or host.startswith("127.") for host in hosts)
+
+
+def _is_on(word: str) -> bool:
+    return word.strip().lower() not in _NO
 
 
 def _switch(said: SettingsReader, variable: str, name: str, default: bool) -> bool:

@@ -6,14 +6,14 @@ import threading
 from collections.abc import Callable
 
 from skipstone.core.memo.keys import Key
-from skipstone.core.memo.tiers.base import Beat, Lease, Usage
+from skipstone.core.memo.tiers.base import Lease, Progress, Usage
 
 
 class Fake:
     """Entries in a dict that several stores may share. `on` holds what happens first in a method, by its name."""
 
-    def __init__(self, name: str = "fake", held: dict[Key, bytes] | None = None, patience: float = 2.0) -> None:
-        self.name, self.patience = name, patience
+    def __init__(self, name: str = "fake", held: dict[Key, bytes] | None = None, stall_timeout: float = 2.0) -> None:
+        self.name, self.stall_timeout = name, stall_timeout
         self.held: dict[Key, bytes] = {} if held is None else held
         self.on: dict[str, Callable[[], object]] = {}
         self.calls: list[str] = []
@@ -23,7 +23,7 @@ class Fake:
         self.calls.append(what)
         self.on.get(what, int)()
 
-    def get(self, key: Key, beat: Beat) -> bytes | None:
+    def get(self, key: Key, on_progress: Progress) -> bytes | None:
         self._called("get")
         return self.held.get(key)
 
@@ -50,8 +50,8 @@ class Fake:
     def probe(self) -> None:
         self._called("probe")
 
-    def tend(self) -> None:
-        self._called("tend")
+    def maintain(self) -> None:
+        self._called("maintain")
 
     def close(self) -> None:
         self.closed = True

@@ -36,9 +36,9 @@ class Flaky(Meeting):
         if what == "put" and fate < 0.2:
             raise NotCacheable("fake: not today")
 
-    def get(self, key, beat):
-        data = super().get(key, beat)
-        beat()
+    def get(self, key, on_progress):
+        data = super().get(key, on_progress)
+        on_progress()
         fate = self.dice.random()
         if data is None or fate < 0.5:
             return data

@@ -40,7 +40,7 @@ def test_a_tier_that_fails_is_away_and_says_why():
 
 
 def test_looking_at_a_slow_tier_does_not_make_it_rest():
-    tier = Fake(patience=0.01)
+    tier = Fake(stall_timeout=0.01)
     tier.on["get"] = tier.on["usage"] = lambda: time.sleep(0.1)
     store = Store([tier])
     assert store.ready()

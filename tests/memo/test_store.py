@@ -117,7 +117,7 @@ def test_writes_that_wait_are_bounded(opened):
     slow, go = Fake(), threading.Event()
     slow.on["put"] = lambda: go.wait(10)
     store = opened(slow)
-    store._lanes[0].queue = 4 * len(kept())
+    store._workers[0].queue = 4 * len(kept())
     for i in range(20):
         store.put(key("vae", i), value(), 1.0)
     assert store.stats.as_dict()["not_kept"]["fake: too many writes at once"] >= 16
@@ -176,7 +176,7 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("failure", FAILURES.values(), ids=FAILURES.keys())
-@pytest.mark.parametrize("what", ["get", "put", "delete", "tend", "probe", "claim", "release", "renew"])
+@pytest.mark.parametrize("what", ["get", "put", "delete", "maintain", "probe", "claim", "release", "renew"])
 def test_a_tier_that_fails_is_a_miss_said_once(opened, caplog, what, failure):
     bad = Meeting()
     bad.on[what] = failure
@@ -199,7 +199,7 @@ def test_a_tier_that_fails_is_a_miss_said_once(opened, caplog, what, failure):
 
 
 def test_a_tier_that_hangs_costs_its_patience_once(opened):
-    hung, go = Fake(patience=0.05), threading.Event()
+    hung, go = Fake(stall_timeout=0.05), threading.Event()
     hung.on["get"] = lambda: go.wait(20)
     store = opened(memory(), hung)
     for i in range(10):
@@ -212,7 +212,7 @@ def test_a_tier_that_hangs_costs_its_patience_once(opened):
 def test_a_tier_that_hung_often_is_used_again_when_it_has_come_back(opened, monkeypatch):
     for name, value in (("RESTS", (0.01, 0.02)), ("WINDOW", 0.05)):
         monkeypatch.setattr(tier_worker, name, value)
-    hung, go = Fake(held={KEY: kept()}, patience=0.02), threading.Event()
+    hung, go = Fake(held={KEY: kept()}, stall_timeout=0.02), threading.Event()
     hung.on["get"] = lambda: go.wait(20)
     store = opened(hung)
     for _ in range(tier_worker.LEFT):
@@ -223,19 +223,19 @@ def test_a_tier_that_hung_often_is_used_again_when_it_has_come_back(opened, monk
     hung.on.clear()
     go.set()
     assert store.ready(10)
-    hung.patience = 5.0
+    hung.stall_timeout = 5.0
     assert is_value(store.get(KEY))
 
 
 def test_a_tier_that_gets_on_is_waited_for(opened, monkeypatch):
-    slow = Fake(held={KEY: kept()}, patience=0.1)
+    slow = Fake(held={KEY: kept()}, stall_timeout=0.1)
     plain_get = slow.get
 
-    def get(name, beat):
+    def get(name, on_progress):
         for _ in range(20):
             time.sleep(0.02)
-            beat()
-        return plain_get(name, beat)
+            on_progress()
+        return plain_get(name, on_progress)
 
     monkeypatch.setattr(slow, "get", get)
     assert is_value(opened(slow).get(KEY))
@@ -314,9 +314,9 @@ def test_threads_compute_a_value_once(opened):
     assert (found, ran) == ([42] * 4, [1])
 
 
-def two(opened, patience=5.0):
-    first = Meeting("far", patience=patience)
-    tiers = [first, Meeting("far", first.held, patience, claims=first.claims)]
+def two(opened, stall_timeout=5.0):
+    first = Meeting("far", stall_timeout=stall_timeout)
+    tiers = [first, Meeting("far", first.held, stall_timeout, claims=first.claims)]
     return [opened(memory(), tier) for tier in tiers], tiers
 
 
@@ -440,7 +440,7 @@ def test_a_tier_that_does_not_say_what_it_holds_is_told_so(opened):
 
 @pytest.mark.parametrize("serves", [True, False])
 def test_a_tier_that_hangs_holds_up_neither_statistics_nor_clearing(opened, serves):
-    hung, go, done = Fake(patience=0.05), threading.Event(), []
+    hung, go, done = Fake(stall_timeout=0.05), threading.Event(), []
     store = opened(hung)
     for what in ("get", "usage", "clear", "probe"):
         hung.on[what] = lambda: done.append(go.wait(20))

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ..keys import Key
 
-Beat = Callable[[], None]
-"""Called whenever a read got on: who reads is waited for as long as that goes on, and `patience` more."""
+Progress = Callable[[], None]
+"""Called whenever a read got on: who reads is waited for as long as that goes on, and `stall_timeout` more."""
+
+
+NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Tier(Protocol):
 
     name: str  # for statistics and clearing
 
-    def get(self, key: Key, beat: Beat) -> bytes | bytearray | None:
+    def get(self, key: Key, on_progress: Progress) -> bytes | bytearray | None:
         """The bytes that were put, as far as the tier can tell; None where there are none. Counts as a use."""
         ...
 
@@ -64,15 +68,15 @@ class Tier(Protocol):
 
 @runtime_checkable
 class LowerTier(Tier, Protocol):
-    """A tier behind memory: slow or far, so it works in threads of its own (lane.py)."""
+    """A tier behind memory: slow or far, so it works in threads of its own (tier_worker.py)."""
 
-    patience: float  # seconds for which a run may wait without a sign of life from it
+    stall_timeout: float  # seconds for which a run may wait without a sign of life from it
 
     def probe(self) -> None:
         """Connect or look; returns when the tier can serve, and raises if it cannot. From the background."""
         ...
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Housekeeping, every few seconds, from the background."""
         ...
 

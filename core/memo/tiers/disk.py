@@ -27,18 +27,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..codec import LARGEST, PREFIX, plausible
+from ..codec import HEADER, LARGEST, PREFIX, header_size, plausible
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import Key
-from .base import Beat, Unavailable, Usage
+from .base import Progress, Unavailable, Usage
 
 GB = 1 << 30
 DAY = 86400.0
-PATIENCE = 5.0  # seconds: a disk that slept has spun up, a machine with too much to do has got round to it
+STALL_TIMEOUT = 5.0  # seconds: a disk that slept has spun up, a machine with too much to do has got round to it
 CHUNK = 4 << 20
 TOUCH = 60.0  # seconds: a use that soon after the last is not written down
 ABANDONED = 3600.0  # seconds after which a temporary file is nobody's any more
 SCAN = 300.0  # seconds between two looks at what other processes made of the folder
+SHARES = 20  # of the limit: after so much was written the folder is looked at again
 FULL = 0.9  # of the limit is what eviction leaves
 
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
@@ -73,14 +74,18 @@ class DiskTier:
         limit: int = 10 * GB,
         age: float = 30 * DAY,
         spare: int = GB,
-        patience: float = PATIENCE,
+        stall_timeout: float = STALL_TIMEOUT,
     ) -> None:
         self.folder = Path(folder)
-        self.limit, self.age, self.spare, self.patience = limit, age, spare, patience
+        self.limit, self.age, self.spare, self.stall_timeout = limit, age, spare, stall_timeout
         self._began = time.time() - time.monotonic()
         self._lock = threading.Lock()
         self._bytes: int | None = None  # in all, as of the last scan and what we wrote since
         self._scanned = 0.0
+        self._written = 0  # bytes, since the last scan
+        self._gap: tuple[float, float] | None = (
+            None  # seconds without any use before this process began, and when they began
+        )
 
     def now(self) -> float:
         """Seconds since 1970, from a clock that is set once: one that is changed under us makes nothing look old."""
@@ -96,8 +101,10 @@ class DiskTier:
 
     # entries
 
-    def get(self, key: Key, beat: Beat) -> bytearray | None:
+    def get(self, key: Key, on_progress: Progress) -> bytearray | None:
         path = self._path(key)
+        if self._is_linked(path):
+            return None
         try:
             file = os.open(path, os.O_RDONLY | _FLAGS)
         except (FileNotFoundError, NotADirectoryError):
@@ -108,17 +115,23 @@ class DiskTier:
             raise
         with os.fdopen(file, "rb", buffering=0) as opened:
             about = os.fstat(file)
-            if not stat.S_ISREG(about.st_mode) or about.st_size > 2 * LARGEST:
+            size = about.st_size
+            if not stat.S_ISREG(about.st_mode) or size > LARGEST + 2 * HEADER:
                 raise CorruptEntry("no file that we wrote")
-            data = bytearray()
-            while len(data) < about.st_size:
-                chunk = opened.read(min(CHUNK, about.st_size - len(data)))
-                if not chunk:
-                    break
-                data += chunk
-                beat()
-                if not plausible(data[: PREFIX + 8], about.st_size):
-                    break
+            head = opened.read(PREFIX + 8) or b""
+            if not plausible(head, size):
+                raise CorruptEntry("no file that we wrote")
+            head += opened.read(header_size(head) - len(head)) or b""
+            if not plausible(head, size):  # a size that is not the one its header gives: do not read it
+                raise CorruptEntry("no file that we wrote")
+            data, got = bytearray(size), len(head)
+            data[:got] = head
+            while got < size:
+                read = opened.readinto(memoryview(data)[got : got + CHUNK])
+                if not read:
+                    raise CorruptEntry("a file that is shorter than it was")
+                got += read
+                on_progress()
         if abs(self.now() - about.st_mtime) > TOUCH:
             with suppress(OSError):
                 os.utime(path, (self.now(), self.now()))
@@ -131,6 +144,10 @@ class DiskTier:
         temporary = path.with_name(f"{key.digest}.{secrets.token_hex(8)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if self._is_linked(path):
+                raise Unavailable(
+                    f"{self.folder} holds a linked folder: entries are kept in memory alone; remove the link"
+                )
             if shutil.disk_usage(path.parent).free - len(data) < self.spare:
                 raise OSError(errno.ENOSPC, "")
             self._write(temporary, data)
@@ -142,6 +159,7 @@ class DiskTier:
             with suppress(OSError):
                 temporary.unlink()
         with self._lock:
+            self._written += len(data)
             if self._bytes is not None:
                 self._bytes += len(data)
 
@@ -168,17 +186,26 @@ class DiskTier:
         with suppress(FileNotFoundError):
             os.stat(self.folder)
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Look at the whole folder now and then, remove what is too old, too much or half-written."""
         with self._lock:
             due = self._bytes is None or self._bytes > self.limit or time.monotonic() - self._scanned > SCAN
+            # other processes may write as much as this one
+            due = due or self._written > self.limit / SHARES
+            self._written = 0 if due else self._written
         if not due:
             return
         self._scanned = time.monotonic()
         self._sweep()
-        kept = []
-        for file in self._files():
-            if self._idle(file) > self.age:
+        kept, files = [], list(self._files())
+        if self._gap is None:
+            # a clock set wrong must not empty the folder: time in which nobody used it does not count
+            newest = max((file.used for file in files if file.used <= self.now()), default=self.now())
+            away = self.now() - newest
+            self._gap = (away if away > DAY else 0.0), newest
+        for file in files:
+            away, before = self._gap
+            if self._idle(file) - (away if file.used <= before else 0.0) > self.age:
                 self._remove(file)
             else:
                 kept.append(file)
@@ -198,6 +225,10 @@ class DiskTier:
         pass
 
     # files
+
+    def _is_linked(self, path: Path) -> bool:
+        """Whether the folder of a kind or a shard is a link: what lies behind it would be neither counted nor cleared."""
+        return os.path.islink(path.parent) or os.path.islink(path.parent.parent)
 
     def _path(self, key: Key) -> Path:
         return self.folder / key.kind / key.digest[:2] / f"{key.digest}.memo"

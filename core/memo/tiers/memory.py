@@ -11,7 +11,7 @@ import psutil
 
 from ..errors import NotCacheable
 from ..keys import Key
-from .base import Beat, Usage
+from .base import Progress, Usage
 
 SHARE = 0.1  # of the machine's memory, if no budget is given
 WATCH = 2.0  # seconds between two looks at what is free
@@ -42,7 +42,7 @@ class MemoryTier:
         self._watch: threading.Thread | None = None
         self._closed = threading.Event()
 
-    def get(self, key: Key, beat: Beat | None = None) -> bytes | None:
+    def get(self, key: Key, on_progress: Progress | None = None) -> bytes | None:
         with self._lock:
             if key not in self._held:
                 return None

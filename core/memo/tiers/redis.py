@@ -1,41 +1,39 @@
 """The third tier: a Redis or Valkey that several processes and machines share. Needs the package `redis` (skipstone[redis]).
 
 The address comes from the machine's owner (settings or environment), never from a workflow, and is in no message but for host and port.
-What the server says is not trusted: sizes are asked for before anything is read, reads come in pieces that each have to arrive in time,
-expansion is bounded, and the store checks every entry. Time-outs here only end threads; what a run waits is lane.py's.
+What the server sends is not trusted: sizes are asked for before anything is read, pieces of another length are a miss, and the store
+checks every entry. Time-outs here only end threads; how long a run waits is decided in tier_worker.py.
 
-    skipstone:<format>:<kind>:<digest>             a byte, 0: the entry follows; 1: 8 bytes of its size, and it follows deflated
-    skipstone:<format>:<kind>:<digest>:computing   who computes it, and how long that takes: "<token> <seconds>"
+    skipstone:<format>:<kind>:<digest>             a byte, 0, and the entry; or 2, 32 bytes of signature, and the entry
+    skipstone:<format>:<kind>:<digest>:computing   which process computes it, and how long that takes: "<token> <seconds>"
+
+With a namespace the format is followed by @<namespace>.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-import struct
 import threading
 import time
-import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..codec import LARGEST, PREFIX, plausible
+from ..codec import PREFIX, plausible
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import FORMAT, Key
-from .base import Beat, Lease, Unavailable, Usage
+from .base import Lease, Progress, Unavailable, Usage
+from .signature import SIZE, Signer
 
-CHUNK = 256 << 10  # bytes that have to arrive within one patience: 6 MB/s are enough
+CHUNK = 256 << 10  # bytes that have to arrive within one stall_timeout: 6 MB/s are enough
 SOCKET = 2.0  # seconds after which a thread of the background gives up on the server
 CLAIM = 5.0  # seconds for which a claim holds without being renewed
 PING = 15.0
 COUNTING = 4.0  # seconds for which entries are counted
-PAYS = 0.5  # deflated to less than this it is worth the time to inflate: a 1 Gbit network moves a MB in 8 ms, zlib makes one in 3
-SAMPLE = 64 << 10
-EXPANSION = 4, 16 << 20  # an entry may inflate to so many times its size, or to so many bytes
 
-_PLAIN, _DEFLATED = b"\0", b"\1"
+_PLAIN, _DEFLATED, _SIGNED = b"\0", b"\1", b"\2"  # versions before 0.2 deflated some entries: those are misses
 _CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
 
 
@@ -43,7 +41,8 @@ def with_password(url: str) -> bool:
     """Whether an address holds a password, in either of the places where the package `redis` looks for one."""
     try:
         parts = urlsplit(url)
-        return bool(parts.password) or "password" in parse_qs(parts.query)
+        misplaced = parts.scheme != "unix" and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
+        return bool(parts.password) or "password" in parse_qs(parts.query) or misplaced
     except ValueError:
         return "@" in url
 
@@ -51,13 +50,23 @@ def with_password(url: str) -> bool:
 class RedisTier:
     """Entries in a shared Redis, each for `ttl` seconds after its last use. largest: bytes of an entry, as stored.
 
-    url: redis://, rediss:// (TLS, the certificate is checked) or unix://, as the package `redis` takes it. patience: seconds a
-    run waits without a sign of life. Raises ValueError for a URL of another scheme, without repeating it.
+    url: redis://, rediss:// (TLS, the certificate is checked) or unix://, as the package `redis` takes it. namespace, read_only,
+    secret: see Settings. stall_timeout: seconds for which a run waits without progress. Raises ValueError for a URL that names no server,
+    without repeating it.
     """
 
     name = "redis"
 
-    def __init__(self, url: str, ttl: float = 14 * 86400.0, largest: int = 64 << 20, patience: float = 0.03) -> None:
+    def __init__(
+        self,
+        url: str,
+        ttl: float = 14 * 86400.0,
+        largest: int = 64 << 20,
+        stall_timeout: float = 0.03,
+        namespace: str = "",
+        read_only: bool = False,
+        secret: str = "",
+    ) -> None:
         try:
             parts = urlsplit(url)
             where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
@@ -67,35 +76,61 @@ class RedisTier:
             ) from None
         if parts.scheme not in ("redis", "rediss", "unix"):
             raise ValueError("the address of Redis begins with redis://, rediss:// (TLS) or unix://")
+        if parts.scheme != "unix":
+            # an unescaped / ? or # in a password ends the host, and a piece of the password would be taken for it
+            if "@" in f"{parts.path}?{parts.query}#{parts.fragment}":
+                raise ValueError(
+                    "the address of Redis has an @ after the host: in a password, write / as %2F, ? as %3F, # as %23, @ as %40"
+                )
+            if not parts.hostname:
+                raise ValueError("the address of Redis names no host")
         self._url, self._tls, self.where = url, parts.scheme == "rediss", where
-        self.ttl, self.largest, self.patience = ttl, largest, patience
+        self.ttl, self.largest, self.stall_timeout = ttl, largest, stall_timeout
         self._token = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._client: Any = None
         self._why = f"no connection to {where}: entries are not shared", ""
         self._pinged = 0.0
-        self._entry = re.compile(rb"skipstone:%d:([a-z][a-z0-9-]{0,31}):[0-9a-f]{40}" % FORMAT)
+        self._read_only = read_only
+        self._signer = Signer(secret) if secret else None
+        self._marker = _SIGNED if secret else _PLAIN
+        self._others = {_PLAIN, _DEFLATED, _SIGNED} - {self._marker}  # misses
+        self._prefix = f"skipstone:{FORMAT}{'@' if namespace else ''}{namespace}:"
+        self._entry = re.compile(re.escape(self._prefix.encode()) + rb"([a-z][a-z0-9-]{0,31}):[0-9a-f]{40}")
 
     # entries
 
-    def get(self, key: Key, beat: Beat) -> bytes | bytearray | None:
+    def get(self, key: Key, on_progress: Progress) -> bytes | bytearray | None:
         with self._server() as client:
-            data = self._fetched(client, self._name(key), beat)
-        return None if data is None else self._unpacked(data, beat)
+            data = self._fetched(client, self._name(key), on_progress)
+        if data is None:
+            return None
+        if self._signer is None:
+            return bytearray(data)
+        if not self._signer.fits(self._name(key), data[SIZE:], data[:SIZE]):
+            raise CorruptEntry("wrongly signed")
+        return bytearray(data[SIZE:])
 
     def put(self, key: Key, data: bytes) -> None:
-        packed = self._packed(data)
-        if len(packed) > self.largest:
+        if self._read_only:
+            return
+        name = self._name(key)
+        signature = b"" if self._signer is None else self._signer.sign(name, data)
+        if len(data) + len(signature) + 1 > self.largest:
             raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
         with self._server() as client:
-            client.set(self._name(key), packed, px=self._ms(self.ttl))
+            client.set(name, b"".join((self._marker, signature, data)), px=self._ms(self.ttl))
 
     def delete(self, key: Key) -> None:
+        if self._read_only:
+            return
         with self._server() as client:
             client.delete(self._name(key))
 
     def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
         removed = Usage()
+        if self._read_only:
+            return removed
         with self._server() as client:
             for names in self._names(client, kind):
                 sizes = self._each(client, "strlen", names)
@@ -129,6 +164,8 @@ class RedisTier:
     def claim(self, key: Key, estimate: float | None) -> Lease:
         import redis
 
+        if self._read_only:
+            return Lease(ours=True)
         name, says = (
             self._name(key) + ":computing",
             f"{self._token} {'' if estimate is None else f'{min(estimate, 9999):.3f}'}",
@@ -160,6 +197,9 @@ class RedisTier:
     def _own_claim(self, key: Key) -> Iterator[tuple[Any, str]]:
         """The name of our claim, "" if it lapsed and is another's."""
         name = self._name(key) + ":computing"
+        if self._read_only:
+            yield None, ""
+            return
         with self._server() as client:
             yield client, name if client.getrange(name, 0, len(self._token) - 1) == self._token.encode() else ""
 
@@ -177,7 +217,7 @@ class RedisTier:
 
         Raises Unavailable.
         """
-        one = RedisTier(self._url, self.ttl, self.largest, self.patience)
+        one = RedisTier(self._url, self.ttl, self.largest, self.stall_timeout)
         try:
             one.probe()
             name, word = f"skipstone:trial:{one._token}", one._token.encode()
@@ -196,13 +236,14 @@ class RedisTier:
             import redis
         except ImportError:
             raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
-        options: dict[str, Any] = {"ssl_check_hostname": True} if self._tls else {}
+        options: dict[str, Any] = {} if self._url.startswith("unix:") else {"socket_keepalive": True}
+        if self._tls:
+            options["ssl_check_hostname"] = True
         try:
             client = redis.Redis.from_url(
                 self._url,
                 socket_timeout=SOCKET,
                 socket_connect_timeout=SOCKET,
-                socket_keepalive=True,
                 retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
                 protocol=2,
                 **options,
@@ -215,7 +256,7 @@ class RedisTier:
             raise why from error
         return client
 
-    def tend(self) -> None:
+    def maintain(self) -> None:
         """Notice a server that went away before a run has to."""
         if time.monotonic() - self._pinged > PING:
             self._pinged = time.monotonic()
@@ -244,26 +285,63 @@ class RedisTier:
         except redis.exceptions.RedisError as error:
             raise self._explained(error) from error
 
-    def _fetched(self, client: Any, name: str, beat: Beat) -> bytearray | None:
-        asked = client.pipeline(transaction=False).strlen(name).pexpire(name, self._ms(self.ttl))
-        size, _ = asked.execute(raise_on_error=False)  # a replica that may not be written to need not note the use
-        if isinstance(size, Exception):
-            if "WRONGTYPE" in str(size) or "wrong kind" in str(size):
-                raise CorruptEntry("of another type")
-            raise size
-        beat()
-        if size == 0 or size > self.largest:
+    def _fetched(self, client: Any, name: str, on_progress: Progress) -> memoryview | None:
+        """The value of a name, or None where there is none, or less of it than the server said. Two round trips."""
+        asked = client.pipeline(transaction=False).strlen(name).getrange(name, 0, CHUNK - 1)
+        if not self._read_only:
+            asked.pexpire(name, self._ms(self.ttl))
+        size, head = asked.execute(raise_on_error=False)[:2]
+        for answer in (size, head):  # a replica that may not be written to need not note the use
+            if isinstance(answer, Exception):
+                if "WRONGTYPE" in str(answer) or "wrong kind" in str(answer):
+                    raise CorruptEntry("of another type")
+                raise answer
+        on_progress()
+        if (
+            not isinstance(size, int)
+            or not isinstance(head, bytes)
+            or size == 0
+            or size > self.largest
+            or head[:1] in self._others
+        ):
             return None
-        data = bytearray()
-        while len(data) < size:
-            chunk = client.getrange(name, len(data), min(len(data) + CHUNK, size) - 1)
-            beat()
-            if not chunk:
-                return None  # gone meanwhile
-            if not data and not self._may_be_ours(chunk, size):
-                raise CorruptEntry("not an entry")
-            data += chunk
-        return data
+        if len(head) != min(size, CHUNK):
+            return None  # a server that sends what it likes
+        start = 1 if self._signer is None else 1 + SIZE
+        if head[:1] != self._marker or not plausible(memoryview(head)[start : start + PREFIX + 8], size - start):
+            raise CorruptEntry("not an entry")
+        data = bytearray(size)
+        data[: len(head)] = head
+        got = len(head)
+        for piece in self._pieces(client, name, range(got, size, CHUNK), size):
+            on_progress()
+            if len(piece) != min(CHUNK, size - got):
+                return None  # gone meanwhile, or a server that sends what it likes
+            data[got : got + len(piece)] = piece
+            got += len(piece)
+        return memoryview(data)[1:] if got == size else None
+
+    def _pieces(self, client: Any, name: str, starts: range, size: int) -> Iterator[bytes]:
+        """Pieces of a value, all asked for at once and yielded as they arrive."""
+        if not starts:
+            return
+        pool = client.connection_pool
+        try:
+            connection = pool.get_connection()
+        except TypeError:  # redis-py before 5.3
+            connection = pool.get_connection("GETRANGE")
+        left = len(starts)
+        try:
+            commands = [("GETRANGE", name, start, min(start + CHUNK, size) - 1) for start in starts]
+            connection.send_packed_command(connection.pack_commands(commands))
+            for _ in starts:
+                piece = connection.read_response(disable_decoding=True)
+                left -= 1
+                yield piece if isinstance(piece, bytes) else b""
+        finally:
+            if left:  # answers that nobody reads
+                connection.disconnect()
+            pool.release(connection)
 
     def _explained(self, error: Exception) -> Unavailable:
         import redis
@@ -290,13 +368,12 @@ class RedisTier:
     # names and bytes
 
     def _name(self, key: Key) -> str:
-        return f"skipstone:{FORMAT}:{key.kind}:{key.digest}"
+        return f"{self._prefix}{key.kind}:{key.digest}"
 
     def _names(self, client: Any, kind: str | None) -> Iterator[list[bytes]]:
         """The names of our entries, some hundred at a time."""
         found: set[bytes] = set()
-        prefix = f"skipstone:{FORMAT}:"
-        for name in client.scan_iter(match=prefix + "*", count=1000):
+        for name in client.scan_iter(match=self._prefix + "*", count=1000):
             ours = self._entry.fullmatch(name)
             if ours and kind in (None, ours[1].decode()):
                 found.add(name)
@@ -314,40 +391,3 @@ class RedisTier:
 
     def _ms(self, seconds: float) -> int:
         return max(int(seconds * 1000), 1)
-
-    def _packed(self, data: bytes) -> bytes:
-        """Deflated if a piece from the middle says that this pays: floats do not, masks and padded embeddings do."""
-        middle = len(data) // 2
-        sample = data[max(middle - SAMPLE // 2, 0) : middle + SAMPLE // 2]
-        if len(zlib.compress(sample, 1)) < PAYS * len(sample):
-            deflated = zlib.compress(data, 1)
-            factor, free = EXPANSION
-            if len(deflated) < PAYS * len(data) and len(data) <= max(factor * len(deflated), free):
-                return _DEFLATED + struct.pack("<Q", len(data)) + deflated
-        return _PLAIN + data
-
-    def _unpacked(self, data: bytearray, beat: Beat) -> bytearray:
-        if data[:1] == _PLAIN:
-            return data[1:]
-        (size,) = struct.unpack_from("<Q", data, 1)
-        out, stream = bytearray(), zlib.decompressobj()
-        try:
-            for start in range(9, len(data), CHUNK):
-                out += stream.decompress(data[start : start + CHUNK], size - len(out) + 1)
-                beat()
-                if len(out) > size:
-                    break
-        except zlib.error as error:
-            raise CorruptEntry("not inflatable") from error
-        if len(out) != size:
-            raise CorruptEntry("not of the size it says")
-        return out
-
-    def _may_be_ours(self, head: bytes, size: int) -> bool:
-        if head[:1] == _PLAIN:
-            return plausible(head[1 : PREFIX + 9], size - 1)
-        if head[:1] != _DEFLATED or len(head) < 9:
-            return False
-        (inflated,) = struct.unpack_from("<Q", head, 1)
-        factor, free = EXPANSION
-        return bool(inflated <= min(LARGEST, max(factor * size, free)))

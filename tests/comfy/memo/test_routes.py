@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import json
 import socket
 import sys
@@ -191,3 +192,40 @@ def test_registering(monkeypatch):
     }
     server.PromptServer.instance = None  # as where a script loads the pack
     assert not asyncio.run(routes.register())
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        (b"{}", {"Content-Type": "application/json; charset=nonsense"}),
+        (b'{"tier": "all", "kind": "all"}', {"Content-Type": "application/json; charset=utf-16"}),
+        (b"no gzip", {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
+        (b"[]" * 100_000, {"Content-Type": "application/json"}),
+        (gzip.compress(b" " * (50 << 20)), {"Content-Type": "application/json", "Content-Encoding": "gzip"}),
+        (b"\x00\xff", {"Content-Type": "application/json; charset=latin-1"}),
+    ],
+    ids=["charset", "another charset", "gzip", "large", "a bomb", "bytes"],
+)
+@pytest.mark.parametrize("path", [CLEAR, TEST])
+def test_whatever_is_sent_is_answered_without_a_traceback(store, caplog, path, body, headers):
+    status, told = ask("POST", path, data=body, headers=headers)
+    wants_all = path == CLEAR and headers["Content-Type"].endswith("utf-16")
+    assert status == 400 or (wants_all and status == 200), told
+    assert "Traceback" not in caplog.text and not any(record.exc_info for record in caplog.records)
+    if status == 400:
+        assert entries(store) == {"memory": 2, "disk": 2}
+
+
+def test_memo_stats_names_no_place(tmp_path):
+    folder, address = tmp_path / "the-folder", dead()
+    folder.write_text("a file: nothing can be written there")
+    store = Store([MemoryTier(1 << 20, reserve=0), DiskTier(folder), RedisTier(address)])
+    process.use(store)
+    store.put(key("vae", "a"), 1, 1.0)
+    store.flush()
+    text, told = memo_nodes.MemoStats.execute().result
+    process.use(None)
+    store.close()
+    said = text + json.dumps(told)
+    assert "disk" in said
+    assert not any(word in said for word in (str(tmp_path), "the-folder", "127.0.0.1", "s3cret", "redis://"))

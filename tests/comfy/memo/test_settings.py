@@ -193,3 +193,29 @@ def test_what_waits_is_written_when_comfyui_ends(tmp_path):
     assert store.ready(10)
     assert all(store.get(key("vae", i)) is not None for i in range(50))
     store.close()
+
+
+@pytest.mark.parametrize("listen", ["0.0.0.0", "0.0.0.0,::", "192.168.1.2", "127.0.0.1,10.0.0.1", ""])
+def test_a_server_that_others_reach_takes_places_from_the_environment_alone(
+    owner, tmp_path, monkeypatch, caplog, listen
+):
+    """Everybody who reaches it can write its settings."""
+    monkeypatch.setattr(comfy.cli_args.args, "listen", listen)
+    said = {
+        "Skipstone.Memo.Redis": "redis://elsewhere.example",
+        "Skipstone.Memo.Folder": "/nowhere",
+        "Skipstone.Memo.Disk": 2,
+    }
+    with caplog.at_level(logging.WARNING):
+        held = tiers(owner(said))
+    assert list(held) == ["memory", "disk"] and held["disk"].folder == tmp_path / "skipstone" / "memo"
+    assert held["disk"].limit == 2 << 30, "sizes are no places"
+    assert "SKIPSTONE_MEMO_REDIS" in caplog.text and "SKIPSTONE_MEMO_FOLDER" in caplog.text
+    held = tiers(owner(said, MEMO_REDIS="redis://127.0.0.1:1", MEMO_FOLDER=str(tmp_path / "own")))
+    assert held["disk"].folder == tmp_path / "own" and "redis" in held
+
+
+@pytest.mark.parametrize("listen", ["127.0.0.1", "::1", "localhost", "127.0.0.1,::1"])
+def test_a_server_for_this_machine_alone_takes_places_from_its_settings(owner, tmp_path, monkeypatch, listen):
+    monkeypatch.setattr(comfy.cli_args.args, "listen", listen)
+    assert tiers(owner({"Skipstone.Memo.Folder": str(tmp_path / "own")}))["disk"].folder == tmp_path / "own"
