@@ -182,7 +182,7 @@ class _Description:
         known = isinstance(value, _BUILTIN_BASES)
         if isinstance(value, dict):
             held = [[self.of(k), self.of(v)] for k, v in value.items()]
-            if kind is defaultdict:
+            if isinstance(value, defaultdict):
                 held.append(self.of(value.default_factory))
         elif isinstance(value, set | frozenset):
             held = sorted(str(self.of(v)) + type(v).__name__ for v in value)

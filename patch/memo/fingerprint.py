@@ -267,7 +267,7 @@ def as_loaded(patcher: Any, module: Any) -> Iterator[tuple[str, Tensor]]:
 
 def _read(weights: Iterable[tuple[str, Any]]) -> str:
     """A digest of named weights: of all bytes, or of samples and sums where that would take long. Every value counts in both."""
-    parts = [(name, *part) for name, weight in weights for part in stored_parts(weight)]
+    parts: list[tuple[Any, ...]] = [(name, *part) for name, weight in weights for part in stored_parts(weight)]
     if sum(part.nbytes for _, _, part in parts) > WHOLE:
         parts = [(name, [*about, str(list(part.shape))], *_sampled(part)) for name, about, part in parts]
     return digest(parts)

@@ -89,7 +89,8 @@ def _random_states(device: torch.device | None) -> list[Any]:
     states = [torch.get_rng_state()]
     if device is not None and device.type != "cpu":
         module = getattr(torch, device.type, None)
-        if hasattr(module, "get_rng_state"):
+        if module is not None and hasattr(module, "get_rng_state"):
             states.append(module.get_rng_state(device) if device.type == "cuda" else module.get_rng_state())
-    others = [hash(random.getstate()), numpy.random.get_state()[1].tobytes(), numpy.random.get_state()[2]]
+    drawn: Any = numpy.random.get_state()
+    others = [hash(random.getstate()), drawn[1].tobytes(), drawn[2]]
     return [*(state.numpy().tobytes() for state in states), *others]

@@ -112,16 +112,16 @@ def pack_digest(file: str) -> str:
     for parent in path.parents:
         if parent.parent.name == "custom_nodes":
             folder = parent
-    if (folder / "__init__.py").exists() and folder != path.parent.anchor:
-        return _digest_of(str(folder.parent), (folder.name,))
-    return _digest_of(str(path.parent), (path.name,))
+    if (folder / "__init__.py").exists() or folder.parent.name == "custom_nodes":
+        return _digest_of(str(folder.parent), (folder.name,), (".py",))
+    return _digest_of(str(path.parent), (path.name,), (".py",))
 
 
-def _digest_of(root: str, parts: tuple[str, ...]) -> str:
+def _digest_of(root: str, parts: tuple[str, ...], endings: tuple[str, ...] = SOURCES) -> str:
     found: list[tuple[str, bytes]] = []
     try:
         for part in parts:
-            for path in _files(os.path.join(root, part)):
+            for path in _files(os.path.join(root, part), endings):
                 about = os.stat(path)
                 if max(about.st_mtime, about.st_ctime) > process_start():
                     raise NotCacheable(CHANGED)
@@ -135,12 +135,12 @@ def _digest_of(root: str, parts: tuple[str, ...]) -> str:
     return digest(sorted(found))
 
 
-def _files(path: str) -> Iterator[str]:
+def _files(path: str, endings: tuple[str, ...]) -> Iterator[str]:
     if os.path.isfile(path):
         yield path
     for folder, folders, names in os.walk(path):
         folders[:] = [name for name in folders if name != "__pycache__" and not name.startswith(".")]
-        yield from (os.path.join(folder, name) for name in names if name.endswith(SOURCES))
+        yield from (os.path.join(folder, name) for name in names if name.endswith(endings))
 
 
 def source_of(module: str) -> str:

@@ -20,6 +20,7 @@ def name(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_entries_on_disk(kind):
     data = DiskTier(WRITTEN / "disk").get(name(kind), lambda: None)
+    assert data is not None
     entry = decode(name(kind), data)
     assert (entry.cost, entry.created) == (1.5, 1.7e9)
     check(kind, entry.value)

@@ -274,8 +274,8 @@ def test_what_is_held_for_a_node_is_bounded(memo, shop, monkeypatch):
     for picture in pictures:
         pending(picture).encode(vae)
     monkeypatch.setattr(lazy_encode, "LARGEST", 3 * size)
-    hand = lazy_encode._Hand()
-    monkeypatch.setattr(lazy_encode, "_hand", hand)
+    hand = lazy_encode._Held()
+    monkeypatch.setattr(lazy_encode, "_held", hand)
     assert all(pending(p).known() for p in pictures)
     assert hand.bytes() == 3 * size
     assert all(pending(p).get() is not None for p in pictures), "found once more where it was let go"

@@ -470,9 +470,9 @@ def closure_over(value):
 
 def attribute(value):
     def function(x):
-        return x * function.factor
+        return x * function.factor  # type: ignore[attr-defined]
 
-    function.factor = value
+    function.factor = value  # type: ignore[attr-defined]
     return function
 
 
@@ -560,7 +560,7 @@ def test_equal_things_are_described_equally():
 
 
 def cyclic(n):
-    made = Private(n)
+    made: Any = Private(n)
     made.itself = [made]
     return made
 
