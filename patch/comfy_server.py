@@ -86,8 +86,8 @@ def on_prompt(handler: Callable[[dict[str, Any]], dict[str, Any]]) -> bool:
     return True
 
 
-def on_free(handler: Callable[[], None]) -> bool:
-    """Call `handler` when somebody asks the server to free memory or to unload models (POST /free). Returns whether there is a server.
+def on_free(call: Callable[[], None]) -> bool:
+    """Call `call` when somebody asks the server to free memory or to unload models (POST /free). Returns whether there is a server.
 
     To be called before the server starts.
     """
@@ -97,16 +97,16 @@ def on_free(handler: Callable[[], None]) -> bool:
     from aiohttp import web
 
     @web.middleware
-    async def free(request: Any, answer: Any) -> Any:
-        answered = await answer(request)
+    async def free(request: Any, handler: Any) -> Any:  # ComfyUI's own middlewares pass `handler` by name
+        answer = await handler(request)
         if request.method == "POST" and request.path in ("/free", "/api/free"):
             try:
-                asked = await request.json()  # read by ComfyUI already
-                if answered.status == 200 and (asked.get("free_memory") or asked.get("unload_models")):
-                    handler()
+                asked = await request.json()  # which ComfyUI has read already
+                if asked.get("free_memory") or asked.get("unload_models"):
+                    call()
             except Exception:
                 log.exception("[Skipstone] /free")
-        return answered
+        return answer
 
     middlewares.append(free)
     return True

@@ -274,6 +274,30 @@ def test_rubbish_is_a_miss_and_is_replaced(opened, rubbish):
     assert "delete" in far.calls
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_nan_is_neither_kept_nor_given(opened, bad):
+    """A passing fault would be given until it expires, to all machines."""
+    spoilt = value()
+    spoilt["samples"][1, 1] = bad
+    far = Fake(held={KEY: encode(KEY, Entry(spoilt, 1.0, 0.0))})
+    store = opened(memory(), far)
+    assert is_value(store.compute(KEY, value))
+    other = key("vae", "other")
+    assert store.compute(other, lambda: spoilt) is spoilt
+    assert store.flush()
+    assert other not in far.held and is_value(store.get(KEY))
+    assert store.report()["not_kept"] == {"vae: NaN or an infinity in it": 1}
+
+
+def test_memory_can_be_freed_alone(opened):
+    far = Fake()
+    store = opened(memory(), far)
+    store.put(KEY, value(), 1.0)
+    assert store.flush()
+    assert store.free_memory().entries == 1
+    assert store.usage()["memory"] == {} and KEY in far.held
+
+
 def test_a_tier_full_of_rubbish_is_not_asked_for_ever(opened):
     names = [key("vae", i) for i in range(50)]
     far = Fake(held=dict.fromkeys(names, b"rubbish"))

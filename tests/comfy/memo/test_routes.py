@@ -229,3 +229,34 @@ def test_memo_stats_names_no_place(tmp_path):
     said = text + json.dumps(told)
     assert "disk" in said
     assert not any(word in said for word in (str(tmp_path), "the-folder", "127.0.0.1", "s3cret", "redis://"))
+
+
+def test_freeing_memory_in_comfyui_frees_the_memos(store, monkeypatch):
+    """As ComfyUI's server is put together: other middlewares pass `handler` by name."""
+
+    @web.middleware
+    async def before(request, handler):
+        return await handler(request)
+
+    async def free(request):
+        await request.json()
+        return web.Response()
+
+    async def asked(body):
+        table, app = web.RouteTableDef(), web.Application(middlewares=[before])
+        server = SimpleNamespace(PromptServer=SimpleNamespace(instance=SimpleNamespace(routes=table, app=app)))
+        monkeypatch.setitem(sys.modules, "server", server)
+        assert await routes.register()
+        app.add_routes(table)
+        app.router.add_post("/free", free)
+        async with TestClient(TestServer(app)) as client:
+            assert (await client.post("/free", json=body)).status == 200
+            assert (await client.get(MEMO)).status == 200
+
+    asyncio.run(asked({"something": 1}))
+    assert entries(store) == {"memory": 2, "disk": 2}
+    for body in ({"free_memory": True}, {"unload_models": True}):
+        store.put(key("vae", "again"), 1, 1.0)
+        asyncio.run(asked(body))
+        assert store.usage()["memory"] == {} and entries(store)["disk"] == 3
+        store.flush()
