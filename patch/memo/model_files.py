@@ -19,7 +19,10 @@ from typing import Any
 from ...core.memo.errors import NotCacheable
 from . import source_code
 
-MARGIN = 2.0  # seconds: the resolution of file systems' clocks
+MARGIN, COARSE = (
+    0.05,
+    2.0,
+)  # seconds: resolution of the times of file systems, and of those that know whole seconds only
 EMBEDDINGS = 20_000  # files that are looked at
 
 Stamp = tuple[Any, ...]
@@ -134,7 +137,13 @@ def _stamp(path: str) -> Stamp:
 
 def _is_older(stamp: Stamp) -> bool:
     """Whether a file was last changed before this process started."""
-    return bool(max(stamp[-1]) / 1e9 < source_code.process_start() - MARGIN)
+    return _is_before_start(max(stamp[-1]))
+
+
+def _is_before_start(changed: int) -> bool:
+    """changed: nanoseconds since 1970."""
+    margin = MARGIN if changed % 1_000_000_000 else COARSE
+    return changed / 1e9 < source_code.process_start() - margin
 
 
 def _unchanged(paths: Any) -> bool:
@@ -142,10 +151,8 @@ def _unchanged(paths: Any) -> bool:
     for path in paths:
         try:
             for about in (os.lstat(path), os.stat(path)):
-                if (
-                    not stat.S_ISREG(about.st_mode)
-                    and max(about.st_mtime, about.st_ctime) >= source_code.process_start() - MARGIN
-                ):
+                newest = max(about.st_mtime_ns, about.st_ctime_ns)
+                if not stat.S_ISREG(about.st_mode) and not _is_before_start(newest):
                     return False
         except FileNotFoundError:
             continue  # a folder that is in the settings alone

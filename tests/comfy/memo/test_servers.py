@@ -84,12 +84,12 @@ def open_servers(tmp_path, monkeypatch):
 def test_two_servers_on_one_folder(tmp_path, open_servers):
     one, other = open_servers(FOLDER=str(tmp_path / "memo"), DISK="0.1")
     first, stock = latent(one, GRAPH), latent(one, STOCK)
-    assert "0 of 4 hit" in stats(one) and stock == first
+    assert "0 of 4 reused" in stats(one) and stock == first
     assert all(word in one.log.read_text() for word in LOADED)
     wait_for(KEPT, lambda: len(list((tmp_path / "memo").rglob("*.memo"))))
     assert latent(other, GRAPH) == latent(other, STOCK) == first
     told = stats(other)
-    assert "4 of 4 hit" in told and "disk: 4 hits" in told
+    assert "4 of 4 reused" in told and "disk: 4 hits" in told
     assert not any(word in other.log.read_text() for word in LOADED)
 
 

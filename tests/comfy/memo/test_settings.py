@@ -51,7 +51,7 @@ def write(settings):
 
 
 def tiers(store):
-    return {tier.name: tier for tier in (*store._near, *(lane.tier for lane in store._lanes))}
+    return {tier.name: tier for tier in (*store._near, *(worker.tier for worker in store._workers))}
 
 
 def test_as_it_comes(owner, tmp_path):

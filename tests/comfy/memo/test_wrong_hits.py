@@ -826,7 +826,7 @@ def test_an_encoder_changed_in_place_and_the_provider(memo, provided, monkeypatc
         return (vae,)
 
     with monkeypatch.context() as changed:
-        changed.setattr(nodes.VAELoader, "load_vae", bent)
+        changed.setattr(nodes.VAELoader, "load_vae", modifications.observer(load, bent))
         provided.run(**graph)
     assert "node: an encoder that another node changed in place" in memo.not_kept
     assert memo.store.usage()["memory"] == {}
