@@ -152,7 +152,10 @@ class Provider(Caching.CacheProvider):
                     if part in inputs and not _is_link(inputs[part]):
                         files.add(model_files.named(folder, inputs[part]))
                 for text in _texts(inputs):
-                    files.add(model_files.mentioned(text))
+                    other = model_files.mentioned(text)
+                    files.stamps += other.stamps
+                    # of a loader, the kind of folder is known in which its file lies
+                    files.settled = files.settled and (name in LOADERS or other.settled)
             return key(NODE, context.class_type, context.cache_key_hash, files.stamps, loading_digest()), files.settled
         except NotCacheable as reason:
             if memo is not None:
