@@ -46,6 +46,13 @@ CHANGED = "source code that changed since ComfyUI was started"
 @lru_cache(maxsize=1)
 def process_start() -> float:
     """When this process started, in seconds since 1970."""
+    try:  # psutil knows when the system booted in whole seconds only
+        ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
+        running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
+        if 0 <= running:
+            return time.time() - running
+    except (OSError, ValueError, IndexError, AttributeError):
+        pass
     return min(psutil.Process().create_time(), time.time())
 
 
