@@ -49,7 +49,7 @@ def process_start() -> float:
     try:  # psutil knows when the system booted in whole seconds only
         ticks = int(Path("/proc/self/stat").read_text().rpartition(")")[2].split()[19])
         running = time.clock_gettime(time.CLOCK_BOOTTIME) - ticks / os.sysconf("SC_CLK_TCK")
-        if 0 <= running:
+        if running >= 0:
             return time.time() - running
     except (OSError, ValueError, IndexError, AttributeError):
         pass

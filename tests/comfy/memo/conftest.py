@@ -21,9 +21,8 @@ import nodes
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch.memo import fingerprint, graph_signature
+from skipstone.patch.memo import fingerprint, graph_signature, model_files, source_code
 from skipstone.patch.memo import instance as process
-from skipstone.patch.memo import model_files, source_code
 from skipstone.patch.memo.modifications import observer
 
 MODELS = Path(__file__).resolve().parents[3] / "demo" / "models"
