@@ -30,7 +30,7 @@ DEMO = Path(__file__).resolve().parents[2] / "demo"
 MODELS = ("flux", "nextdit", "unet")
 SMALL = "nextdit"
 SAMPLERS = ("euler", "dpmpp_2m", "euler_ancestral")
-LEARNED = "learned. Next run: "
+LEARNED = "; runs recorded: "
 
 
 @pytest.fixture(scope="session")

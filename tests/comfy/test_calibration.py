@@ -35,7 +35,7 @@ pytestmark = [
 ]
 
 STEPS = 10
-LEARNED = "learned. Next run: "
+LEARNED = "; runs recorded: "
 DEFAULT = default().recipe
 
 

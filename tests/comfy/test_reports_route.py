@@ -107,9 +107,9 @@ def test_a_first_run_learns_and_says_what_the_next_will_do_and_it_does(run):
 def test_a_threshold_that_nothing_reaches_is_told_with_what_came_nearest(run):
     report = run(easycache_of("Custom", threshold=1e-6))["report"]
     assert not report["skipped"] and "raise the threshold" in report["advice"]
-    held = [e["held"] for e in report["timeline"] if e["held"] is not None]
+    held = [e["score"] for e in report["timeline"] if e["score"] is not None]
     assert held and f"{min(held):.3g}" in report["advice"]
-    assert {e["limit"] for e in report["timeline"] if e["held"] is not None} == {1e-6}
+    assert {e["threshold"] for e in report["timeline"] if e["score"] is not None} == {1e-6}
 
 
 def test_a_budget_that_no_picture_survives_is_a_risk(run):

@@ -220,7 +220,7 @@ def test_learning_costs_no_wait(studio, cached, tiny_flux, monkeypatch, tmp_path
     patched, reports = cached(method_of("Turbo", calibration="record"), tiny_flux)
     model, waited = counted(patched)
     studio.sample(model, steps=STEPS)
-    assert "learned. Next run: " in " ".join(reports[0].notes)
+    assert "; runs recorded: " in " ".join(reports[0].notes)
     assert [w for w in waited if w] == []
 
 
