@@ -450,8 +450,9 @@ def test_guidance_has_one_decision_and_two_histories(studio, cached, flux, name)
 @pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "res_multistep", "euler_ancestral", "dpmpp_2m_sde"])
 @pytest.mark.parametrize("name", OF)
 def test_every_kind_of_sampler(studio, cached, flux, name, sampler):
-    model, reports = taught(studio, cached, name, flux, sampler=sampler)
-    assert torch.isfinite(studio.sample(model, steps=STEPS, sampler=sampler)).all()
+    how: dict[str, Any] = {"sampler": sampler, "cfg": 1.0}
+    model, reports = taught(studio, cached, name, flux, **how)
+    assert torch.isfinite(studio.sample(model, steps=STEPS, **how)).all()
     timeline = reports[-1].evaluations
     assert reports[-1].skipped > 0
     assert timeline[0].computed and all(e.computed for e in timeline if e.step >= STEPS - 1)
