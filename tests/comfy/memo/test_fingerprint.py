@@ -179,3 +179,32 @@ def test_switches_of_precision_by_their_new_names(name):
         backend.fp32_precision = before
     assert len({plain, *found}) > 1
     assert environment_digest(device) == plain
+
+
+class GGMLTensor(torch.Tensor):
+    """Stands for ComfyUI-GGUF's: blocks of bytes, with the shape and kind of quantization beside them."""
+
+    @staticmethod
+    def of(blocks, kind, shape):
+        made = blocks.as_subclass(GGMLTensor)
+        made.tensor_type, made.tensor_shape, made.patches = kind, torch.Size(shape), []
+        return made
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_gguf_weights_are_known_by_their_blocks_and_kind(monkeypatch, whole):
+    if not whole:
+        monkeypatch.setattr(fingerprint, "WHOLE", 0)
+    blocks = torch.randint(0, 255, (64, 144), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    edited = blocks.clone()
+    edited[40, 100] += 1
+    weights = [
+        GGMLTensor.of(blocks.clone(), "Q4_K", (64, 256)),
+        GGMLTensor.of(blocks.clone(), "Q4_K", (64, 256)),
+        GGMLTensor.of(edited, "Q4_K", (64, 256)),
+        GGMLTensor.of(blocks.clone(), "Q5_K", (64, 256)),
+        GGMLTensor.of(blocks.clone(), "Q4_K", (256, 64)),
+        blocks,
+    ]
+    prints = [fingerprint._read([("w", weight)]) for weight in weights]
+    assert prints[0] == prints[1] and len(set(prints)) == 5
