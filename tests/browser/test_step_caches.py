@@ -168,7 +168,8 @@ def test_inside_subgraphs(desk, request):
             const [sampler, auto] = ['KSampler', 'SkipstoneAuto'].map((type) =>
                 app.graph.nodes.find((n) => n.subgraph).subgraph.nodes[0].subgraph.nodes.find((n) => n.type === type))
             sampler.widgets.find((w) => w.name === 'steps').value = 12
-            sampler.widgets[0].value = Math.floor(Math.random() * 1e9)  // what ComfyUI has cached is not run
+            // what ComfyUI has cached is not run; the seed is the outer node's
+            sampler.widgets.find((w) => w.name === 'cfg').value = 3 + Math.random()
             const first = auto.widgets.find((w) => w.name === 'first_run')
             first.value = first.options.values.at(-1)
         }"""
