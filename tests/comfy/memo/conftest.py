@@ -21,8 +21,8 @@ import nodes
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch.memo import fingerprint, graph_signature, model_files, source_code
 from skipstone.patch.memo import instance as process
+from skipstone.patch.memo import model_files, source_code
 from skipstone.patch.memo.modifications import observer
 
 MODELS = Path(__file__).resolve().parents[3] / "demo" / "models"
@@ -328,8 +328,5 @@ def clip_file(tmp_path_factory, plain_clip):
 
 @pytest.fixture
 def shop(monkeypatch, tmp_path, clip_file):
-    path, there = clip_file
-    # as if the process had begun just after the file was written
-    monkeypatch.setattr(fingerprint, "began", lambda: there)
-    monkeypatch.setattr(graph_signature, "MARGIN", 0.0)
+    path, _ = clip_file
     return Shop(monkeypatch, tmp_path, path)
