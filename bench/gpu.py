@@ -357,7 +357,7 @@ def memory_that_runs_out(rig: Rig) -> Figures:
 def halves(rig: Rig) -> Figures:
     """float16 sums stay finite, and the precision switch by its new name keeps no model from being known."""
     from skipstone.core.step.history import History
-    from skipstone.patch.memo.fingerprint import settings
+    from skipstone.patch.memo.environment import environment_digest
 
     kept = History()
     for i, value in enumerate((44000.0, 45000.0)):
@@ -368,7 +368,7 @@ def halves(rig: Rig) -> Figures:
     if hasattr(matmul, "fp32_precision"):
         before = matmul.fp32_precision
         matmul.fp32_precision = "tf32"
-        settings(rig.cuda)
+        environment_digest(rig.cuda)
         matmul.fp32_precision = before
     return {"sum": found[0]}
 
