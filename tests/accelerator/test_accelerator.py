@@ -116,7 +116,9 @@ def test_pinned_memory_that_is_read_too_early_is_a_race(gpu, read):
 
 
 @pytest.mark.parametrize(
-    "wait", [lambda: torch.cuda.synchronize(), lambda: float(ones(1)), lambda: ones(1).cpu()], ids=str
+    "wait",
+    [lambda: torch.cuda.synchronize(), lambda: float(ones(1)), lambda: ones(1).cpu()],
+    ids=["synchronize", "float", "cpu"],
 )
 def test_it_can_be_read_after_a_wait(gpu, wait):
     x, room = pending()

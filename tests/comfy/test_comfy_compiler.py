@@ -123,7 +123,9 @@ def wrong(*_: Any, **__: Any) -> Any:
 
 
 @pytest.mark.parametrize(
-    "how", [{"pause_malloc_graph": wrong}, {"PREFETCH_QUEUES": None}, {"cleanup_prefetch_queues": wrong}], ids=str
+    "how",
+    [{"pause_malloc_graph": wrong}, {"PREFETCH_QUEUES": None}, {"cleanup_prefetch_queues": wrong}],
+    ids=lambda how: next(iter(how)),
 )
 def test_a_comfyui_whose_functions_are_others(studio, flux, monkeypatch, how):
     for name, value in how.items():
