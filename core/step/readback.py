@@ -1,4 +1,4 @@
-"""Reading a number from a device without waiting for it: it is copied in the device's queue, and read once it has arrived."""
+"""Reads a number from a device without a host sync: an asynchronous copy, read once it has arrived."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ BYTES = 8  # of the largest number
 
 
 class Readback:
-    """A number on its way to the host; see `of`."""
+    """An asynchronous copy of a number to the host; see `of`."""
 
     def __init__(self, value: Tensor, chunk: Tensor, memory: HostMemory) -> None:
         self.chunk, self.memory = chunk, memory
@@ -23,7 +23,7 @@ class Readback:
 
     @classmethod
     def of(cls, value: Tensor, memory: HostMemory) -> Readback | None:
-        """The first element of a tensor on a device with a queue; None where it cannot be had without waiting."""
+        """The first element of a tensor on a device with a queue; None where it cannot be read without waiting."""
         if value.device.type not in QUEUES:
             return None
         chunk = memory.take(BYTES)
@@ -31,15 +31,16 @@ class Readback:
 
     @classmethod
     def largest(cls, value: Tensor, memory: HostMemory) -> float | Readback | None:
-        """The largest absolute value of a tensor, NaN if one is: of one on the host at once; None where it cannot be had without
-        waiting."""
+        """The largest absolute value of a tensor, or NaN: at once for a host tensor; None where it cannot be read without waiting."""
         if not value.numel() or value.device.type not in ("cpu", *QUEUES):
             return None
-        found = torch.linalg.vector_norm(value.detach(), float("inf"))
-        return float(found) if value.device.type == "cpu" else cls.of(found, memory)
+        if value.device.type == "cpu":
+            wide = torch.promote_types(value.dtype, torch.float32)  # numpy has no bfloat16
+            return float(torch.linalg.vector_norm(value.detach(), float("inf"), dtype=wide).numpy())
+        return cls.of(torch.linalg.vector_norm(value.detach(), float("inf")), memory)
 
     def get(self) -> float | None:
-        """The number, or None while it is on its way."""
+        """The number, or None while the copy is pending."""
         if self.known is None and self.event.query():
             self.known = float(self.host[0])
             self.memory.give([self.chunk])
