@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from pathlib import Path
 
 HOST = "127.0.0.1"
 STOP_SECONDS = 10.0
+OLDER = 0.2  # seconds between the links to the models and the server: the encode cache learns nothing of younger links
 PR_SET_PDEATHSIG = 1
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -63,6 +65,7 @@ def running(
     with tempfile.TemporaryDirectory(prefix="skipstone-demo-") as folder, log.open("wb") as output:
         base = Path(folder)
         _furnish(base, custom_nodes, models)
+        time.sleep(OLDER)
         port = _free_port()
         command = [
             sys.executable, str(comfyui / "main.py"),

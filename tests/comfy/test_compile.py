@@ -34,7 +34,8 @@ from skipstone.nodes.compile import CompileModel
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
 from skipstone.patch.compile import backends as code
-from skipstone.patch.compile import model, module_swap, registry
+from skipstone.patch.compile import model as compiling
+from skipstone.patch.compile import module_swap, registry
 from skipstone.patch.compile.model import compile_model
 from skipstone.patch.compile.module_swap import ModuleSwapper, StandIn
 
@@ -184,7 +185,7 @@ def test_a_network_that_nobody_described(count, stand_ins):
         found.extend(m for m in executor.class_obj.modules() if isinstance(m, StandIn))
         return executor(*args)
 
-    wrapper = model.CompiledModel(Settings(backend="eager"))
+    wrapper = compiling.CompiledModel(Settings(backend="eager"))
     x, graphs = torch.randn(1, 4, 8), Graphs()
 
     def run(x, t, c_concat, c_crossattn, control, transformer_options):
@@ -518,7 +519,7 @@ def test_with_a_step_cache(studio, flux, cached, what, name, first):
 
 def test_two_of_them_the_last_one_counts(studio, flux):
     model, graphs = compiled(compiled(flux, WHOLE_MODEL), EACH_BLOCK), Graphs()
-    (wrapper,) = model.get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
+    (wrapper,) = model.get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
     assert wrapper.settings.what == EACH_BLOCK
     assert close(studio.sample(model, steps=1), studio.sample(flux, steps=1))
     assert graphs.new == 2
@@ -530,10 +531,10 @@ def test_with_comfyuis_own_the_last_one_counts(studio, flux):
     def own(model):
         return TorchCompileModel.execute(model, "cudagraphs")[0]
 
-    (wrapper,) = own(compiled(flux)).get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
-    assert not isinstance(wrapper, model.CompiledModel)
-    (wrapper,) = compiled(own(flux)).get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
-    assert isinstance(wrapper, model.CompiledModel)
+    (wrapper,) = own(compiled(flux)).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert not isinstance(wrapper, compiling.CompiledModel)
+    (wrapper,) = compiled(own(flux)).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
+    assert isinstance(wrapper, compiling.CompiledModel)
 
 
 def test_a_model_that_another_node_compiled_in_its_own_way(studio, flux, said):
@@ -621,24 +622,24 @@ def test_a_wrapper_of_the_network_that_comes_later(studio, flux):
 
 def test_options_that_change_all_the_time(said):
     """What is new of them runs uncompiled, rather than have the model compiled at every step; it is said which they are."""
-    base, wrapper = Base(Network(3)), model.CompiledModel(Settings(backend="eager"))
+    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
     x, graphs = torch.randn(1, 4, 8), Graphs()
     for count in range(12):
         out = call(wrapper, base, x, {"strange_count": count})
         assert torch.allclose(out, base.diffusion_model(x, {}), atol=1e-6)
-    assert graphs.new == model.SEEN
+    assert graphs.new == compiling.SEEN
     (message,) = said()
     assert "strange_count" in message
 
 
 def test_options_that_change_now_and_then(said):
     """However often in the life of a node, what is new is compiled: nothing changes all the time."""
-    base, wrapper = Base(Network(3)), model.CompiledModel(Settings(backend="eager"))
+    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
     x, graphs = torch.randn(1, 4, 8), Graphs()
-    for count in range(2 * model.SEEN):
-        for _ in range(model.CALLS // model.SEEN + 1):
+    for count in range(2 * compiling.SEEN):
+        for _ in range(compiling.CALLS // compiling.SEEN + 1):
             call(wrapper, base, x, {"strange_count": count})
-    assert graphs.new == 2 * model.SEEN
+    assert graphs.new == 2 * compiling.SEEN
     assert not any("on every call" in message for message in said())
 
 
@@ -826,14 +827,14 @@ class Dynamic:
 
 def test_a_model_under_dynamic_vram_is_compiled_without(flux):
     model = Dynamic(flux)
-    assert compiled(model).get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
+    assert compiled(model).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
     assert model.asked == [True]
 
 
 def test_one_that_cannot_be_had_without_runs_uncompiled(studio, flux, said):
     model = Dynamic(flux, RuntimeError("cached_patcher_init is not initialized"))
     patched = compiled(model)
-    assert not patched.get_wrappers(WrappersMP.APPLY_MODEL, model.KEY)
+    assert not patched.get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
     assert model.asked == [True, False]
     (message,) = said()
     assert "--disable-dynamic-vram" in message

@@ -429,7 +429,7 @@ def test_statistics_as_text_and_as_a_dict(memo, shop):
         shop.restart()
         told = shop.run(**latent(), **ends)
         assert (told["dict"]["hits"], told["dict"]["misses"]) == (hits, misses)
-        assert f"{hits} of {hits + misses} hit" in told["text"]
+        assert f"{hits} of {hits + misses} reused" in told["text"]
         json.dumps(told["dict"])
     assert told["dict"]["saved_seconds"] > 0
     assert told["dict"]["tiers"]["memory"]["entries"] == 2  # the latent, and what the loader makes
