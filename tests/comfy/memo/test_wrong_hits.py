@@ -724,8 +724,8 @@ def test_a_prompt_engine_with_other_settings_never_gets_the_others_embedding(mem
 def test_a_tokenizer_that_another_pack_changed_says_nothing_of_its_loader(memo, shop, same):
     from skipstone.patch.memo.lazy_encode import PendingPrompt
 
-    clip = nodes.CLIPLoader().load_clip("demo.pt", "stable_diffusion")[0]
-    graph = {"a": {"class_type": "CLIPLoader", "inputs": {"clip_name": "demo.pt", "type": "stable_diffusion"}}}
+    clip = nodes.CLIPLoader().load_clip("tiny.pt", "stable_diffusion")[0]
+    graph = {"a": {"class_type": "CLIPLoader", "inputs": {"clip_name": "tiny.pt", "type": "stable_diffusion"}}}
     tokenizer = clip.tokenizer.clip_l
     plain = tokenizer.tokenize_with_weights
     tokenizer.tokenize_with_weights = lambda text, *a, **k: plain(text + " !", *a, **k)
