@@ -25,11 +25,12 @@ ONCE = {
     "sample_er_sde", "sample_sa_solver",
 }  # fmt: skip
 # ... these also at the next step's sigma, except in the last step ...
-TWICE = {"sample_heun", "sample_exp_heun_2_x0", "sample_exp_heun_2_x0_sde", "sample_sa_solver_pece"}
+TWICE = {"sample_heun", "sample_exp_heun_2_x0", "sample_exp_heun_2_x0_sde"}
 # ... and these as often per step, at sigmas that depend on the step
 ELSEWHERE = {
     "sample_dpm_2": 2, "sample_dpm_2_ancestral": 2, "sample_dpmpp_2s_ancestral": 2, "sample_dpmpp_2s_ancestral_cfg_pp": 2,
     "sample_dpmpp_sde": 2, "sample_dpmpp_sde_gpu": 2, "sample_heunpp2": 3, "sample_seeds_2": 2, "sample_seeds_3": 3,
+    "sample_sa_solver_pece": 2,
 }  # fmt: skip
 
 _observed: dict[

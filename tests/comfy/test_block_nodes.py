@@ -11,7 +11,7 @@ import torch
 from skipstone.core.step.clock import Clock
 from skipstone.core.step.indicators.blocks import FirstBlockChange, Modulated, Probed
 from skipstone.core.step.method import Blocks, Method
-from skipstone.core.step.policies import Accumulator, Mask, Ratios, RunContext, StepMask, Threshold, Total
+from skipstone.core.step.policies import Accumulator, Mask, PerModel, Ratios, RunContext, StepMask, Threshold, Total
 from skipstone.core.step.predictors import Linear, ProbeAligned, Reuse, Taylor
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows
 from skipstone.nodes import dbcache, dicache, firstblock, magcache, taylorseer, teacache
@@ -61,7 +61,7 @@ def full(studio, flux):
 def rule(method: Method, network: Any = None) -> Any:
     """The policy that decides, for a model of this kind."""
     policy: Any = method.policies[-1]
-    return policy.of(network or {}) if hasattr(policy, "of") else policy
+    return policy.choose(network or {}) if isinstance(policy, PerModel) else policy
 
 
 @pytest.mark.parametrize(("name", "preset"), EVERY)
@@ -245,7 +245,7 @@ def test_a_polynomial_of_what_no_block_sees_is_a_guess_and_says_so(studio, cache
     for name, guess in (("Wan 2.1 t2v 14B", True), ("HiDream dev", True), ("Wan 2.1 t2v 14B, ret_mode", False)):
         model, reports = cached(teacache.teacache_of("Custom", 1e9, name), flux)
         studio.sample(model, steps=4, cfg=1.0)
-        assert [n for n in reports[0].notes if "a guess" in n and name in n] == reports[0].notes
+        assert [n for n in reports[0].notes if "a rough guess" in n and name in n] == reports[0].notes
         assert bool(reports[0].notes) == guess
 
 
@@ -288,7 +288,7 @@ def test_magcache_has_the_recommended_values_where_there_are():
                 data["threshold"], data["retention"], data["most"]
             )
             turbo = rule(magcache.magcache_of("Turbo"), row.network)
-            assert turbo.error == data["threshold"] and turbo.most <= data["most"]
+            assert turbo.error == data["threshold"] and turbo.max_skips <= data["most"]
             errors = [rule(magcache.magcache_of(p), row.network).error for p in FOUR]
             assert errors == sorted(errors)
 
@@ -326,7 +326,7 @@ def test_dicache_by_hand():
     assert rule(published, FLUX) == Accumulator(0.4)
     assert published.indicator is not None
     most = [
-        published.indicator.start(RunContext(flow(9), Reuse(), network=network)).rule.most  # type: ignore[attr-defined]
+        published.indicator.start(RunContext(flow(9), Reuse(), network=network)).config.max_ratio  # type: ignore[attr-defined]
         for network in (FLUX, {"image_model": "wan2.1"})
     ]
     assert most == [1.5, 2.0]

@@ -267,7 +267,7 @@ def test_clones_share_no_state(quick, cached, fresh, tiny_flux, name):
 @pytest.mark.parametrize("first", OF)
 def test_two_on_one_model_are_refused_by_their_names(studio, first, second):
     model = attach(studio.model, OF[first]("Speed"))
-    with pytest.raises(StepCacheError, match=rf"(?=.*{first} \(Speed\))(?=.*{second} \(Turbo\)).*Remove or bypass"):
+    with pytest.raises(StepCacheError, match=rf"(?=.*{first} \(Speed\))(?=.*{second} \(Turbo\)).*remove or bypass"):
         attach(model.clone(), OF[second]("Turbo"))
     attach(studio.model, OF[second]("Turbo"))  # a branch of its own is another matter
 
@@ -388,7 +388,8 @@ def test_every_kind_of_sampler(quick, cached, watched, fresh, tiny_flux, name, s
     out = quick(model, sampler=sampler)
     if name == "EasyCache" and sampler in NOISY and not reports[0].skipped:
         # the noise moves the latent further than the threshold allows: it says so, and does no harm
-        assert "nothing was skipped" in " ".join(reports[0].notes)
+        said = " ".join(reports[0].notes)
+        assert "nothing was skipped" in said or "too few to skip any" in said
         assert torch.equal(out, quick(tiny_flux, sampler=sampler))
         return
     sound(watch, reports[0], out)
@@ -420,7 +421,8 @@ def test_very_few_steps(quick, cached, watched, tiny_flux, name, steps):
     assert watch.computed[0] and watch.computed[-1]
     if all(watch.computed):
         assert torch.equal(out, quick(tiny_flux, steps=steps))
-        assert "nothing was skipped" in " ".join(reports[0].notes)
+        said = " ".join(reports[0].notes)
+        assert "nothing was skipped" in said or "too few to skip any" in said
 
 
 @pytest.mark.parametrize("name", OF)

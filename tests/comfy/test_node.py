@@ -699,7 +699,7 @@ def test_only_a_mask_goes_into_the_socket_for_masks(pack, workflow, name):
     ("widgets", "said"),
     [
         ({"source": "mask", "mask": "1,2,1"}, "a step mask is a list of 1"),
-        ({"source": "bins", "compute_bins": "4,x"}, "compute_bins is a list of numbers"),
+        ({"source": "bins", "compute_bins": "4,x"}, "compute_bins is a list of step counts"),
         ({"source": "bins", "compute_bins": "4", "cache_bins": "1,1,1"}, "take turns"),
     ],
 )

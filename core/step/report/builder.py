@@ -167,7 +167,11 @@ class ReportBuilder:
     def _too_short(self) -> bool:
         """Whether a plan computes every step of a short run. A target quality has other remedies than more steps."""
         steps = self.report.steps
-        return steps < messages.FEW and len(self.report.planned) == steps and not (self.choice and self.choice.decibels)
+        return (
+            steps < messages.TOO_FEW
+            and len(self.report.planned) == steps
+            and not (self.choice and self.choice.decibels)
+        )
 
 
 def first_plan(policies: Iterable[RunPolicy]) -> Plan | None:

@@ -50,6 +50,7 @@ TO_SKIP_MORE = "to skip more, use a faster preset, a smaller budget, a wider sta
 NO_SCHEDULE = "no steps are skipped, because this sampler's sigmas do not fall from step to step"
 NOT_FINITE = "the indicator was not a finite number: those evaluations were computed"
 FEW = 12  # steps: shorter runs gain little
+TOO_FEW = 6  # steps: in shorter runs presets compute every step
 
 
 def nothing_skipped(reasons: str, remedy: str) -> str:
