@@ -33,7 +33,7 @@ def test_in_chinese(open_desk):
     page, node = read(desk, "SkipstoneAuto")
     assert "步缓存（自动）" in page.locator("h1").first.inner_text()  # noqa: RUF001
     assert loaded(page) == [True]
-    assert desk.shown(node)[0] == "目标"
+    assert desk.shown(node)[0] == "模式"
     # a node without a Chinese page shows the English one
     page, _ = read(desk, "SkipstoneDBCache")
     assert page.locator("h1").first.inner_text() == "DBCache"
