@@ -247,7 +247,7 @@ BAD: dict[str, tuple[dict[str, str], str]] = {
     "no bins": ({"source": "bins", "compute_bins": "", "cache_bins": ""}, "compute 4,2,1 and cache 2,3"),
     "bins of words": (
         {"source": "bins", "compute_bins": "four"},
-        "compute_bins is a list of numbers of steps, such as",
+        "compute_bins is a list of step counts, such as",
     ),
     "bins below zero": ({"source": "bins", "compute_bins": "4,-1"}, "not '4,-1'"),
     "bins with a point": ({"source": "bins", "compute_bins": "4", "cache_bins": "1.5"}, "cache_bins is a list"),
