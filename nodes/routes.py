@@ -51,7 +51,7 @@ def add(routes: web.RouteTableDef) -> None:
 
 
 def _free() -> None:
-    """What ComfyUI's /free asks for: entries in memory go; those on disk and in Redis stay."""
+    """Handles ComfyUI's /free: drops the entries in memory and keeps those on disk and in Redis."""
     forget_held()
     memo = opened()
     if memo is not None:

@@ -46,7 +46,7 @@ class _Reply:
 
 
 class _Interrupted(Exception):
-    """What the caller's `waiting` raised."""
+    """Wraps the error that the caller's `waiting` raised."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class TierWorker:
     def get(
         self, key: Key, limit: float = LIMIT, waiting: Callable[[], None] | None = None
     ) -> bytes | bytearray | None:
-        """What the tier has, or None: also where it fails, rests, or needs more than `limit` seconds in all.
+        """The tier's value, or None: also if it fails, is paused, or needs more than `limit` seconds in all.
 
         waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
         """

@@ -241,7 +241,7 @@ class _Description:
         return [_name(function), pack, _code(function.__code__), held, self._globals(function)]
 
     def _globals(self, function: types.FunctionType) -> list[Any]:
-        """What a function of another pack reads of its module."""
+        """The globals of its module that a function of another pack reads."""
         read, imported, attributes = _names(function.__code__)
         if outside := (attributes | read) & _OUTSIDE:
             raise NotCacheable(f"code of another pack that reads {sorted(outside)[0]}")

@@ -142,7 +142,7 @@ def vae_places(vae: Any) -> Places:
 
 
 def content(given: Any) -> list[Any]:
-    """What identifies the input of a VAE: elements, kind of device, and memory layout, as kernels may round by layout.
+    """The identity of a VAE's input: elements, kind of device, and memory layout, as kernels may round by layout.
 
     Raises NotCacheable for anything but a tensor.
     """

@@ -1,4 +1,4 @@
-"""What else than an encoder and its input decides bits: code, versions, ComfyUI's options, the machine and torch's switches."""
+"""A digest of everything besides encoder and input that affects the result: code, versions, options, machine, torch's switches."""
 
 from __future__ import annotations
 

@@ -159,7 +159,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _state(module: Any) -> object:
-    """What tells within this process that nothing changed since the last look: cheap, and keeps nothing alive."""
+    """A cheap change detector within this process; keeps nothing alive."""
     parts = None
     if any(_filled(getattr(torch.nn.modules.module, f"_global{hooks}", None)) for hooks in _HOOKS):
         raise NotCacheable("a hook on all modules")
@@ -346,7 +346,7 @@ def _as_int64(flat: Tensor) -> Tensor:
 
 
 def _patches(patcher: Any) -> str:
-    """What is done to the weights: LoRAs with their strengths and what ComfyUI sets. Raises NotCacheable for what else can be done."""
+    """Patches of the weights: LoRAs with their strengths and ComfyUI's own. Raises NotCacheable for other patches."""
     _refuse_unknown(patcher)
     # a clone has its original's uuid until it is patched itself
     seen = (patcher.patches_uuid, sum(map(len, patcher.patches.values())))

@@ -1,4 +1,4 @@
-"""What a loader will load, known without running it: from the prompt's graph and the files that its widgets name.
+"""The files that a loader will load, found without running it: from the prompt's graph and the files that its widgets name.
 
 Only ComfyUI's own loaders, and the few nodes of its own that lie between them and an encoder, are understood. Anything else raises
 NotCacheable, and the loader runs.
@@ -58,7 +58,7 @@ GetNode = Callable[[str], Any]
 
 @dataclass
 class Signature:
-    """What decides the encoder that arrives by a link. settled: see model_files.py."""
+    """The parts of the graph that determine a linked encoder. settled: see model_files.py."""
 
     digest: str
     settled: bool
@@ -116,7 +116,7 @@ def is_comfys(kind: Any) -> bool:
 
 
 def loading_digest() -> str:
-    """What decides what loaders make of the same files: ComfyUI's code and options, and the devices and data types that it chooses."""
+    """Everything besides files that affects loaders: ComfyUI's code and options, and the devices and data types that it chooses."""
     from comfy import model_management
 
     devices = [model_management.vae_device(), model_management.text_encoder_device()]

@@ -19,10 +19,8 @@ from typing import Any
 from ...core.memo.errors import NotCacheable
 from . import source_code
 
-MARGIN, COARSE = (
-    0.05,
-    2.0,
-)  # seconds: resolution of the times of file systems, and of those that know whole seconds only
+MARGIN = 0.05  # seconds: resolution of file times
+COARSE = 2.0  # likewise of file systems that store whole seconds
 EMBEDDINGS = 20_000  # files that are looked at
 
 Stamp = tuple[Any, ...]

@@ -1,4 +1,4 @@
-"""What can only be seen while a value is computed: random numbers drawn, tiles used because memory ran out, encoders at work."""
+"""Observes the computation of a value: random numbers drawn, tiles used for want of memory, encoders that ran."""
 
 from __future__ import annotations
 

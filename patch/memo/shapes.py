@@ -58,7 +58,7 @@ def is_image(value: Any, vae: Any) -> bool:
 
 
 def form_of(latent: torch.Tensor) -> list[Any]:
-    """What all latents of one VAE have in common: data type, number of dimensions, channels."""
+    """The common form of one VAE's latents: data type, number of dimensions, channels."""
     return [str(latent.dtype), latent.ndim, latent.shape[1] if latent.ndim > 1 else 0]
 
 

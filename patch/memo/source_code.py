@@ -1,4 +1,4 @@
-"""Where code comes from, and digests of it: ComfyUI's own, that of installed packages, and that of other custom node packs.
+"""The origin of code, and digests of it: ComfyUI's own, that of installed packages, and that of other custom node packs.
 
 ComfyUI's own source is one digest over all of its files, so an update of any of them (LoRA arithmetic, quantisation, a text
 encoder) begins with new keys. Installed packages are identified by version. Everything else, usually another custom node
@@ -27,7 +27,7 @@ from ...core.memo.keys import digest
 Origin = Literal["comfyui", "installed", "other"]
 
 PARTS = ("comfy", "comfy_extras", "nodes.py", "node_helpers.py", "folder_paths.py")
-"""What of ComfyUI decides the values of encoders and of the nodes that are cached."""
+"""A digest of ComfyUI's source that affects the values of encoders and cached nodes."""
 
 KERNELS = (
     "comfy-kitchen", "comfy-aimdo", "xformers", "sageattention", "sageattn3", "flash-attn", "triton", "triton-windows",
@@ -72,7 +72,7 @@ def _installed() -> tuple[str, ...]:
 
 @lru_cache(maxsize=8192)
 def origin(file: str) -> Origin:
-    """Whose code a source file is. `file` may be a code object's `co_filename`, such as "<string>"."""
+    """The owner of a source file. `file` may be a code object's `co_filename`, such as "<string>"."""
     if file.startswith("<frozen ") or file == "<string>":  # Python's own, and its namedtuples and dataclasses
         return "installed"
     path, comfyui = os.path.realpath(file), comfyui_folder()
@@ -151,7 +151,7 @@ def _files(path: str, endings: tuple[str, ...]) -> Iterator[str]:
 
 
 def source_of(module: str) -> str:
-    """What identifies the code of a loaded module. Raises NotCacheable where nothing does."""
+    """The identity of a loaded module's code. Raises NotCacheable if it has none."""
     whose = origin_of_module(module)
     if whose == "comfyui":
         return comfyui_digest()
