@@ -175,6 +175,8 @@ class BlockTraversal:
         self.unexpected = False
         self.entered = False
         self.idle = False  # all blocks run in this call: Family.state_argument
+        self.prefilling = False  # the visit is one of Family.prefill
+        self.prefilled = False  # one of this call was
         self.start: Tensor | None = None  # a sample of block 0's input, where the indicator needs it
         self.spans: list[Span] = []  # by stack: the image's tokens in its first stream
         self.alone = False  # the residual is kept of these tokens only
@@ -183,6 +185,10 @@ class BlockTraversal:
     def before(self, position: int, own: Forward, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """See Visit."""
         stack = self.family.stacks[self.stack_of[position]]
+        self.prefilling = self._prefills(stack, args, kwargs)
+        if self.prefilling:
+            self.prefilled = True
+            return NOT_RUN
         if position < self.next:
             self._give_up()
         self.next = position + 1
@@ -217,12 +223,22 @@ class BlockTraversal:
 
     def after(self, position: int, result: Any) -> None:
         """See Visit."""
-        if not (self.unexpected or self.idle):
+        if not (self.unexpected or self.idle or self.prefilling):
             k = self.stack_of[position]
             streams, name = _returned(self.family.stacks[k], result), self._image_stream(k)
             if self.alone:
                 streams[name] = self._image(streams[name], k)
             self.call.leave(streams, lambda v: v if self.alone else self._image(v, k))
+
+    def _prefills(self, stack: Stack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """True for a block's call that Family.prefill describes."""
+        if self.family.prefill is None:
+            return False
+        try:
+            tokens = next(iter(_taken(stack, args, kwargs).values())).shape[self.family.image.dim]
+            return bool(_argument(self.family.prefill.name, args, kwargs) == tokens)
+        except LookupError:
+            return False
 
     def _give_up(self) -> None:
         if self.given is not None:
@@ -263,7 +279,8 @@ class BlockTraversal:
             if self.given is not None:
                 for visit in self.visits[self.first : self.last]:
                     visit.quiet = False
-                comfy_compiler.leave_out(self.blocks[self.first + 1 : self.last + 1])
+                if not self.prefilled:  # else they run, on the other tokens
+                    comfy_compiler.leave_out(self.blocks[self.first + 1 : self.last + 1])
             return self.given is not None
 
         source = self.family.modulated
@@ -390,8 +407,13 @@ def _taken(stack: Stack, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Strea
     """The streams in a block's call."""
     streams: Streams = {}
     for name, place in stack.takes:
-        streams |= _flat(name, args[place] if isinstance(place, int) else kwargs[place])
+        streams |= _flat(name, _argument(place, args, kwargs))
     return streams
+
+
+def _argument(place: int | str, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+    """An argument of a block's call. Raises LookupError if it is missing."""
+    return args[place] if isinstance(place, int) else kwargs[place]
 
 
 def _returned(stack: Stack, result: Any) -> Streams:

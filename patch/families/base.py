@@ -88,6 +88,8 @@ class Family:
     state_argument: an argument of the first block's call; while it is an empty tuple, the model collects further outputs of the blocks
         and all of them run. The collection may outlive a run, so all blocks run in the first evaluation, too.
     min_prefix: number of first blocks that run in every call.
+    prefill: an argument of a block's call: the number of its first tokens that are text and references. A call with no other tokens
+        computes the keys and values that the model keeps of them. It always runs, also within a skip.
     """
 
     name: str
@@ -104,6 +106,7 @@ class Family:
     state_option: str = ""
     state_argument: str = ""
     min_prefix: int = 0
+    prefill: Argument | None = None
 
 
 @dataclass(frozen=True)

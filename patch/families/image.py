@@ -35,6 +35,15 @@ FAMILIES = (
         modulated=ModuleInput("attn.to_q"),
     ),
     Family(
+        "Qwen-Image 2.1",  # text and references, then the picture; their keys and values are computed once and kept
+        ("comfy.ldm.qwen_image21.model:QwenImage21Transformer2DModel",),
+        (Stack("transformer_blocks", _X, "x"),),
+        inplace=True,
+        image=Image("tail", (1, 1)),
+        modulated=ModuleInput("attn"),
+        prefill=Argument(4),
+    ),
+    Family(
         "Mage-Flow",
         ("comfy.ldm.mage_flow.model:MageFlowTransformer2DModel",),
         (Stack("transformer_blocks", _HIDDEN, ("txt", "img")),),
