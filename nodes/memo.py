@@ -16,7 +16,7 @@ from .widgets import among
 CATEGORY = "Skipstone/encode cache"
 ALIASES = ["skipstone", "encode cache", "memo", "cache", "encode once"]
 ALL = "all"
-TIERS = (ALL, "memory", "disk", "redis")
+TIERS = (ALL, "memory", "disk", "redis", "s3")
 KINDS = {ALL: None, **{word: kind for kind, word in WORDS.items()}}
 OFF = "The encode cache is switched off in the settings (Skipstone, Encode cache) or by SKIPSTONE_MEMO."
 DictType = io.Custom("DICT")
@@ -182,7 +182,7 @@ class MemoStats(io.ComfyNode):
             category=CATEGORY,
             description=(
                 "Shows the encode cache's hit rate, hits, misses and time saved since ComfyUI was started, and its size in memory, on disk "
-                "and in Redis. Wire anything into it that should run before."
+                "and in shared stores. Wire anything into it that should run before."
             ),
             search_aliases=[*ALIASES, "hit rate", "statistics"],
             inputs=[_after()],
@@ -213,7 +213,7 @@ class MemoClear(io.ComfyNode):
             display_name="Encode Cache Clear",
             category=CATEGORY,
             description=(
-                "Deletes entries of the encode cache: from memory, disk, Redis or all of them, of one kind or all, all entries or only "
+                "Deletes entries of the encode cache: from memory, disk, Redis, S3 or all of them, of one kind or all, all entries or only "
                 "those unused for some days. They are computed again when needed."
             ),
             search_aliases=[*ALIASES, "clear cache", "free"],

@@ -88,7 +88,10 @@ def _shown() -> dict[str, Any]:
         **told,
         **standing(),
         "kinds": _named(told["kinds"]),
-        "tiers": [there.get(name, {"name": name, "state": "off"}) for name in TIERS[1:]],
+        # S3 is set up by few: it is shown only where it is
+        "tiers": [
+            there.get(name, {"name": name, "state": "off"}) for name in TIERS[1:] if name in there or name != "s3"
+        ],
     }
 
 

@@ -10,8 +10,8 @@ Settings are environment variables, so `make test COMFYUI=0.27.0` needs to know 
     PYTHON        an interpreter that is there already, with ComfyUI's packages: nothing is installed into it
     FRONTEND      the version of comfyui-frontend-package that servers of tests and demo show, instead of the one ComfyUI pins
 
-What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, and
-the pack as `skipstone` on its path, whatever the folder of this checkout is called.
+What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, packages that
+serve as an S3-compatible store in S3_SERVER, and the pack as `skipstone` on its path, whatever the folder of this checkout is called.
 What was made once is found again at once; what was interrupted is made anew.
 """
 
@@ -42,6 +42,7 @@ PROGRAMS = {
     "redis-server": (("redis-server", "valkey-server"), {"pytest", "bench/memo.py"}),
     "chromium fonts-liberation": (("chromium", "chromium-browser", "google-chrome"), {"pytest", "demo/screenshots.py"}),
 }
+S3_USERS = {"pytest", "bench/memo.py"}  # tested and measured with an S3-compatible store
 JAVASCRIPT = "tools/javascript.py"  # checks and formats web/js, with programs of its own
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
@@ -67,6 +68,10 @@ def main(args: list[str]) -> None:
         environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, os.environ.get("PYTHONPATH"))}
         if version := os.environ.get("FRONTEND"):
             environment["FRONTEND_ROOT"] = str(find_frontend(pins, version))
+        if not args or S3_USERS & set(args[:2]):
+            client, server = find_s3(pins)
+            environment["PYTHONPATH"] = joined(environment["PYTHONPATH"], client)
+            environment["S3_SERVER"] = str(server)
         if not args or args[0] == JAVASCRIPT:
             environment["PATH"] = joined(find_javascript_tools(pins), os.environ.get("PATH"))
     if args:
@@ -185,11 +190,19 @@ def find_javascript_tools(pins: dict[str, Any]) -> Path:
     return folder / "bin"
 
 
+def find_s3(pins: dict[str, Any]) -> tuple[Path, Path]:
+    """The folders of boto3 and of moto's server, each to be put on PYTHONPATH."""
+    client, server = WORK / "s3-client", WORK / "s3-server"
+    unpack_wheels(client, pins["s3_client"], pins)
+    unpack_wheels(server, pins["s3_server"], pins)
+    return client, server
+
+
 def unpack_wheels(folder: Path, packages: list[str], pins: dict[str, Any]) -> None:
     """Have these packages, and nothing that they require, in a folder of their own."""
 
     def make() -> None:
-        say(f"fetching {', '.join(packages)}")
+        say(f"fetching {', '.join(packages[:4])}{' ...' if len(packages) > 4 else ''}")
         where = ("--system-certs", "--python", sys.executable, "--no-deps", "--target", folder)
         call(tools(pins) / "uv", "pip", "install", "-q", *where, *packages)
 

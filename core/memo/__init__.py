@@ -1,4 +1,4 @@
-"""Memo: values kept by the content they were computed from, in memory, on disk and in Redis.
+"""Memo: values kept by the content they were computed from, in memory, on disk, in Redis and in S3.
 
 How to use it: store.py. How to open it: settings.py.
 """

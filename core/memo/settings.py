@@ -11,6 +11,7 @@ from .tiers.base import NAMESPACE, Tier
 from .tiers.disk import DAY, GB, DiskTier
 from .tiers.memory import MemoryTier
 from .tiers.redis import RedisTier
+from .tiers.s3 import S3Tier
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,10 @@ class Settings:
 
     memory: GB at most; None for a tenth of the machine's; 0 for none. folder: where entries lie on disk; "" for none. disk: GB at most.
     disk_days, redis_days: without use, after which an entry goes. redis: an address such as rediss://:password@host:6379/0; "" for
-    none. redis_entry: MB of the largest entry that is shared. namespace: keeps the entries of one team on a shared server apart; lower
-    case letters, digits and hyphens. read_only: shared tiers are read and never written to. secret: signs the entries of shared tiers;
-    others' entries are misses.
+    none. redis_entry: MB of the largest entry that is shared. s3: s3://bucket or s3://bucket/prefix; "" for none. s3_endpoint, s3_region:
+    where the bucket is, if not at Amazon's or not where boto3's configuration says. s3_entry: as redis_entry. namespace: keeps the
+    entries of one team on a shared server apart; lower case letters, digits and hyphens. read_only: shared tiers are read and never
+    written to. secret: signs the entries of shared tiers; others' entries are misses.
     """
 
     memory: float | None = None
@@ -31,12 +33,16 @@ class Settings:
     redis: str = field(default="", repr=False)
     redis_days: float = 14.0
     redis_entry: float = 64.0
+    s3: str = ""
+    s3_endpoint: str = ""
+    s3_region: str = ""
+    s3_entry: float = 256.0
     namespace: str = ""
     read_only: bool = False
     secret: str = field(default="", repr=False)
 
     def __post_init__(self) -> None:
-        for name in ("memory", "disk", "disk_days", "redis_days", "redis_entry"):
+        for name in ("memory", "disk", "disk_days", "redis_days", "redis_entry", "s3_entry"):
             number = getattr(self, name)
             if number is None and name == "memory":
                 continue
@@ -67,6 +73,18 @@ class Settings:
                     self.redis,
                     self.redis_days * DAY,
                     int(self.redis_entry * (1 << 20)),
+                    namespace=self.namespace,
+                    read_only=self.read_only,
+                    secret=self.secret,
+                )
+            )
+        if self.s3:
+            tiers.append(
+                S3Tier(
+                    self.s3,
+                    self.s3_endpoint,
+                    self.s3_region,
+                    int(self.s3_entry * (1 << 20)),
                     namespace=self.namespace,
                     read_only=self.read_only,
                     secret=self.secret,

@@ -7,8 +7,9 @@ from typing import Any
 from .store import Store
 from .tiers.base import Tier
 from .tiers.redis import RedisTier
+from .tiers.s3 import S3Tier
 
-NAMES = {"disk": "its folder", "redis": "Redis"}
+NAMES = {"disk": "its folder", "redis": "Redis", "s3": "S3"}
 
 
 def overview(store: Store) -> dict[str, Any]:
@@ -27,15 +28,18 @@ def overview(store: Store) -> dict[str, Any]:
 
 
 def tried(store: Store) -> tuple[bool, str]:
-    """Whether the Redis of this store takes a word and gives it back, and a sentence that says so or what is wrong."""
-    tier = store.tiers.get(RedisTier.name)
-    if not isinstance(tier, RedisTier):
+    """Whether each shared tier of this store takes a word and gives it back, and sentences that say so or what is wrong."""
+    shared = [tier for tier in store.tiers.values() if isinstance(tier, RedisTier | S3Tier)]
+    if not shared:
         return False, "No Redis address is set."
-    try:
-        return True, f"Redis works ({tier.trial() * 1000:.1f} ms to write and read)."
-    except Exception as error:
-        text = _without_place(str(error), tier)
-        return False, f"{text[:1].upper()}{text[1:]}."
+    works, sentences = True, []
+    for tier in shared:
+        try:
+            sentences.append(f"{NAMES[tier.name]} works ({tier.trial() * 1000:.1f} ms to write and read).")
+        except Exception as error:
+            works, text = False, _without_place(str(error), tier)
+            sentences.append(f"{text[:1].upper()}{text[1:]}.")
+    return works, " ".join(sentences)
 
 
 def text(store: Store) -> str:

@@ -75,12 +75,17 @@ class Store:
                 self.stats.hit(tier, key.kind, entry.cost, time.perf_counter() - started)
                 value: T = entry.value
                 return value
-            return self.renew(key, function)
+            return self._computed(key, function)
         finally:
             self._release(key)
 
     def renew(self, key: Key, function: Callable[[], T]) -> T:
         """The value as function computes it, kept in place of what there is."""
+        for worker in self._workers:
+            worker.delete(key)
+        return self._computed(key, function)
+
+    def _computed(self, key: Key, function: Callable[[], T]) -> T:
         self.stats.miss(key.kind)
         started = time.perf_counter()
         value = function()

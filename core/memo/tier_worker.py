@@ -140,7 +140,7 @@ class TierWorker:
     def broken(self, key: Key, what: CorruptEntry, seconds: float) -> None:
         """The tier had something else than the entry, which took so many seconds to find out: a tier full of that rests, too."""
         self.stats.trouble(self.name, "holds what is no entry of ours; it is computed again", str(what))
-        self._put_job(_Job(lambda: self.tier.delete(key)))
+        self.delete(key)
         self._broken += 1
         if self._broken >= BROKEN:
             self._rest(BROKEN * seconds)
@@ -282,6 +282,10 @@ class TierWorker:
 
         if not self._put_job(_Job(write, len(data))) and not self._closing:
             self.stats.refused(f"{self.name}: too many writes at once")
+
+    def delete(self, key: Key) -> None:
+        """Have an entry removed, before the writes that follow."""
+        self._put_job(_Job(lambda: self.tier.delete(key)))
 
     def clear(self, kind: str | None, older_than: float | None, timeout: float) -> Usage | None:
         """Also of what still waits to be written. None where the tier fails, needs longer, or does not answer and is not waited for."""

@@ -9,9 +9,13 @@
     SKIPSTONE_MEMO_REDIS        Skipstone.Memo.Redis         redis://, rediss:// or unix:// address          none
     SKIPSTONE_MEMO_REDIS_DAYS   Skipstone.Memo.RedisDays     days without use in Redis                       14
     SKIPSTONE_MEMO_REDIS_MB     Skipstone.Memo.RedisMB       largest entry sent to Redis                     64
-    SKIPSTONE_MEMO_READ_ONLY    (none)                       read Redis, never write to it                   off
-    SKIPSTONE_MEMO_NAMESPACE    (none)                       keeps a team's entries in Redis apart           none
-    SKIPSTONE_MEMO_KEY          (none)                       signs entries in Redis; others are misses       none
+    SKIPSTONE_MEMO_S3           (none)                       s3://bucket or s3://bucket/prefix               none
+    SKIPSTONE_MEMO_S3_ENDPOINT  (none)                       address of a store that is not Amazon's         Amazon's
+    SKIPSTONE_MEMO_S3_REGION    (none)                       region of the bucket                            boto3's
+    SKIPSTONE_MEMO_S3_MB        Skipstone.Memo.S3MB          largest entry sent to S3                        256
+    SKIPSTONE_MEMO_READ_ONLY    (none)                       read Redis and S3, never write to them          off
+    SKIPSTONE_MEMO_NAMESPACE    (none)                       keeps a team's entries in both apart            none
+    SKIPSTONE_MEMO_KEY          (none)                       signs entries in both; others are misses        none
     SKIPSTONE_PROVIDER          Skipstone.Provider           also keep what ComfyUI's own nodes return       off
 
 Never a widget: a workflow comes from strangers. With several users (--multi-user) the settings are theirs and not the
@@ -164,6 +168,7 @@ def _settings(said: SettingsReader) -> Settings:
     chosen["read_only"] = _is_on(os.environ.get("SKIPSTONE_MEMO_READ_ONLY", ""))
     chosen["namespace"] = os.environ.get("SKIPSTONE_MEMO_NAMESPACE", "")
     chosen["secret"] = os.environ.get("SKIPSTONE_MEMO_KEY", "")
+    chosen["s3_entry"] = _number(said, "MEMO_S3_MB", "Skipstone.Memo.S3MB", usual.s3_entry) or usual.s3_entry
     address = str(said.get_place("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
     if with_password(address) and "Skipstone.Memo.Redis" not in said.of_environment:
         said.complain(
@@ -171,11 +176,19 @@ def _settings(said: SettingsReader) -> Settings:
             "give it in SKIPSTONE_MEMO_REDIS instead"
         )
         address = ""
-    try:
-        return Settings(**chosen, redis=address)
-    except ValueError as error:  # which does not repeat the address
-        said.complain("encode cache: Redis is not used: %s", error)
-        return Settings(**{**chosen, "namespace": ""})
+    bucket: dict[str, Any] = {
+        n: os.environ.get(f"SKIPSTONE_MEMO_{n.upper()}", "") for n in ("s3", "s3_endpoint", "s3_region")
+    }
+    shared: dict[str, dict[str, Any]] = {"Redis": {"redis": address}, "S3": bucket} if address or bucket["s3"] else {}
+    for place, where in list(shared.items()):
+        try:
+            Settings(**chosen, **where)
+        except ValueError as error:  # which does not repeat the address
+            said.complain("encode cache: %s is not used: %s", place, error)
+            del shared[place]
+    if not shared:
+        chosen["namespace"] = ""  # which may be the part that is wrong
+    return Settings(**chosen, **{name: value for where in shared.values() for name, value in where.items()})
 
 
 def _folder(said: SettingsReader) -> Path:

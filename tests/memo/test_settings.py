@@ -23,6 +23,8 @@ def test_memory_alone_unless_a_folder_is_given(tmp_path):
     assert names(Settings(folder=tmp_path, memory=0)) == ["disk"]
     assert names(Settings(folder=tmp_path, disk=0)) == ["memory"]
     assert names(Settings(folder=str(tmp_path), redis="redis://127.0.0.1:1")) == ["memory", "disk", "redis"]
+    everything = Settings(folder=tmp_path, redis="redis://127.0.0.1:1", s3="s3://bucket/prefix")
+    assert names(everything) == ["memory", "disk", "redis", "s3"]
     assert names(Settings(memory=0)) == []
 
 
@@ -37,7 +39,7 @@ def test_a_restart(tmp_path):
     second.close()
 
 
-@pytest.mark.parametrize("name", ["memory", "disk", "disk_days", "redis_days", "redis_entry"])
+@pytest.mark.parametrize("name", ["memory", "disk", "disk_days", "redis_days", "redis_entry", "s3_entry"])
 @pytest.mark.parametrize("bad", [-1, math.nan, math.inf, "10", True])
 def test_bad_numbers_are_named(name, bad):
     with pytest.raises(ValueError, match=f"{name} is "):

@@ -10,10 +10,11 @@ const TAB = "skipstone-memo"
 const ENDS = ["status", "execution_success", "execution_error", "execution_interrupted"]
 // of each tier: what its state is called
 const STATES = {
-  on: { memory: "on", disk: "on", redis: "connected" },
-  away: { memory: "away", disk: "away", redis: "away" },
-  off: { memory: "off", disk: "off", redis: "off" },
+  on: { memory: "on", disk: "on", redis: "connected", s3: "connected" },
+  away: { memory: "away", disk: "away", redis: "away", s3: "away" },
+  off: { memory: "off", disk: "off", redis: "off", s3: "off" },
 }
+const SHARED = ["redis", "s3"] // tiers that other machines may use too
 const SIDEBAR = "Skipstone.Sidebar" // the setting that says when the tab is there
 export const USED = "used"
 const LATER = 400 // ms
@@ -193,7 +194,7 @@ class Panel {
     const all = kind === "all"
     const values = { entries: entries(used), size: size(used.bytes), place: from(tier.name), kind: kindName(kind) }
     const question = [t(all ? "panel.confirmTier" : "panel.confirmKind", values)]
-    if (tier.name === "redis") question.push(t("panel.shared"))
+    if (SHARED.includes(tier.name)) question.push(t("panel.shared"))
     const press = () => this.clear(tier.name, kind, question.join(" "))
     return this.button(t(all ? "panel.clearAll" : "panel.clear"), `${tier.name}/${kind}`, press, {
       disabled: !used.entries,
@@ -209,7 +210,7 @@ class Panel {
     if (!told) return el("div", { className: "foot" }, settings)
     const there = told.tiers.filter((tier) => tier.state !== "off").map((tier) => tier.name)
     const question = [t("panel.confirmAll", { places: there.map(from).join(", ") })]
-    if (there.includes("redis")) question.push(t("panel.shared"))
+    if (there.some((name) => SHARED.includes(name))) question.push(t("panel.shared"))
     const press = () => this.clear("all", "all", question.join(" "))
     const clear = this.button(t("panel.clearEverything"), "all/all", press, {
       disabled: !told.tiers.some((tier) => tier.entries),

@@ -114,7 +114,7 @@ const ENGLISH = {
     confirmAll: "Delete everything in the cache ({places})? It will be recomputed when needed.",
     confirmTier: "Delete {entries} ({size}) from {place}? They will be recomputed when needed.",
     confirmKind: "Delete {entries} of {kind} ({size}) from {place}? They will be recomputed when needed.",
-    shared: "All machines that share this Redis lose them.",
+    shared: "All machines that share them lose them.",
     entry: "{count} entry",
     entries: "{count} entries",
     of: "of {size}",
@@ -144,11 +144,13 @@ const ENGLISH = {
       memory: "Memory",
       disk: "Disk",
       redis: "Redis",
+      s3: "S3",
     },
     from: {
       memory: "memory",
       disk: "the disk",
       redis: "Redis",
+      s3: "S3",
     },
     kinds: {
       latents: "latents",

@@ -4,7 +4,7 @@ The address comes from the machine's owner (settings or environment), never from
 What the server sends is not trusted: sizes are asked for before anything is read, pieces of another length are a miss, and the store
 checks every entry. Time-outs here only end threads; how long a run waits is decided in tier_worker.py.
 
-    skipstone:<format>:<kind>:<digest>             a byte, 0, and the entry; or 2, 32 bytes of signature, and the entry
+    skipstone:<format>:<kind>:<digest>             the entry in its envelope (signature.py)
     skipstone:<format>:<kind>:<digest>:computing   which process computes it, and how long that takes: "<token> <seconds>"
 
 With a namespace the format is followed by @<namespace>.
@@ -21,11 +21,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
-from ..codec import PREFIX, plausible
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import FORMAT, Key
 from .base import Lease, Progress, Unavailable, Usage
-from .signature import SIZE, Signer
+from .signature import Envelope
 
 CHUNK = 256 << 10  # bytes that have to arrive within one stall_timeout: 6 MB/s are enough
 SOCKET = 2.0  # seconds after which a thread of the background gives up on the server
@@ -33,7 +32,6 @@ CLAIM = 5.0  # seconds for which a claim holds without being renewed
 PING = 15.0
 COUNTING = 4.0  # seconds for which entries are counted
 
-_PLAIN, _DEFLATED, _SIGNED = b"\0", b"\1", b"\2"  # versions before 0.2 deflated some entries: those are misses
 _CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
 
 
@@ -92,9 +90,7 @@ class RedisTier:
         self._why = f"no connection to {where}: entries are not shared", ""
         self._pinged = 0.0
         self._read_only = read_only
-        self._signer = Signer(secret) if secret else None
-        self._marker = _SIGNED if secret else _PLAIN
-        self._others = {_PLAIN, _DEFLATED, _SIGNED} - {self._marker}  # misses
+        self._envelope = Envelope(secret)
         self._prefix = f"skipstone:{FORMAT}{'@' if namespace else ''}{namespace}:"
         self._entry = re.compile(re.escape(self._prefix.encode()) + rb"([a-z][a-z0-9-]{0,31}):[0-9a-f]{40}")
 
@@ -103,23 +99,16 @@ class RedisTier:
     def get(self, key: Key, on_progress: Progress) -> bytes | bytearray | None:
         with self._server() as client:
             data = self._fetched(client, self._name(key), on_progress)
-        if data is None:
-            return None
-        if self._signer is None:
-            return bytearray(data)
-        if not self._signer.fits(self._name(key), data[SIZE:], data[:SIZE]):
-            raise CorruptEntry("wrongly signed")
-        return bytearray(data[SIZE:])
+        return None if data is None else self._envelope.unwrap(self._name(key), data)
 
     def put(self, key: Key, data: bytes) -> None:
         if self._read_only:
             return
         name = self._name(key)
-        signature = b"" if self._signer is None else self._signer.sign(name, data)
-        if len(data) + len(signature) + 1 > self.largest:
+        if len(data) + self._envelope.overhead > self.largest:
             raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
         with self._server() as client:
-            client.set(name, b"".join((self._marker, signature, data)), px=self._ms(self.ttl))
+            client.set(name, self._envelope.wrap(name, data), px=self._ms(self.ttl))
 
     def delete(self, key: Key) -> None:
         if self._read_only:
@@ -285,7 +274,7 @@ class RedisTier:
         except redis.exceptions.RedisError as error:
             raise self._explained(error) from error
 
-    def _fetched(self, client: Any, name: str, on_progress: Progress) -> memoryview | None:
+    def _fetched(self, client: Any, name: str, on_progress: Progress) -> bytearray | None:
         """The value of a name, or None where there is none, or less of it than the server said. Two round trips."""
         asked = client.pipeline(transaction=False).strlen(name).getrange(name, 0, CHUNK - 1)
         if not self._read_only:
@@ -302,13 +291,12 @@ class RedisTier:
             or not isinstance(head, bytes)
             or size == 0
             or size > self.largest
-            or head[:1] in self._others
+            or self._envelope.is_foreign(head)
         ):
             return None
         if len(head) != min(size, CHUNK):
             return None  # a server that sends what it likes
-        start = 1 if self._signer is None else 1 + SIZE
-        if head[:1] != self._marker or not plausible(memoryview(head)[start : start + PREFIX + 8], size - start):
+        if not self._envelope.plausible(head, size):
             raise CorruptEntry("not an entry")
         data = bytearray(size)
         data[: len(head)] = head
@@ -319,7 +307,7 @@ class RedisTier:
                 return None  # gone meanwhile, or a server that sends what it likes
             data[got : got + len(piece)] = piece
             got += len(piece)
-        return memoryview(data)[1:] if got == size else None
+        return data if got == size else None
 
     def _pieces(self, client: Any, name: str, starts: range, size: int) -> Iterator[bytes]:
         """Pieces of a value, all asked for at once and yielded as they arrive."""

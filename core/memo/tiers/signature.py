@@ -1,4 +1,4 @@
-"""Signatures on entries of a shared tier: only those who hold the key can write entries that others take for a value.
+"""How entries are wrapped in a shared tier, and signatures: only those who hold the key can write entries that others take for a value.
 
 A shared store may be writable by more people than those whose pictures depend on it. With a key, from SKIPSTONE_MEMO_KEY, each entry
 carries a keyed BLAKE3 digest over its place and content. An entry without one, or with one by another key, is a miss.
@@ -10,8 +10,13 @@ import hmac
 
 from blake3 import blake3
 
-SIZE = 32  # bytes
+from ..codec import PREFIX, plausible
+from ..errors import CorruptEntry
+
+SIZE = 32  # bytes of a signature
+HEAD = 1 + SIZE + PREFIX + 8  # bytes of the beginning that Envelope.plausible() looks at
 _CONTEXT = "skipstone memo 2026-11 signed entries"
+_PLAIN, _DEFLATED, _SIGNED = b"\0", b"\1", b"\2"  # versions before 0.2 deflated some entries in Redis: those are misses
 
 
 class Signer:
@@ -26,5 +31,37 @@ class Signer:
         hasher.update(data)
         return hasher.digest(SIZE)
 
-    def fits(self, place: str, data: bytes | memoryview, signature: bytes | memoryview) -> bool:
+    def fits(self, place: str, data: bytes | memoryview, signature: bytes | bytearray) -> bool:
         return hmac.compare_digest(self.sign(place, data), bytes(signature))
+
+
+class Envelope:
+    """The form of entries in a shared tier: byte 0 and the entry; with a secret, byte 2, a signature and the entry."""
+
+    def __init__(self, secret: str = "") -> None:
+        self._signer = Signer(secret) if secret else None
+        self._marker = _SIGNED if secret else _PLAIN
+        self.overhead = 1 + SIZE if secret else 1
+        """Bytes before the entry."""
+
+    def wrap(self, place: str, data: bytes) -> bytes:
+        """The entry as it is stored at `place`, its name in the tier."""
+        signature = b"" if self._signer is None else self._signer.sign(place, data)
+        return b"".join((self._marker, signature, data))
+
+    def is_foreign(self, head: bytes | bytearray) -> bool:
+        """Whether an entry that begins so was written by an earlier version, or with a secret by those who have none, or the other way
+        round: a miss, and no sign of damage."""
+        return head[:1] in {_PLAIN, _DEFLATED, _SIGNED} - {self._marker}
+
+    def plausible(self, head: bytes | bytearray, size: int) -> bool:
+        """Whether HEAD first bytes may begin a wrapped entry of `size` bytes. Saves reading what cannot be one."""
+        entry = memoryview(head)[self.overhead : self.overhead + PREFIX + 8]
+        return head[:1] == self._marker and plausible(entry, size - self.overhead)
+
+    def unwrap(self, place: str, wrapped: bytes | bytearray) -> bytearray:
+        """The entry in bytes that were read at `place`. Raises CorruptEntry where the signature does not fit."""
+        entry = memoryview(wrapped)[self.overhead :]
+        if self._signer is not None and not self._signer.fits(place, entry, wrapped[1 : self.overhead]):
+            raise CorruptEntry("wrongly signed")
+        return bytearray(entry)

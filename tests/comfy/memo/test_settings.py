@@ -121,6 +121,18 @@ def test_an_address_that_is_none_is_not_repeated(owner, caplog):
     assert "redis://" in caplog.text and "secret" not in caplog.text
 
 
+def test_a_bucket_comes_from_the_environment_alone(owner, caplog):
+    assert "s3" not in tiers(owner({"Skipstone.Memo.S3": "s3://bucket"}))
+    where = {"MEMO_S3": "s3://bucket/prefix", "MEMO_S3_ENDPOINT": "http://127.0.0.1:1", "MEMO_S3_MB": "8"}
+    held = tiers(owner(**where, MEMO_NAMESPACE="red", MEMO_READ_ONLY="1"))
+    assert list(held) == ["memory", "disk", "s3"]
+    assert (held["s3"].where, held["s3"].largest, held["s3"]._read_only) == ("s3://bucket", 8 << 20, True)
+    with caplog.at_level(logging.WARNING):  # one place that makes no sense leaves the other
+        held = tiers(owner(MEMO_S3="s3://me:secret@bucket", MEMO_REDIS="redis://127.0.0.1:1"))
+    assert list(held) == ["memory", "disk", "redis"]
+    assert "S3 is not used" in caplog.text and "secret" not in caplog.text
+
+
 def test_a_password_is_taken_from_the_environment_alone(owner, caplog):
     """Every page of the server can read the settings."""
     with caplog.at_level(logging.WARNING):

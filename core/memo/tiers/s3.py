@@ -1,0 +1,344 @@
+"""A shared tier: a bucket of an S3-compatible object store. Needs the package `boto3` (skipstone[s3]).
+
+    <prefix>/<format>/<kind>/<digest>      the entry in its envelope (signature.py)
+
+With a namespace the format is followed by @<namespace>, and signed entries lie below <format>.signed: an object is never overwritten.
+
+Bucket, endpoint and region come from the environment, never from a workflow; credentials from the usual chain of boto3 (environment,
+profile, container, instance role), never from an address. A look-up is one GET and a write one conditional PUT: nothing is listed but to
+count and to clear. Entries do not age by themselves: the bucket's lifecycle rule removes them (docs/encode-cache-operators.md).
+
+What the store sends is not trusted: no more than the largest entry is read, and the store checks every entry. Time-outs here only end
+threads; how long a run waits is decided in tier_worker.py.
+"""
+
+from __future__ import annotations
+
+import re
+import secrets
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+from urllib.parse import urlsplit
+
+from ..errors import CorruptEntry, NotCacheable
+from ..keys import FORMAT, Key, key
+from .base import Progress, Unavailable, Usage
+from .signature import HEAD, Envelope
+
+STALL_TIMEOUT = 0.5  # seconds: the first byte of an object takes some tens of milliseconds, at times ten times as long
+CHUNK = 1 << 20  # bytes that have to arrive within one stall_timeout
+SOCKET = 2.0  # seconds without a byte after which a thread of the background gives up on the store
+READING = 30.0  # seconds that one object may take in all, for who waits no longer
+CHECK = 60.0  # seconds between two looks whether the store is there
+COUNTING = 4.0  # seconds for which entries are counted
+COUNTED = 60.0  # seconds for which a count is taken for the present one: listing is paid for by the request
+
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
+_PREFIX = re.compile(r"([A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*)?")
+_PROBE = key("none", "that is never kept")
+
+
+class S3Tier:
+    """Entries as objects below `address`, s3://bucket or s3://bucket/prefix.
+
+    endpoint: http:// or https:// address of a store that is not Amazon's; "" for Amazon's. region: "" for what boto3's chain says, or
+    us-east-1 for an endpoint. largest: bytes of an entry, as stored. stall_timeout: seconds for which a run waits without progress.
+    namespace, read_only, secret: see Settings. Raises ValueError for an address that is none, without repeating it.
+    """
+
+    name = "s3"
+
+    def __init__(
+        self,
+        address: str,
+        endpoint: str = "",
+        region: str = "",
+        largest: int = 256 << 20,
+        stall_timeout: float = STALL_TIMEOUT,
+        namespace: str = "",
+        read_only: bool = False,
+        secret: str = "",
+    ) -> None:
+        scheme, _, place = address.partition("://")
+        bucket, _, prefix = place.partition("/")
+        prefix = prefix.rstrip("/")
+        if scheme != "s3" or not _BUCKET.fullmatch(bucket) or not _PREFIX.fullmatch(prefix):
+            raise ValueError(
+                "the address of S3 is s3://bucket or s3://bucket/prefix, of letters, digits and _ . = -; credentials are not part of it"
+            )
+        _check_endpoint(endpoint)
+        self._bucket, self._endpoint, self._region = bucket, endpoint, region
+        self.where = f"s3://{bucket}"
+        self.largest, self.stall_timeout = largest, stall_timeout
+        self._read_only = read_only
+        self._envelope = Envelope(secret)
+        form = f"{FORMAT}{'@' if namespace else ''}{namespace}{'.signed' if secret else ''}"
+        self._prefix = f"{prefix}{'/' if prefix else ''}{form}/"
+        self._entry = re.compile(re.escape(self._prefix) + r"([a-z][a-z0-9-]{0,31})/[0-9a-f]{40}")
+        self._lock = threading.Lock()
+        self._client: Any = None
+        self._why = f"no connection to {self.where}: entries are not shared", ""
+        self._conditional = True
+        self._checked = 0.0
+        self._counted: tuple[float, dict[str, Usage]] | None = None
+
+    # entries
+
+    def get(self, key: Key, on_progress: Progress) -> bytearray | None:
+        name = self._name(key)
+        with self._server() as client:
+            found = self._object(client, name)
+            if found is None:
+                return None
+            try:
+                data = self._read(found["Body"], found.get("ContentLength"), on_progress)
+            finally:
+                found["Body"].close()  # a body that was not read to its end: its connection is not used again
+        return None if data is None else self._envelope.unwrap(name, data)
+
+    def put(self, key: Key, data: bytes) -> None:
+        """Keep an entry. One that is there already stays: entries of one key are equal. delete() makes room for another."""
+        if self._read_only:
+            return
+        name = self._name(key)
+        if len(data) + self._envelope.overhead > self.largest:
+            raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
+        with self._server() as client:
+            self._write(client, name, self._envelope.wrap(name, data))
+
+    def delete(self, key: Key) -> None:
+        if self._read_only:
+            return
+        with self._server() as client:
+            client.delete_object(Bucket=self._bucket, Key=self._name(key))
+
+    def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
+        """Remove entries; `older_than` counts from when they were written, as a use is not noted."""
+        removed = Usage()
+        if self._read_only:
+            return removed
+        with self._server() as client:
+            for page in self._pages(client, kind):
+                gone = [about for _, about in page if older_than is None or _age(about) >= older_than]
+                for i in range(0, len(gone), 1000):
+                    names = [{"Key": about["Key"]} for about in gone[i : i + 1000]]
+                    told = client.delete_objects(Bucket=self._bucket, Delete={"Objects": names, "Quiet": True})
+                    failed = {error.get("Key") for error in told.get("Errors", [])}
+                    removed += sum(
+                        (Usage(1, int(about["Size"])) for about in gone[i : i + 1000] if about["Key"] not in failed),
+                        Usage(),
+                    )
+        self._counted = None
+        return removed
+
+    def usage(self) -> dict[str, Usage]:
+        if self._counted is not None and time.monotonic() - self._counted[0] < COUNTED:
+            return dict(self._counted[1])
+        held: dict[str, Usage] = {}
+        deadline = time.monotonic() + COUNTING
+        with self._server() as client:
+            for page in self._pages(client, None):
+                for kind, about in page:
+                    held[kind] = held.get(kind, Usage()) + Usage(1, int(about["Size"]))
+                if time.monotonic() > deadline:
+                    raise Unavailable("has too many entries to count them")
+        self._counted = time.monotonic(), held
+        return dict(held)
+
+    # the connection
+
+    def probe(self) -> None:
+        """Make a client, and look for an entry that is not there, as a run will."""
+        self.close()
+        try:
+            client = self._made()
+            with self._explaining():
+                self._object(client, self._name(_PROBE))
+        except Unavailable as why:
+            self._why = str(why), why.detail
+            raise
+        with self._lock:
+            self._client, self._checked = client, time.monotonic()
+
+    def trial(self) -> float:
+        """Seconds that the store takes to keep a word and to give it back, asked by a client of its own. Raises Unavailable."""
+        client, name, word = self._made(), f"{self._prefix}trial/{secrets.token_hex(8)}", b"skipstone"
+        with self._explaining():
+            started = time.perf_counter()
+            client.put_object(Bucket=self._bucket, Key=name, Body=word)
+            found = self._object(client, name)
+            same = found is not None and found["Body"].read(len(word) + 1) == word
+            seconds = time.perf_counter() - started
+            client.delete_object(Bucket=self._bucket, Key=name)
+        if not same:
+            raise Unavailable(f"{self.where} does not keep what it is given")
+        return seconds
+
+    def maintain(self) -> None:
+        """Notice a store that went away before a run has to."""
+        if time.monotonic() - self._checked > CHECK:
+            self._checked = time.monotonic()
+            with self._server() as client:
+                self._object(client, self._name(_PROBE))
+
+    def close(self) -> None:
+        with self._lock:
+            client, self._client = self._client, None
+        if client is not None:
+            with suppress(Exception):
+                client.close()
+
+    def _made(self) -> Any:
+        """A client. Raises Unavailable."""
+        try:
+            import boto3
+            from botocore.config import Config
+        except ImportError:
+            raise Unavailable('the package `boto3` is missing: pip install "boto3>=1.36"') from None
+        with self._explaining():
+            session = boto3.session.Session()
+            region = self._region or session.region_name or ("us-east-1" if self._endpoint else None)
+            return session.client(
+                "s3",
+                endpoint_url=self._endpoint or None,
+                region_name=region,
+                config=Config(
+                    connect_timeout=SOCKET,
+                    read_timeout=SOCKET,
+                    retries={"total_max_attempts": 1},  # the worker tries again later
+                    s3={"addressing_style": "path" if self._endpoint else "auto"},
+                    # entries have a digest of their own, and not every store knows Amazon's newer check sums
+                    request_checksum_calculation="when_required",
+                    response_checksum_validation="when_required",
+                ),
+            )
+
+    @contextmanager
+    def _server(self) -> Iterator[Any]:
+        """The client; what it raises inside says what is wrong."""
+        with self._lock:
+            client = self._client
+        if client is None:
+            raise Unavailable(*self._why)
+        with self._explaining():
+            yield client
+
+    @contextmanager
+    def _explaining(self) -> Iterator[None]:
+        try:
+            yield
+        except (Unavailable, CorruptEntry, NotCacheable):
+            raise
+        except Exception as error:
+            raise self._explained(error) from error
+
+    def _object(self, client: Any, name: str) -> Any:
+        """What GET answers, or None for an object that is not there."""
+        try:
+            return client.get_object(Bucket=self._bucket, Key=name)
+        except Exception as error:
+            if _code(error) == "NoSuchKey":
+                return None
+            raise
+
+    def _read(self, body: Any, size: Any, on_progress: Progress) -> bytearray | None:
+        """At most `size` bytes, which the store said; None where there are fewer."""
+        on_progress()
+        if not isinstance(size, int) or size > self.largest:
+            return None
+        head = bytes(body.read(min(HEAD, size)))
+        if not self._envelope.plausible(head, size):
+            raise CorruptEntry("not an entry")
+        data, got = bytearray(size), len(head)
+        data[:got] = head
+        deadline = time.monotonic() + READING
+        while got < size:
+            piece = body.read(min(CHUNK, size - got))
+            if not piece or len(piece) > size - got or time.monotonic() > deadline:
+                return None
+            data[got : got + len(piece)] = piece
+            got += len(piece)
+            on_progress()
+        return data
+
+    def _write(self, client: Any, name: str, data: bytes) -> None:
+        """A conditional PUT, or a plain one where the store knows no condition."""
+        about = {"Bucket": self._bucket, "Key": name, "Body": data, "ContentType": "application/octet-stream"}
+        if self._conditional:
+            try:
+                client.put_object(**about, IfNoneMatch="*")
+                return
+            except Exception as error:
+                if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
+                    return  # another was first
+                if _code(error) not in ("NotImplemented", "501"):
+                    raise
+                self._conditional = False
+        client.put_object(**about)
+
+    def _pages(self, client: Any, kind: str | None) -> Iterator[list[tuple[str, Any]]]:
+        """Our entries with their kinds, some thousand at a time."""
+        prefix = self._prefix + (f"{kind}/" if kind else "")
+        for page in client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
+            found = [(self._entry.fullmatch(about["Key"]), about) for about in page.get("Contents", [])]
+            yield [(match[1], about) for match, about in found if match]
+
+    def _explained(self, error: Exception) -> Unavailable:
+        code, kind = _code(error), type(error).__name__
+        if code == "NoSuchBucket":
+            return Unavailable(f"{self.where} does not exist: create the bucket, or set another in SKIPSTONE_MEMO_S3")
+        if code in ("AccessDenied", "403", "AllAccessDisabled"):
+            return Unavailable(
+                f"{self.where} denies access: allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket, without which a "
+                "missing entry looks like a forbidden one"
+            )
+        if code in (
+            "InvalidAccessKeyId",
+            "SignatureDoesNotMatch",
+            "ExpiredToken",
+            "InvalidToken",
+            "TokenRefreshRequired",
+        ):
+            return Unavailable(f"{self.where} does not accept the credentials", code)
+        if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):
+            return Unavailable(
+                f"there are no credentials for {self.where}: boto3 looks for them in its usual places", kind
+            )
+        if kind == "NoRegionError":
+            return Unavailable(f"the region of {self.where} is not known: set SKIPSTONE_MEMO_S3_REGION")
+        if code in ("SlowDown", "503", "ServiceUnavailable", "RequestLimitExceeded"):
+            return Unavailable(f"{self.where} is asked too often at present", code)
+        if code:
+            return Unavailable(f"{self.where} refuses", code[:80])
+        return Unavailable(f"no connection to {self.where}: entries are not shared", kind)
+
+    def _name(self, key: Key) -> str:
+        return f"{self._prefix}{key.kind}/{key.digest}"
+
+
+def _check_endpoint(endpoint: str) -> None:
+    """Raises ValueError for what is no address of a server, without repeating it."""
+    if not endpoint:
+        return
+    try:
+        parts = urlsplit(endpoint)
+        parts.port  # noqa: B018 - raises for a port that is no number
+    except ValueError:
+        raise ValueError("the endpoint of S3 is no URL") from None
+    if parts.scheme not in ("http", "https") or not parts.hostname or "@" in endpoint:
+        raise ValueError("the endpoint of S3 is http://host or https://host; credentials are not part of it")
+
+
+def _code(error: Exception) -> str:
+    """The store's own word for an error of botocore's; "" for any other error."""
+    answer = getattr(error, "response", None)
+    told = answer.get("Error", {}) if isinstance(answer, dict) else {}
+    return str(told.get("Code", "")) if isinstance(told, dict) else ""
+
+
+def _age(about: Any) -> float:
+    """Seconds since an object of a listing was written, by this machine's clock."""
+    return time.time() - float(about["LastModified"].timestamp())
