@@ -21,11 +21,13 @@ from typing import Any, TypeVar
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key, key
 from .stats import Stats
-from .tiers.base import Lease, LeasingTier, LowerTier, Unavailable, Usage
+from .tiers.base import Lease, LeasingTier, LowerTier, Unavailable, Unreachable, Usage
 
 WINDOW = 120.0
 RESTS = (2.0, 60.0)  # seconds, the shortest and the longest between two attempts of the background
 BROKEN = 5  # entries in a row after which a tier is not believed
+HELD = 64 << 20  # bytes of writes that are held while there is no connection
+HELD_FOR = 120.0  # seconds; a failover takes some tens
 LEFT = 4  # threads that may be left behind at a time: with more the tier is not asked until one of them is back
 TICK = 1.0
 LIMIT = 5.0  # seconds for which a run waits for one read where nothing is known of how long computing takes
@@ -106,6 +108,10 @@ class TierWorker:
         self._probe_rest = RESTS[0]
         self._writes_from = 0.0
         self._write_rest = RESTS[0]
+        self._unreachable = False  # the reason of the last write that failed
+        self._held: deque[tuple[float, Key, bytes]] = (
+            deque()
+        )  # monotonic time at which it is given up; of the writer's thread alone
         self._writer = threading.Thread(target=self._work, name=f"skipstone-{tier.name}-write", daemon=True)
         self._writer.start()
 
@@ -267,7 +273,7 @@ class TierWorker:
 
         def write() -> None:
             if time.monotonic() < self._writes_from:
-                self.stats.refused(f"{self.name}: takes nothing at present")
+                self._not_written(key, data)
                 return
             try:
                 self.tier.put(key, data)
@@ -276,12 +282,34 @@ class TierWorker:
                 self.stats.refused(str(reason))
             except Exception as error:
                 self._say(error)
-                self.stats.refused(f"{self.name}: takes nothing at present")
+                self._unreachable = isinstance(error, Unreachable)
+                self._not_written(key, data)
                 self._writes_from = time.monotonic() + self._write_rest
                 self._write_rest = min(2 * self._write_rest, RESTS[1])
 
         if not self._put_job(_Job(write, len(data))) and not self._closing:
             self.stats.refused(f"{self.name}: too many writes at once")
+
+    def _not_written(self, key: Key, data: bytes) -> None:
+        """Hold a write if the tier may be reachable again soon. What does not fit, the oldest first, is not kept."""
+        if self._unreachable:
+            self._held.append((time.monotonic() + HELD_FOR, key, data))
+        else:
+            self.stats.refused(f"{self.name}: takes nothing at present")
+        while self._held and sum(len(held) for _, _, held in self._held) > HELD:
+            self._held.popleft()
+            self.stats.refused(f"{self.name}: takes nothing at present")
+
+    def _write_held(self) -> None:
+        """Do the writes that were held, if the tier is there again; give up those that are too old."""
+        now = time.monotonic()
+        while self._held and self._held[0][0] <= now:
+            self._held.popleft()
+            self.stats.refused(f"{self.name}: takes nothing at present")
+        if self.serves and now >= self._writes_from:
+            for _ in range(len(self._held)):
+                _, key, data = self._held.popleft()
+                self.put(key, data)
 
     def delete(self, key: Key) -> None:
         """Have an entry removed, before the writes that follow."""
@@ -342,6 +370,8 @@ class TierWorker:
                 tended = now
                 if not self._quietly(self._maintain):
                     self._rest(0.0)
+            if self._held:
+                self._write_held()
             with self._state:
                 if not self._jobs and not self._closing:
                     self._state.wait(self._pause())
@@ -395,6 +425,7 @@ class TierWorker:
             return
         with self._state:
             self._probe_rest = RESTS[0]
+            self._writes_from, self._write_rest = 0.0, RESTS[0]
             self._reads_from = time.monotonic()
             self._state.notify_all()
 

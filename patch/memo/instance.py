@@ -37,7 +37,7 @@ from typing import Any
 from ...core.memo.settings import Settings
 from ...core.memo.store import Store
 from ...core.memo.tiers.disk import DiskTier
-from ...core.memo.tiers.redis import with_password
+from ...core.memo.tiers.redis_address import with_password
 
 FOLDER = ("skipstone", "memo")
 DISK_SECONDS, REDIS_SECONDS = 5.0, 0.03  # that the first who asks waits for a tier to be there

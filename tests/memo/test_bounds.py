@@ -21,7 +21,8 @@ from skipstone.core.memo.store import UNKNOWN, Store
 from skipstone.core.memo.tier_worker import TierWorker
 from skipstone.core.memo.tiers.base import Unavailable
 from skipstone.core.memo.tiers.disk import DAY
-from skipstone.core.memo.tiers.redis import CHUNK, RedisTier, with_password
+from skipstone.core.memo.tiers.redis import CHUNK, RedisTier
+from skipstone.core.memo.tiers.redis_address import with_password
 from skipstone.tests.memo.fakes import Fake
 from skipstone.tests.memo.test_codec import sealed
 from skipstone.tests.memo.test_disk import aged, data, get, tier
@@ -220,6 +221,33 @@ def test_a_server_that_answers_byte_by_byte_is_a_miss():
     assert one.get(A, lambda: None) is None
     assert sum(words[0] == b"GETRANGE" for words in server.asked) < 3
     one.close()
+
+
+class Flood(FakeRedis):
+    """Answers GETRANGE with 3 GB, as far as they are taken. sent: bytes."""
+
+    sent = 0
+
+    def _talk(self, connection):
+        with contextlib.suppress(OSError), connection.makefile("rb") as lines:
+            while line := lines.readline():
+                words = [lines.read(int(lines.readline()[1:]) + 2)[:-2] for _ in range(int(line[1:]))]
+                if words[0] != b"GETRANGE":
+                    connection.sendall(self.answer([w.decode("latin-1") for w in words]))
+                    continue
+                connection.sendall(b"$3000000000\r\n")
+                for _ in range(3000):
+                    self.sent += connection.send(bytes(1_000_000))
+
+
+def test_an_answer_of_gigabytes_is_read_no_further_than_a_reply_may_be_long():
+    server = Flood(usual)
+    one = RedisTier(server.url)
+    one.probe()
+    with pytest.raises(Unavailable):
+        one.get(A, lambda: None)
+    one.close()
+    assert 0 < server.sent < 100_000_000, "what the sockets hold, and no more"
 
 
 def test_pieces_are_asked_for_at_once():

@@ -20,10 +20,11 @@ from skipstone.core.memo.codec import Entry, decode, encode
 from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
-from skipstone.core.memo.tiers import redis as module
+from skipstone.core.memo.tiers import redis_address
 from skipstone.core.memo.tiers.base import Unavailable, Usage
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.core.memo.tiers.redis import RedisTier
+from skipstone.core.memo.tiers.redis_address import with_password
 from skipstone.tests.memo.test_codec import HOSTILE
 from skipstone.tests.memo.test_earlier_versions import check
 
@@ -459,7 +460,7 @@ def test_a_poisoned_server_is_not_asked_for_ever(server, caplog):
 )
 def test_what_is_no_redis_is_never_asked(answer, caplog, monkeypatch):
     """Accepts connections and says nothing, or something else."""
-    monkeypatch.setattr(module, "SOCKET", 0.2)
+    monkeypatch.setattr(redis_address, "SOCKET", 0.2)
     listener = socket.create_server(("127.0.0.1", 0))
     open_ones = []
 
@@ -583,7 +584,7 @@ def test_a_trial_says_what_is_wrong(start):
     ],
 )
 def test_an_address_that_holds_a_password(url, holds):
-    assert module.with_password(url) == holds
+    assert with_password(url) == holds
 
 
 # several teams, read-only workers, signatures

@@ -54,7 +54,7 @@ const line = (placeholder, wrong) => (name, set, value) => {
 
 function wrongAddress(text) {
   if (!text) return ""
-  if (!/^(rediss?|unix):\/\//.test(text)) return t("fields.address")
+  if (!/^(rediss?(\+(sentinel|cluster))?|unix):\/\//.test(text)) return t("fields.address")
   const [place, query = ""] = text.split("?", 2)
   if (/:\/\/[^@]*:.*@/.test(place) || /(^|&)password=/.test(query)) return t("fields.password")
   return ""

@@ -37,6 +37,10 @@ class Unavailable(Exception):
         self.detail = detail
 
 
+class Unreachable(Unavailable):
+    """There is no connection at present. Writes are held for a while, and done when there is one again."""
+
+
 class Tier(Protocol):
     """Bytes by key. Methods may be called from several threads.
 

@@ -7,7 +7,8 @@ checks every entry. Time-outs here only end threads; how long a run waits is dec
     skipstone:<format>:<kind>:<digest>             the entry in its envelope (signature.py)
     skipstone:<format>:<kind>:<digest>:computing   which process computes it, and how long that takes: "<token> <seconds>"
 
-With a namespace the format is followed by @<namespace>.
+With a namespace the format is followed by @<namespace>. In a Cluster the digest stands in braces, so that an entry and its lease are in
+one hash slot.
 """
 
 from __future__ import annotations
@@ -19,15 +20,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
-from urllib.parse import parse_qs, urlsplit
 
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import FORMAT, Key
-from .base import Lease, Progress, Unavailable, Usage
+from .base import Lease, Progress, Unavailable, Unreachable, Usage
+from .redis_address import answers, connected, disconnect, parsed, pool_of
 from .signature import Envelope
 
 CHUNK = 256 << 10  # bytes that have to arrive within one stall_timeout: 6 MB/s are enough
-SOCKET = 2.0  # seconds after which a thread of the background gives up on the server
 CLAIM = 5.0  # seconds for which a claim holds without being renewed
 PING = 15.0
 COUNTING = 4.0  # seconds for which entries are counted
@@ -35,22 +35,11 @@ COUNTING = 4.0  # seconds for which entries are counted
 _CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
 
 
-def with_password(url: str) -> bool:
-    """Whether an address holds a password, in either of the places where the package `redis` looks for one."""
-    try:
-        parts = urlsplit(url)
-        misplaced = parts.scheme != "unix" and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
-        return bool(parts.password) or "password" in parse_qs(parts.query) or misplaced
-    except ValueError:
-        return "@" in url
-
-
 class RedisTier:
     """Entries in a shared Redis, each for `ttl` seconds after its last use. largest: bytes of an entry, as stored.
 
-    url: redis://, rediss:// (TLS, the certificate is checked) or unix://, as the package `redis` takes it. namespace, read_only,
-    secret: see Settings. stall_timeout: seconds for which a run waits without progress. Raises ValueError for a URL that names no server,
-    without repeating it.
+    url: see redis_address.py; the certificate is checked with TLS. namespace, read_only, secret: see Settings. stall_timeout: seconds for
+    which a run waits without progress. Raises ValueError for a URL that names no server, without repeating it.
     """
 
     name = "redis"
@@ -65,34 +54,21 @@ class RedisTier:
         read_only: bool = False,
         secret: str = "",
     ) -> None:
-        try:
-            parts = urlsplit(url)
-            where = parts.path if parts.scheme == "unix" else f"{parts.hostname}:{parts.port or 6379}"
-        except ValueError:  # its text may hold a piece of the password
-            raise ValueError(
-                "the address of Redis is no URL: in a password, write / as %2F, @ as %40, # as %23"
-            ) from None
-        if parts.scheme not in ("redis", "rediss", "unix"):
-            raise ValueError("the address of Redis begins with redis://, rediss:// (TLS) or unix://")
-        if parts.scheme != "unix":
-            # an unescaped / ? or # in a password ends the host, and a piece of the password would be taken for it
-            if "@" in f"{parts.path}?{parts.query}#{parts.fragment}":
-                raise ValueError(
-                    "the address of Redis has an @ after the host: in a password, write / as %2F, ? as %3F, # as %23, @ as %40"
-                )
-            if not parts.hostname:
-                raise ValueError("the address of Redis names no host")
-        self._url, self._tls, self.where = url, parts.scheme == "rediss", where
+        self._url, self._address = url, parsed(url)
+        self.where = self._address.where
         self.ttl, self.largest, self.stall_timeout = ttl, largest, stall_timeout
         self._token = secrets.token_hex(8)
         self._lock = threading.Lock()
         self._client: Any = None
-        self._why = f"no connection to {where}: entries are not shared", ""
+        self._why: Unavailable = Unreachable(f"no connection to {self.where}: entries are not shared")
         self._pinged = 0.0
         self._read_only = read_only
         self._envelope = Envelope(secret)
         self._prefix = f"skipstone:{FORMAT}{'@' if namespace else ''}{namespace}:"
-        self._entry = re.compile(re.escape(self._prefix.encode()) + rb"([a-z][a-z0-9-]{0,31}):[0-9a-f]{40}")
+        self._braces = ("{", "}") if self._address.kind == "cluster" else ("", "")
+        opening, closing = (re.escape(brace.encode()) for brace in self._braces)
+        kind, digest = rb"([a-z][a-z0-9-]{0,31})", opening + rb"[0-9a-f]{40}" + closing
+        self._entry = re.compile(re.escape(self._prefix.encode()) + kind + b":" + digest)
 
     # entries
 
@@ -131,7 +107,7 @@ class RedisTier:
                     if older_than is None or (isinstance(ms, int) and ms >= 0 and self.ttl - ms / 1000 >= older_than)
                 ]
                 if gone:
-                    client.unlink(*(name for name, _ in gone))
+                    self._each(client, "unlink", [name for name, _ in gone])
                     removed += Usage(len(gone), sum(size for _, size in gone if isinstance(size, int)))
         return removed
 
@@ -225,23 +201,12 @@ class RedisTier:
             import redis
         except ImportError:
             raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
-        options: dict[str, Any] = {} if self._url.startswith("unix:") else {"socket_keepalive": True}
-        if self._tls:
-            options["ssl_check_hostname"] = True
         try:
-            client = redis.Redis.from_url(
-                self._url,
-                socket_timeout=SOCKET,
-                socket_connect_timeout=SOCKET,
-                retry=redis.retry.Retry(redis.backoff.NoBackoff(), 0),
-                protocol=2,
-                **options,
-            )
-            client.ping()
-            client.strlen("skipstone:probe")
+            client = connected(self._address)
+            answers(client)
         except (redis.exceptions.RedisError, OSError, ValueError, TypeError) as error:
             why = self._explained(error)
-            self._why = str(why), why.detail
+            self._why = why
             raise why from error
         return client
 
@@ -250,7 +215,7 @@ class RedisTier:
         if time.monotonic() - self._pinged > PING:
             self._pinged = time.monotonic()
             with self._server() as client:
-                client.ping()
+                answers(client)
 
     def close(self) -> None:
         """Also the connections that threads left behind still wait for."""
@@ -258,7 +223,7 @@ class RedisTier:
             client, self._client = self._client, None
         if client is not None:
             with suppress(Exception):
-                client.connection_pool.disconnect(inuse_connections=True)
+                disconnect(client)
 
     @contextmanager
     def _server(self) -> Iterator[Any]:
@@ -266,7 +231,7 @@ class RedisTier:
         with self._lock:
             client = self._client
         if client is None:
-            raise Unavailable(*self._why)
+            raise type(self._why)(str(self._why), self._why.detail)  # a raised one keeps its frames alive
         import redis
 
         try:
@@ -313,7 +278,7 @@ class RedisTier:
         """Pieces of a value, all asked for at once and yielded as they arrive."""
         if not starts:
             return
-        pool = client.connection_pool
+        pool = pool_of(client, name)
         try:
             connection = pool.get_connection()
         except TypeError:  # redis-py before 5.3
@@ -351,12 +316,13 @@ class RedisTier:
         if isinstance(error, ValueError | TypeError):
             # the text might repeat the address
             return Unavailable("the address in the settings is not understood", type(error).__name__)
-        return Unavailable(f"no connection to {self.where}: entries are not shared", type(error).__name__)
+        return Unreachable(f"no connection to {self.where}: entries are not shared", type(error).__name__)
 
     # names and bytes
 
     def _name(self, key: Key) -> str:
-        return f"{self._prefix}{key.kind}:{key.digest}"
+        opening, closing = self._braces
+        return f"{self._prefix}{key.kind}:{opening}{key.digest}{closing}"
 
     def _names(self, client: Any, kind: str | None) -> Iterator[list[bytes]]:
         """The names of our entries, some hundred at a time."""

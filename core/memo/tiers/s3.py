@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import FORMAT, Key, key
-from .base import Progress, Unavailable, Usage
+from .base import Progress, Unavailable, Unreachable, Usage
 from .signature import HEAD, Envelope
 
 STALL_TIMEOUT = 0.5  # seconds: the first byte of an object takes some tens of milliseconds, at times ten times as long
@@ -80,7 +80,7 @@ class S3Tier:
         self._entry = re.compile(re.escape(self._prefix) + r"([a-z][a-z0-9-]{0,31})/[0-9a-f]{40}")
         self._lock = threading.Lock()
         self._client: Any = None
-        self._why = f"no connection to {self.where}: entries are not shared", ""
+        self._why: Unavailable = Unreachable(f"no connection to {self.where}: entries are not shared")
         self._conditional = True
         self._checked = 0.0
         self._counted: tuple[float, dict[str, Usage]] | None = None
@@ -158,7 +158,7 @@ class S3Tier:
             with self._explaining():
                 self._object(client, self._name(_PROBE))
         except Unavailable as why:
-            self._why = str(why), why.detail
+            self._why = why
             raise
         with self._lock:
             self._client, self._checked = client, time.monotonic()
@@ -222,7 +222,7 @@ class S3Tier:
         with self._lock:
             client = self._client
         if client is None:
-            raise Unavailable(*self._why)
+            raise type(self._why)(str(self._why), self._why.detail)  # a raised one keeps its frames alive
         with self._explaining():
             yield client
 
@@ -313,7 +313,7 @@ class S3Tier:
             return Unavailable(f"{self.where} is asked too often at present", code)
         if code:
             return Unavailable(f"{self.where} refuses", code[:80])
-        return Unavailable(f"no connection to {self.where}: entries are not shared", kind)
+        return Unreachable(f"no connection to {self.where}: entries are not shared", kind)
 
     def _name(self, key: Key) -> str:
         return f"{self._prefix}{key.kind}/{key.digest}"

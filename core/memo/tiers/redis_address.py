@@ -1,0 +1,209 @@
+"""Addresses of Redis and Valkey, and clients for them: one server, a set of servers under Sentinel, or a Cluster.
+
+    redis://[user:password@]host[:port][/db]                                  one server; rediss:// with TLS; unix:// a socket
+    redis+sentinel://[user:password@]host[:port],host[:port].../service[/db]  the hosts are Sentinels
+    redis+cluster://[user:password@]host[:port],host[:port]...                some nodes of a Cluster
+
+rediss+sentinel:// and rediss+cluster:// use TLS, rediss+sentinel:// for the Sentinels too. Options follow a "?":
+ssl_ca_certs, ssl_certfile, ssl_keyfile and ssl_password for TLS, sentinel_username and sentinel_password where the Sentinels have users
+of their own. An address of one server takes every option of the package `redis`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
+
+SOCKET = 2.0  # seconds after which a thread of the background gives up on the server
+ESCAPES = "in a password, write / as %2F, ? as %3F, # as %23, @ as %40"
+_SCHEMES = {
+    **{"redis": ("server", False), "rediss": ("server", True), "unix": ("server", False)},
+    **{"redis+sentinel": ("sentinel", False), "rediss+sentinel": ("sentinel", True)},
+    **{"redis+cluster": ("cluster", False), "rediss+cluster": ("cluster", True)},
+}
+REPLY = 1 << 20  # bytes of one reply that are read: entries are asked for in smaller pieces
+_PORTS = {"server": 6379, "sentinel": 26379, "cluster": 6379}
+_TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password")
+_SENTINELS = ("sentinel_username", "sentinel_password")
+
+
+@dataclass(frozen=True)
+class Address:
+    """kind: "server", "sentinel" or "cluster". where: hosts and ports, for messages. user, password, db, options: of connections."""
+
+    kind: str
+    where: str
+    tls: bool
+    url: str = field(repr=False)
+    hosts: tuple[tuple[str, int], ...] = ()
+    service: str = ""
+    db: int = 0
+    login: dict[str, Any] = field(default_factory=dict, repr=False)
+    options: dict[str, Any] = field(default_factory=dict, repr=False)
+
+
+def with_password(url: str) -> bool:
+    """Whether an address holds a password, in any of the places where one is looked for."""
+    try:
+        parts = urlsplit(url)
+        misplaced = parts.scheme != "unix" and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
+        asked = any(name.endswith("password") for name in parse_qs(parts.query))
+        return bool(parts.password) or asked or misplaced
+    except ValueError:
+        return "@" in url
+
+
+def parsed(url: str) -> Address:
+    """The address in a URL. Raises ValueError with what is wrong, without repeating any of the URL."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:  # its text may hold a piece of the password
+        raise ValueError(f"the address of Redis is no URL: {ESCAPES}") from None
+    kind, tls = _SCHEMES.get(parts.scheme, ("", False))
+    if not kind:
+        raise ValueError(
+            "the address of Redis begins with redis://, rediss:// (TLS) or unix://; redis+sentinel:// or redis+cluster:// for those"
+        )
+    if parts.scheme == "unix":
+        return Address(kind, parts.path, tls, url)
+    # an unescaped / ? or # in a password ends the host, and a piece of the password would be taken for it
+    if "@" in f"{parts.path}?{parts.query}#{parts.fragment}":
+        raise ValueError(f"the address of Redis has an @ after the host: {ESCAPES}")
+    named, _, places = parts.netloc.rpartition("@")
+    hosts = tuple(_host(place, _PORTS[kind]) for place in places.split(","))
+    where = ",".join(f"{host}:{port}" for host, port in hosts)
+    if kind == "server":
+        if len(hosts) > 1:
+            raise ValueError(
+                "the address of Redis names several hosts: begin it with redis+sentinel:// or redis+cluster://"
+            )
+        return Address(kind, where, tls, url, hosts)
+    user, _, password = named.partition(":")
+    login: dict[str, Any] = {n: unquote(v) for n, v in (("username", user), ("password", password)) if v}
+    service, db = _service(parts.path) if kind == "sentinel" else _no_path(parts.path)
+    options: dict[str, Any] = dict(parse_qsl(parts.query))
+    known = (*(_TLS if tls else ()), *(_SENTINELS if kind == "sentinel" else ()))
+    if not set(options) <= set(known):
+        raise ValueError(f"the address of Redis has an option other than {', '.join(known) or 'none'}")
+    return Address(kind, where, tls, url, hosts, service, db, login, options)
+
+
+def _host(place: str, port: int) -> tuple[str, int]:
+    try:
+        found = urlsplit(f"//{place}")
+        host, given = found.hostname, found.port
+    except ValueError:
+        raise ValueError(f"the address of Redis has a port that is no number: {ESCAPES}") from None
+    if not host:
+        raise ValueError("the address of Redis names no host")
+    return host, given or port
+
+
+def _service(path: str) -> tuple[str, int]:
+    service, _, db = path.strip("/").partition("/")
+    if not service or not (db or "0").isdigit():
+        raise ValueError(
+            "the address of Redis ends with the Sentinels' name of the service: .../service or .../service/db"
+        )
+    return unquote(service), int(db or 0)
+
+
+def _no_path(path: str) -> tuple[str, int]:
+    if path.strip("/") not in ("", "0"):
+        raise ValueError("the address of Redis names a database, but a Cluster has none")
+    return "", 0
+
+
+# clients
+
+
+def connected(address: Address) -> Any:
+    """A client of the package `redis`, which may not have connected yet. Raises what the package raises."""
+    import redis
+
+    none = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the worker tries again later
+    usual: dict[str, Any] = {"socket_timeout": SOCKET, "socket_connect_timeout": SOCKET, "retry": none, "protocol": 2}
+    bounded = {} if address.kind == "cluster" else _bounded_parser()  # a Cluster has a parser of its own
+    if address.url.startswith("unix:"):
+        return redis.Redis.from_url(address.url, **usual, **bounded)
+    usual["socket_keepalive"] = True
+    tls: dict[str, Any] = {n: v for n, v in address.options.items() if n in _TLS}
+    if address.tls:
+        tls["ssl_check_hostname"] = True
+    if address.kind == "server":
+        return redis.Redis.from_url(address.url, **usual, **bounded, **tls)
+    if address.tls:
+        tls["ssl"] = True
+    if address.kind == "cluster":
+        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
+        if int(redis.__version__.partition(".")[0]) < 6:
+            usual["cluster_error_retry_attempts"] = 0
+        return redis.cluster.RedisCluster(startup_nodes=nodes, **address.login, **usual, **tls)
+    own = {n.removeprefix("sentinel_"): v for n, v in address.options.items() if n in _SENTINELS}
+    sentinels = redis.sentinel.Sentinel(address.hosts, sentinel_kwargs={**usual, **tls, **own})
+    return sentinels.master_for(address.service, db=address.db, **address.login, **usual, **bounded, **tls)
+
+
+def _bounded_parser() -> dict[str, Any]:
+    """An option of connections: a parser that reads no reply further than REPLY bytes. {} where the package has changed too much."""
+    try:
+        from redis._parsers import _RESP2Parser
+    except ImportError:
+        return {}
+
+    class Bounded(_RESP2Parser):
+        def on_connect(self, connection: Any) -> None:
+            super().on_connect(connection)
+            buffer: Any = self._buffer
+            if hasattr(buffer, "_sock"):
+                buffer._sock = _Bounded(buffer._sock)
+
+        def read_response(self, *args: Any, **kwargs: Any) -> Any:
+            there = getattr(self._buffer, "_sock", None)
+            if isinstance(there, _Bounded):
+                there.read = 0
+            return super().read_response(*args, **kwargs)
+
+    return {"parser_class": Bounded}
+
+
+class _Bounded:
+    """A socket that raises OSError after REPLY bytes. read: bytes since the last reply."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket, self.read = socket, 0
+
+    def recv(self, size: int) -> Any:
+        data = self._socket.recv(size)
+        self.read += len(data)
+        if self.read > REPLY:
+            raise OSError("a reply that is longer than asked for")
+        return data
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._socket, name)
+
+
+def answers(client: Any) -> None:
+    """Ask for one small thing, of the kind that a run will ask for. Raises what the package raises."""
+    client.strlen("skipstone:probe")
+
+
+def pool_of(client: Any, name: str) -> Any:
+    """The pool of connections to the server that holds a name."""
+    if hasattr(client, "connection_pool"):
+        return client.connection_pool
+    return client.get_redis_connection(client.get_node_from_key(name)).connection_pool
+
+
+def disconnect(client: Any) -> None:
+    """Close all connections, also those that threads left behind still wait for."""
+    if hasattr(client, "connection_pool"):
+        pools = [client.connection_pool]
+        sentinels = getattr(client.connection_pool, "sentinel_manager", None)
+        pools += [one.connection_pool for one in sentinels.sentinels] if sentinels else []
+    else:
+        pools = [node.redis_connection.connection_pool for node in client.get_nodes() if node.redis_connection]
+    for pool in pools:
+        pool.disconnect(inuse_connections=True)
