@@ -54,7 +54,7 @@ class Call(Protocol):
         """The part of a stream that belongs to the indicator's conditioning."""
         ...
 
-    def note(self, sentence: str) -> None:
+    def note(self, sentence: str, warning: bool = True) -> None:
         """Add a sentence to the report."""
         ...
 
@@ -75,13 +75,15 @@ class Call(Protocol):
         ...
 
 
-class BlockAdapter(Protocol):
+class BlockAdapter:
     """Observes the input and the output of the skipped blocks in one family's networks.
 
     batch: the streams' dimension along which a call's conditionings are batched; None where they cannot be separated.
+    problem: why nothing can be skipped in this network, a sentence, known after a call of it; "" where it can.
     """
 
-    batch: int | None
+    batch: int | None = 0
+    problem: str = ""
 
     def around(self, network: Any, call: Call, inputs: CallInputs, control: Any) -> AbstractContextManager[None]:
         """For one call of the network: report block inputs and outputs to `call`, and return its prediction instead when it gives one.
@@ -89,7 +91,17 @@ class BlockAdapter(Protocol):
         network: the diffusion model. control: ComfyUI's ControlNet outputs for this call. Raises UnexpectedForward if a skip cannot be
         completed.
         """
-        ...
+        raise NotImplementedError
+
+    def rehearsal(
+        self, network: Any, call: Call, inputs: CallInputs, control: Any
+    ) -> AbstractContextManager[None] | None:
+        """After a call: a context in which the same call, made again, has to return the same result; None if nothing has to be checked.
+        `rehearsed` is to be called with the outcome."""
+        return None
+
+    def rehearsed(self, call: Call, same: bool) -> None:
+        """same: the call made again returned the same result."""
 
 
 @dataclass(frozen=True)

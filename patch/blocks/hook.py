@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -100,8 +102,8 @@ class BlockCall:
         undecided = hook.run.decision is None
         return undecided and (hook.profiler is not None or (hook.probe == "modulated" and self.has_indicator))
 
-    def note(self, sentence: str) -> None:
-        self.hook.run.report.note(sentence)
+    def note(self, sentence: str, warning: bool = True) -> None:
+        self.hook.run.report.note(sentence, warning)
 
     def cancel(self) -> None:
         self.base = None
@@ -269,12 +271,21 @@ class BlockHook(EvaluationHook):
         adapter = self.support.adapter
         call = BlockCall(self, self._conditionings(transformer_options), adapter.batch)
         # UNets pop from these lists, and a second run needs them again
-        again = {k: list(v) for k, v in control.items()} if isinstance(control, dict) else control
+        again = _copied(control)
         try:
             shapes = kwargs.get("latent_shapes")  # several latents, packed into one
             inputs = CallInputs(tuple(shapes[0]) if shapes else tuple(x.shape), kwargs, transformer_options)
-            with adapter.around(executor.class_obj.diffusion_model, call, inputs, control):
+            network = executor.class_obj.diffusion_model
+            with adapter.around(network, call, inputs, control):
                 result = executor(x, t, *rest, **kwargs)
+            rehearsal = adapter.rehearsal(network, call, inputs, control)
+            if rehearsal is not None:
+                run = partial(executor, x, t, c_concat, c_crossattn, _copied(again), transformer_options, **kwargs)
+                adapter.rehearsed(call, _returns(run, rehearsal, result))
+            if adapter.problem:
+                self.disabled = True
+                call.cancel()
+                self.run.report.note(adapter.problem)
             self.predicted = self.predicted or call.predicted
             return result
         except UnexpectedForward as error:
@@ -332,6 +343,23 @@ class BlockHook(EvaluationHook):
         run.device = None if size <= self.room else offload
         if size > self.room:
             run.report.note(ELSEWHERE)
+
+
+def _copied(control: Any) -> Any:
+    """ControlNet outputs in lists of their own."""
+    return {k: list(v) for k, v in control.items()} if isinstance(control, dict) else control
+
+
+def _returns(run: Callable[[], Tensor], within: AbstractContextManager[None], expected: Tensor) -> bool:
+    """Whether a call of the model within a context returns what is expected, to the bit. Waits for the device."""
+    try:
+        with within:
+            return torch.equal(run(), expected)
+    except Exception as error:
+        if comfy.model_management.is_oom(error):
+            raise
+        log.debug("[Skipstone] the blocks cannot be left out", exc_info=True)
+        return False
 
 
 def _available(patcher: Any, device: torch.device) -> float:

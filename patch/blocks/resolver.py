@@ -14,9 +14,11 @@ from ..errors import StepCacheError
 from ..families import Family, LeftOut, family_of
 from ..families.tokens import patch_of
 from .base import BlockSupport
+from .generic import GenericAdapter, family_from
 from .transformer import TransformerAdapter, blocks_of
 from .unet import UNetAdapter
 
+UNKNOWN = "its class is not known to Skipstone, and it has no list of equal blocks that makes up most of it"
 ANY_MODEL = "MeanCache, Skipstone EasyCache, UCache, Spectrum and TaylorSeer work with every model"
 
 
@@ -34,8 +36,10 @@ def block_support_of(method: Method, network: Any) -> BlockSupport:
     """The access of a block-level method to a diffusion model (torch.nn.Module). Raises StepCacheError where it has none."""
     assert method.blocks is not None
     family = family_of(network)
+    if family is None and (found := family_from(network)) is not None:
+        return _generic(method, found, network)
     if not isinstance(family, Family):
-        why = family.why if isinstance(family, LeftOut) else "its class is not known to Skipstone"
+        why = family.why if isinstance(family, LeftOut) else UNKNOWN
         raise StepCacheError(
             f"{method.name} works on a model's blocks and does not support this model ({type(network).__name__}): {why}. {ANY_MODEL}."
         )
@@ -69,6 +73,13 @@ def _stacks(method: Method, family: Family, network: Any) -> BlockSupport:
     return BlockSupport(
         family, TransformerAdapter(family, wanted), wanted, len(blocks), share, _token(family, network), width
     )
+
+
+def _generic(method: Method, family: Family, network: Any) -> BlockSupport:
+    support = _stacks(method, family, network)
+    skipped = (1 - support.share) * _parameters(blocks_of(network, family.stacks[0]))
+    adapter = GenericAdapter(family, support.blocks)
+    return replace(support, adapter=adapter, share=1 - skipped / max(_parameters([network]), 1))
 
 
 def _token(family: Family, network: Any) -> int:

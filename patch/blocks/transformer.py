@@ -17,7 +17,7 @@ from ..families import Family, Stack
 from ..families.base import Argument, ModuleInput
 from ..families.tokens import CallInputs, Span, spans
 from . import comfy_compiler
-from .base import Call, Streams, UnexpectedForward
+from .base import BlockAdapter, Call, Streams, UnexpectedForward
 
 Forward = Callable[..., Any]
 
@@ -117,7 +117,7 @@ class _Stopped(Exception):
     """Leaves a block whose output is not needed."""
 
 
-class TransformerAdapter:
+class TransformerAdapter(BlockAdapter):
     """For families whose records have stacks; see base.BlockAdapter."""
 
     def __init__(self, family: Family, blocks: Blocks) -> None:

@@ -19,7 +19,7 @@ from torch.nn import Module
 from ...core.step.indicators.blocks import sample
 from ...core.step.method import Blocks
 from ..families.tokens import CallInputs
-from .base import Call
+from .base import BlockAdapter, Call
 
 
 class _Layer(Module):
@@ -54,10 +54,8 @@ class _Counted(SpatialTransformer):
         return x
 
 
-class UNetAdapter:
+class UNetAdapter(BlockAdapter):
     """For UNets; see base.BlockAdapter. The first convolution always runs, and `prefix` input blocks after it."""
-
-    batch: int | None = 0
 
     def __init__(self, blocks: Blocks) -> None:
         self.prefix = blocks.prefix + 1

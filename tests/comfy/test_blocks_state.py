@@ -199,7 +199,7 @@ def test_more_blocks_than_a_unet_has_or_can_do_without(tiny_unet, prefix, suffix
 
 
 def test_a_kind_of_model_that_nobody_described(small_flux):
-    """One that is derived from a known one and runs its blocks itself is another kind."""
+    """One that is derived from a known one and runs its blocks itself is another kind. This one has two blocks."""
     model = small_flux(depth=1)
     network = model.model.diffusion_model
     network.__class__ = type("Mine", (type(network),), {"forward_orig": lambda self, *a, **k: None})
