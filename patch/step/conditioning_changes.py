@@ -8,20 +8,20 @@ from typing import Any
 from ...core.step.clock import Grid
 from .slots import within
 
-Bounds = tuple[float, float]  # in force from the first percent to the second
+Bounds = tuple[float, float]  # in force from the first percent, or sigma, to the second
 
 
-def changes(conds: Mapping[str, list[Any]], grid: Grid) -> frozenset[int]:
+def changes(conds: Mapping[str, list[Any]], grid: Grid, ranges: Iterable[Bounds] = ()) -> frozenset[int]:
     """The steps at which a conditioning differs from the step before: time ranges of prompts and ControlNets, keyframes of hooks.
 
-    conds: a guider's conditionings, by name.
+    conds: a guider's conditionings, by name. ranges: of sigma, in which the model computes otherwise (sparse_attention.py).
     """
     if grid.percent_to_sigma is None:
         return frozenset()
     every = [cond for conditioning in conds.values() for cond in conditioning or ()]
     steps = set()
-    for start, end in {b for cond in every for b in _bounds(cond)}:
-        high, low = grid.sigma_at(start), grid.sigma_at(end)
+    percents = {b for cond in every for b in _bounds(cond)}
+    for high, low in {*((grid.sigma_at(start), grid.sigma_at(end)) for start, end in percents), *ranges}:
         active = [within(s, high, low) for s in grid.sigmas[:-1]]
         steps |= {i for i in range(1, len(active)) if active[i] != active[i - 1]}
     for cond in every:

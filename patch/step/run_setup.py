@@ -29,6 +29,7 @@ from .hook_base import EvaluationHook
 from .output import OutputHook
 from .samplers import adaptive_steps, evaluations_per_step, integrator_of, observe, run_sigmas, second_order
 from .sigmas import SigmaReader, pinnable
+from .sparse_attention import sparse_ranges
 
 ADAPTIVE_STEPS = "this sampler chooses its own steps, so a run with it cannot be used for calibration"
 TOO_LONG = f"runs of more than {MOST_STEPS} steps are not recorded"
@@ -91,6 +92,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
     method = method.resolve(SamplerInfo(integrator, grid.steps, adaptive_steps(sampler), second_order(sampler)))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": HOST}[method.history_device]
     conds = getattr(guider, "conds", None) or {}
+    options = (getattr(guider, "model_options", None) or {}).get("transformer_options", {})
     support = block_support_of(method, patcher.model.diffusion_model) if method.blocks else None
     network = known(patcher, conds)
 
@@ -104,7 +106,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         grid,
         integrator,
         device,
-        events=changes(conds, grid),
+        events=changes(conds, grid, sparse_ranges(options)),
         network=network,
         evaluations_per_step=evaluations_per_step(sampler),
         computes_on=patcher.load_device,

@@ -15,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ...core.step.run import Slot
+from .sparse_attention import sparse_ranges
 
 Cond = dict[str, Any]
 
@@ -54,7 +55,7 @@ def slots_of(
     options: transformer_options.
     call: 0-based index of this call within the evaluation.
     """
-    frame = Frame(call, tuple(x.shape), _window(options), _patches(options))
+    frame = Frame(call, tuple(x.shape), _window(options), _patches(options, sigma))
     slots: list[Slot | None] = []
     for position, cond in enumerate(conds):
         active = tuple(_in_force(c, sigma) for c in cond or () if _covers(c, sigma))
@@ -99,11 +100,12 @@ def _window(options: dict[str, Any]) -> tuple[int, ...]:
     return tuple(frames or ())
 
 
-def _patches(options: dict[str, Any]) -> frozenset[object]:
-    """The places patched in this call: guidance nodes run the model again with some blocks replaced."""
+def _patches(options: dict[str, Any], sigma: float) -> frozenset[object]:
+    """The places patched in this call: guidance nodes run the model again with some blocks replaced. And whether attention is sparse."""
     replaced = options.get("patches_replace", {})
     added = options.get("patches", {})
     return frozenset(
         [(kind, place) for kind, places in replaced.items() for place in places]
         + [(kind, len(patches)) for kind, patches in added.items()]
+        + [("sparse attention", span) for span in sparse_ranges(options) if within(sigma, *span)]
     )
