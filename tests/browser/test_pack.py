@@ -20,3 +20,25 @@ def test_the_demos_workflow_opens_and_runs(desk, request):
     desk.open(ROOT / "workflows" / "meancache.json")
     desk.queue()
     desk.shoot(f"meancache-{request.node.callspec.id}")
+
+
+BYPASSED, MUTED = 4, 2
+
+
+def test_a_bypassed_node_is_not_in_the_prompt(desk):
+    desk.open(ROOT / "workflows" / "meancache.json")
+    (node,) = (str(n["id"]) for n in desk.saved()["nodes"] if n["type"] == "SkipstoneMeanCache")
+    before = desk.prompt()
+    loader = before[node]["inputs"]["model"]
+    read = {(n, i) for n, made in before.items() for i, value in made["inputs"].items() if value == [node, 0]}
+    assert read
+
+    def kinds() -> set[str]:
+        return {made["class_type"] for made in desk.prompt().values()}
+
+    desk.evaluate("([id, mode]) => { app.graph.getNodeById(id).mode = mode }", node, BYPASSED)
+    assert "SkipstoneMeanCache" not in kinds()
+    assert all(desk.prompt()[n]["inputs"][i] == loader for n, i in read)
+    desk.queue()
+    desk.evaluate("([id, mode]) => { app.graph.getNodeById(id).mode = mode }", node, MUTED)
+    assert "SkipstoneMeanCache" not in kinds()
