@@ -8,9 +8,7 @@ from collections.abc import Container, Mapping
 import torch
 from torch import Tensor
 
-SLICE = (
-    1 << 24
-)  # elements that are added up at a time: what it takes beside the anchors is bounded, however large they are
+SLICE = 1 << 24  # elements that are added up at a time, so that a sum of large anchors needs little room beside them
 CHUNK = 1 << 25  # bytes: PyTorch rounds page-locked memory up to a power of two
 QUEUES = ("cuda", "xpu")  # devices that copy to and from page-locked memory while the host goes on
 log = logging.getLogger(__name__)
@@ -185,7 +183,8 @@ def _flat(value: Tensor, order: tuple[int, ...]) -> Tensor:
 def _read(anchor: Anchor, order: tuple[int, ...], start: int, stop: int, device: torch.device) -> Tensor:
     """Elements start to stop of an anchor, in an order of memory, on `device`."""
     if not isinstance(anchor, HostCopy):
-        return _flat(anchor, order)[start:stop].to(device, non_blocking=device.type in QUEUES)
+        # from memory that is not page-locked: CUDA copies it aside and goes on; on other devices that is slow, or wrong
+        return _flat(anchor, order)[start:stop].to(device, non_blocking=device.type == "cuda")
     if anchor.order != order:  # the network gave it in another layout
         whole = torch.cat([c.view(anchor.dtype).to(device) for c in anchor.chunks])[: anchor.shape.numel()]
         back = sorted(range(len(order)), key=anchor.order.__getitem__)

@@ -7,11 +7,13 @@ other clones of the MODEL stay unchanged.
 from __future__ import annotations
 
 import logging
+import weakref
 from collections.abc import Hashable, Mapping
 from typing import Any
 
 import torch
 from comfy.patcher_extension import WrappersMP
+from torch.nn import Module
 
 from ...core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings, advice
 from ..step.attach import KEY as OWN_KEY
@@ -40,6 +42,9 @@ BETWEEN = frozenset(_BETWEEN.split())
 CODE = ("patches", "patches_replace", "optimized_attention_override")
 log = logging.getLogger(__name__)
 
+# By the model under dynamic VRAM: a clone without. Clones of clones keep theirs alive.
+_FIXED: weakref.WeakKeyDictionary[Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
+
 
 def compile_model(model: Any, settings: Settings) -> Any:
     """A clone of the MODEL (a comfy ModelPatcher) that is compiled at its first step.
@@ -58,7 +63,7 @@ def compile_model(model: Any, settings: Settings) -> Any:
     else:
         # compiled code cannot follow weights that are moved while the model runs
         try:
-            patched = model.clone(disable_dynamic=True)
+            patched = _without_dynamic_vram(model)
         except RuntimeError as error:
             log.warning(
                 "[Skipstone] Compile Model+: the model runs uncompiled, because dynamic VRAM is on and its loader cannot load it "
@@ -95,6 +100,12 @@ class CompiledModel:
             what = WHOLE_MODEL
             self.tell("this model has no list of blocks and is compiled as a whole", logging.INFO)
         state = self.state(options, what)
+        if self.settings.graphs and "multigpu_thread_device" in options:
+            # what marks a step is one for all threads: each GPU's would end the others' in mid-call
+            self.tell(
+                f"mode {self.settings.mode} uses CUDA graphs, which work on one GPU only: this model runs uncompiled on several"
+            )
+            return executor(*args, **kwargs)
         if self.settings.graphs:
             torch.compiler.cudagraph_mark_step_begin()
         with stage.set(self, base, what, state):
@@ -149,6 +160,17 @@ class CompiledModel:
             self.tell(f"compiling again, because transformer_options changed ({changed})", logging.INFO)
         self.seen[state] = state, self.calls
         return state
+
+
+def _without_dynamic_vram(model: Any) -> Any:
+    """A clone of the MODEL whose weights stay where they are while it runs. ComfyUI loads the model's file again for it, which is done
+    once for as long as such a clone lives. Raises RuntimeError where ComfyUI cannot do it."""
+    known = _FIXED.get(model.model)
+    before = known() if known is not None else None
+    more = {} if before is None else {"model_override": before.get_clone_model_override()}
+    patched = model.clone(disable_dynamic=True, **more)
+    _FIXED[model.model] = weakref.ref(patched)
+    return patched
 
 
 def _state(options: Mapping[str, Any], what: str) -> State:

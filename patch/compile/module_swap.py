@@ -93,6 +93,7 @@ class ModuleSwapper:
         self.stand_ins: dict[tuple[int, str], StandIn] = {}
         self.found: tuple[weakref.ref[Module], list[Module]] | None = None
         self.own: OrderedDict[Hashable, Compiled] = OrderedDict()
+        self.writes = True  # blocks may write to their arguments
 
     @contextmanager
     def set(self, node: Node, base: Module, what: str, state: State | None) -> Iterator[None]:
@@ -101,6 +102,8 @@ class ModuleSwapper:
         state: the values that compiled code may treat as constant; None: run uncompiled.
         """
         before, self.node, self.state = (self.node, self.state), node, state
+        family = family_of(getattr(base, "diffusion_model", None))
+        self.writes = not isinstance(family, Family) or family.inplace or family.unet
         undo: list[tuple[Module, str, Module]] = []
         try:
             for parent, name in self._places(base, what):
@@ -240,7 +243,8 @@ class StandIn(Module):
         kept = (args, kwargs)
         if not compiled.proven:
             node.starts()
-            kept = _copied(args, kwargs)
+            if self.stage.writes:
+                kept = _copied(args, kwargs)
         try:
             result = compiled.run(self.original, self.place, args, kwargs)
         except Exception as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import logging
 from types import SimpleNamespace
@@ -38,6 +39,7 @@ from skipstone.patch.compile import model as compiling
 from skipstone.patch.compile import module_swap, registry
 from skipstone.patch.compile.model import compile_model
 from skipstone.patch.compile.module_swap import ModuleSwapper, StandIn
+from skipstone.tests.comfy import zoo
 
 STEPS = 3
 BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
@@ -810,7 +812,7 @@ class Dynamic:
     """A MODEL under dynamic VRAM, as far as the node asks."""
 
     def __init__(self, model, error=None):
-        self.inner, self.error, self.asked = model, error, []
+        self.inner, self.error, self.asked, self.loaded = model, error, [], 0
 
     def __getattr__(self, name):
         return getattr(self.inner, name)
@@ -818,17 +820,38 @@ class Dynamic:
     def is_dynamic(self):
         return True
 
-    def clone(self, disable_dynamic=False):
+    def clone(self, disable_dynamic=False, model_override=None):
         self.asked.append(disable_dynamic)
         if disable_dynamic and self.error:
             raise self.error
-        return self.inner.clone()
+        if not disable_dynamic:
+            return self.inner.clone()
+        self.loaded += model_override is None
+        patched = self.inner.clone()
+        patched.model = copy.copy(self.inner.model) if model_override is None else model_override[0]
+        return patched
 
 
 def test_a_model_under_dynamic_vram_is_compiled_without(flux):
     model = Dynamic(flux)
     assert compiled(model).get_wrappers(WrappersMP.APPLY_MODEL, compiling.KEY)
     assert model.asked == [True]
+
+
+def test_its_file_is_loaded_again_once(flux):
+    """However often the node runs, and with whatever settings, for as long as one of its MODELs lives."""
+    model = Dynamic(flux)
+    first = compiled(model)
+    further = compiled(model, mode="max-autotune").clone()
+    assert first.model is further.model is not flux.model
+    assert model.loaded == 1
+    del first
+    gc.collect()
+    assert compiled(model).model is further.model and model.loaded == 1
+    del further
+    gc.collect()
+    compiled(model)
+    assert model.loaded == 2
 
 
 def test_one_that_cannot_be_had_without_runs_uncompiled(studio, flux, said):
@@ -941,3 +964,46 @@ def test_the_node_says_what_is_wrong(flux):
 def test_its_widgets_are_explained():
     for i in CompileModel.define_schema().inputs:
         assert i.tooltip.endswith("."), i.id
+
+
+# Several GPUs, and memory
+
+
+def test_cuda_graphs_are_for_one_gpu(studio, flux, said):
+    model, graphs = compiled(flux, mode="reduce-overhead", backend="inductor"), Graphs()
+
+    def on_several(executor: Any, *args: Any, **kwargs: Any) -> Any:
+        options = args[5] if len(args) > 5 else kwargs["transformer_options"]
+        options["multigpu_thread_device"] = torch.device("cpu")
+        return executor(*args, **kwargs)
+
+    model = model.clone()
+    spread = flux.clone()
+    spread.wrappers = {}
+    spread.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spread", on_several)
+    for key, wrappers in model.wrappers[WrappersMP.APPLY_MODEL].items():
+        for wrapper in wrappers:
+            spread.add_wrapper_with_key(WrappersMP.APPLY_MODEL, key, wrapper)
+    assert torch.equal(studio.sample(spread, steps=2, cfg=1.0), studio.sample(flux, steps=2, cfg=1.0))
+    assert graphs.new == 0
+    (message,) = said()
+    assert "one GPU only" in message
+
+
+@pytest.mark.parametrize(("name", "written"), [("QwenImage", False), ("LTXV", True)])
+def test_arguments_are_copied_only_where_blocks_write_to_them(monkeypatch, name, written):
+    """For a second try where compiling fails: a video's take gigabytes."""
+    tiny = next(t for t in zoo.MODELS if t.name == name)
+    model = tiny.build()
+    copied: list[Any] = []
+    own = module_swap._copied
+
+    def copy_of(*given: Any) -> Any:
+        copied.append(given)
+        return own(*given)
+
+    monkeypatch.setattr(module_swap, "_copied", copy_of)
+    graphs = Graphs()
+    zoo.sample(tiny, compiled(model), *tiny.conds(model), steps=1)
+    assert graphs.new
+    assert bool(copied) == written

@@ -127,3 +127,45 @@ def test_a_report_goes_by_the_clock(clock, blocks):
     assert report.seconds == 8 * report.computed + 2 * report.skipped
     assert report.saved == 6 * report.skipped
     assert report.speedup == pytest.approx(8 * 20 / report.seconds)
+
+
+@pytest.mark.parametrize("event", [None, "raises", "has no timing"])
+def test_a_device_without_events_is_waited_for_at_the_end_only(monkeypatch, event):
+    """As DirectML: sigma's read waits for it in every evaluation, and the clock is the host's."""
+    with torch.inference_mode(), Accelerator(cost=lambda name, result: 1.0) as gpu:
+
+        class Event(torch.cuda.Event):
+            def __init__(self, **how: object) -> None:
+                if event == "raises":
+                    raise RuntimeError("no events")
+                super().__init__(**how)
+
+            def elapsed_time(self, other: object) -> float:
+                raise RuntimeError("no timing")
+
+        monkeypatch.setattr(torch.cuda, "Event", Event if event else None)
+        found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
+        for i in range(6):
+            found.mark()
+            found.decided(i % 2 == 0)
+            for _ in range(8 if i % 2 == 0 else 2):
+                x = x + 1
+            found.read()
+        assert not gpu.syncs
+        found.close()
+        assert gpu.syncs and gpu.clock.host >= 30
+
+
+def test_its_times_are_right_where_every_evaluation_waits():
+    with torch.inference_mode(), Accelerator(cost=lambda name, result: 1.0), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.cuda, "Event", None)
+        found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
+        for i in range(6):
+            float(x)  # sigma
+            found.mark()
+            found.decided(i % 2 == 0)
+            for _ in range(8 if i % 2 == 0 else 2):
+                x = x + 1
+        found.close()
+        assert found.share == pytest.approx(0.25, abs=0.15)
+        assert found.computed == pytest.approx(8, abs=1.5)

@@ -53,9 +53,10 @@ class StepTimer:
     """
 
     def __init__(self, device: torch.device | None = None) -> None:
+        self.device = device if device is not None and device.type != "cpu" else None
         self.made: Callable[..., Any] | None = None
-        if device is not None and device.type != "cpu":
-            self.made = getattr(getattr(torch, device.type, None), "Event", None)
+        if self.device is not None:
+            self.made = getattr(getattr(torch, self.device.type, None), "Event", None)
         # the event at an evaluation's start, and whether it was computed; None where it was not decided
         self.marks: list[tuple[Any, bool | None]] = []
         self.seconds: dict[bool, list[float]] = {True: [], False: []}
@@ -78,6 +79,13 @@ class StepTimer:
 
     def read(self) -> None:
         """Collect the times of the evaluations that the device has finished."""
+        try:
+            self._read()
+        except Exception:
+            log.debug("[Skipstone] the device's clock cannot be read", exc_info=True)
+            self.made, self.marks = None, []
+
+    def _read(self) -> None:
         while len(self.marks) > 1 and self.marks[1][0].done():
             start, computed = self.marks.pop(0)
             if computed is not None:
@@ -85,13 +93,19 @@ class StepTimer:
 
     def close(self) -> None:
         """The run ended: wait for the device once."""
+        if self.made is None and self.device is not None:
+            # no events: a number that is read comes after all that is queued
+            self._attempt(lambda: torch.zeros(1, device=self.device).cpu())
         self.mark()
-        try:
-            self.marks[-1][0].wait()
-            self.read()
-        except Exception:  # the device is in an error state, which the user is told elsewhere
-            log.debug("[Skipstone] the device's clock cannot be read", exc_info=True)
+        self._attempt(self.marks[-1][0].wait)
+        self.read()
         self.marks.clear()
+
+    def _attempt(self, wait: Callable[[], object]) -> None:
+        try:
+            wait()
+        except Exception:  # the device is in an error state, which the user is told elsewhere
+            log.debug("[Skipstone] the device cannot be waited for", exc_info=True)
 
     @property
     def computed(self) -> float | None:

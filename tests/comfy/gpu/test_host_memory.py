@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -13,6 +14,7 @@ from comfy.cli_args import args
 
 from skipstone.core.step.predictors import Linear, Spectrum
 from skipstone.nodes import spectrum, taylorseer
+from skipstone.patch.blocks import hook
 from skipstone.patch.blocks.hook import ELSEWHERE
 from skipstone.patch.blocks.hook import OOM as BLOCKS_OOM
 from skipstone.patch.step import output
@@ -69,6 +71,27 @@ def test_a_machine_without_any(studio, flux, accelerator, line):
     reports: list[Any] = []
     assert studio.sample(attach(model, line, (reports.append,)), steps=STEPS, cfg=1.0).isfinite().all()
     assert reports[0].skipped
+
+
+@pytest.mark.parametrize("told", [0, -1, float("nan"), None, "error"])
+def test_a_device_that_reports_no_free_memory(studio, flux, accelerator, monkeypatch, told):
+    """What is kept goes to main memory."""
+    gpu = accelerator()
+    model = gpu.put(flux)
+
+    class Unsure(type(model)):  # type: ignore[misc]
+        def get_free_memory(self, device: Any) -> Any:
+            if sys._getframe(1).f_globals["__name__"] != hook.__name__:  # ComfyUI needs a number
+                return super().get_free_memory(device)
+            if told == "error":
+                raise RuntimeError("no such statistics")
+            return told
+
+    model.__class__ = Unsure
+    reports: list[Any] = []
+    assert studio.sample(attach(model, every(2), (reports.append,)), steps=STEPS, cfg=1.0).isfinite().all()
+    assert reports[0].skipped and reports[0].notes == [ELSEWHERE]
+    assert gpu.device.pinned.requests and gpu.device.pinned.held == 0
 
 
 def test_many_anchors_of_an_output_level_method_go_to_main_memory(studio, flux, accelerator, monkeypatch):
