@@ -15,9 +15,10 @@ from typing import Any, TypeVar
 
 from aiohttp import web
 
+from ..core.memo import metrics
 from ..core.memo.status import overview, tried
 from ..patch.comfy_server import on_free, server
-from ..patch.memo.instance import opened, standing
+from ..patch.memo.instance import metrics_wanted, opened, standing
 from ..patch.memo.lazy_encode import forget_held
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
@@ -45,6 +46,8 @@ def add(routes: web.RouteTableDef) -> None:
     routes.post("/skipstone/memo/clear")(_guarded(_clear))
     routes.post("/skipstone/memo/test")(_guarded(_test))
     routes.get("/skipstone/reports")(_guarded(_reports))
+    if metrics_wanted():
+        routes.get("/skipstone/metrics")(_guarded(_metrics))
 
 
 # the memo
@@ -60,6 +63,13 @@ def _free() -> None:
 
 async def _memo(request: web.Request) -> web.Response:
     return web.json_response(await _off_the_loop(_shown))
+
+
+async def _metrics(request: web.Request) -> web.Response:
+    """For Prometheus; empty where the cache is off."""
+    memo = opened()
+    told = "" if memo is None else await _off_the_loop(metrics.text, memo)
+    return web.Response(body=told.encode(), headers={"Content-Type": metrics.CONTENT_TYPE})
 
 
 async def _clear(request: web.Request) -> web.Response:

@@ -67,6 +67,22 @@ class Stats:
         with self._lock:
             return list(self._troubles)
 
+    def samples(self) -> list[tuple[str, dict[str, str], float]]:
+        """The counts as metrics (metrics.py): names, labels and values."""
+        with self._lock:
+            told: list[tuple[str, dict[str, str], float]] = []
+            for result, counts in (("hit", self._hits), ("miss", self._passed)):
+                for (tier, kind), n in sorted(counts.items()):
+                    told.append(("lookups_total", {"tier": tier, "kind": kind, "result": result}, n))
+            for kind in sorted({kind for _, kind in self._hits} | set(self._misses)):
+                reused = sum(n for (_, other), n in self._hits.items() if other == kind)
+                told.append(("values_total", {"kind": kind, "result": "reused"}, reused))
+                told.append(("values_total", {"kind": kind, "result": "computed"}, self._misses[kind]))
+                told.append(("saved_seconds", {"kind": kind}, self._saved[kind]))
+                told.append(("computing_seconds_total", {"kind": kind}, self._spent[kind]))
+            told.append(("not_kept_total", {}, sum(self._refused.values())))
+            return told
+
     def as_dict(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> dict[str, Any]:
         """All that is known, as JSON takes it. usage: by tier and kind; None for a tier that did not say.
 

@@ -15,13 +15,14 @@ import statistics
 import threading
 import time
 from collections import defaultdict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from .codec import Entry, decode, encode
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key
+from .metrics import TierMetrics
 from .stats import Stats
 from .tensors import is_finite
 from .tier_worker import LIMIT, TierWorker
@@ -49,7 +50,10 @@ class Store:
     def __init__(self, tiers: Sequence[Tier], stats: Stats | None = None) -> None:
         self.stats = Stats() if stats is None else stats
         self._near = [tier for tier in tiers if not isinstance(tier, LowerTier)]
-        self._workers = [TierWorker(tier, self.stats) for tier in tiers if isinstance(tier, LowerTier)]
+        self.metrics = {tier.name: TierMetrics() for tier in tiers}
+        self._workers = [
+            TierWorker(tier, self.stats, self.metrics[tier.name]) for tier in tiers if isinstance(tier, LowerTier)
+        ]
         self._lock = threading.Lock()
         self._computing: dict[Key, int] = {}  # by which thread
         self._waits_from = 0.0  # monotonic
@@ -183,6 +187,16 @@ class Store:
         """Statistics and what is held, as Stats.as_dict says; patient as in usage()."""
         return self.stats.as_dict(self.usage(patient=patient))
 
+    def state_samples(self) -> Iterator[tuple[str, dict[str, str], float]]:
+        """The present state of the tiers as metrics (metrics.py): names, labels and values."""
+        for worker in self._workers:
+            yield "abandoned_reads", {"tier": worker.name}, worker.abandoned
+            yield "waiting_bytes", {"tier": worker.name}, worker.waiting_bytes
+        for tier in self._near:
+            for kind, used in tier.usage().items():
+                yield "entries", {"tier": tier.name, "kind": kind}, used.entries
+                yield "bytes", {"tier": tier.name, "kind": kind}, used.bytes
+
     def text(self) -> str:
         """The same for people."""
         return self.stats.text(self.usage())
@@ -217,7 +231,9 @@ class Store:
         left = LIMIT if (estimate := self._estimate(key.kind)) is None else estimate  # for all tiers together
         above: list[Tier] = []
         for tier in self._near:
+            started = time.perf_counter()
             data = tier.get(key, _ignore)
+            self.metrics[tier.name].observe("read", time.perf_counter() - started, len(data or b""))
             if data is not None:
                 try:
                     return tier.name, decode(key, data, verify=False)
@@ -254,8 +270,10 @@ class Store:
 
     def _fill(self, key: Key, data: bytes, near: Sequence[Tier], workers: Sequence[TierWorker]) -> None:
         for tier in near:
+            started = time.perf_counter()
             try:
                 tier.put(key, data)
+                self.metrics[tier.name].observe("write", time.perf_counter() - started, len(data))
             except NotCacheable as reason:
                 self.stats.refused(str(reason))
         for worker in workers:

@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key, key
+from .metrics import TierMetrics
 from .stats import Stats
 from .tiers.base import Lease, LeasingTier, LowerTier, Unavailable, Unreachable, Usage
 
@@ -90,8 +91,11 @@ class _Job:
 class TierWorker:
     """One lower tier behind its threads. queue: bytes of writes that may wait; what comes on top is not kept."""
 
-    def __init__(self, tier: LowerTier, stats: Stats, queue: int = 256 << 20) -> None:
+    def __init__(
+        self, tier: LowerTier, stats: Stats, metrics: TierMetrics | None = None, queue: int = 256 << 20
+    ) -> None:
         self.tier, self.stats, self.queue = tier, stats, queue
+        self.metrics = TierMetrics() if metrics is None else metrics
         self.name = tier.name
         self._state = threading.Condition()
         self._jobs: deque[_Job] = deque()
@@ -122,6 +126,16 @@ class TierWorker:
         """Whether reads are asked of the tier now."""
         return self._reads_from <= time.monotonic()
 
+    @property
+    def abandoned(self) -> int:
+        """Threads that still wait for a read that the run no longer waits for."""
+        return self._left
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Of writes that are queued or held."""
+        return self._waiting + sum(len(data) for _, _, data in list(self._held))
+
     def get(
         self, key: Key, limit: float = LIMIT, waiting: Callable[[], None] | None = None
     ) -> bytes | bytearray | None:
@@ -129,6 +143,8 @@ class TierWorker:
 
         waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
         """
+        if not self.serves:
+            return None
         started = time.perf_counter()
 
         def read() -> bytes | bytearray | CorruptEntry | None:
@@ -138,6 +154,8 @@ class TierWorker:
                 return what
 
         got = self._ask(read, None, limit, waiting)
+        size = 0 if got is None or isinstance(got, CorruptEntry) else len(got)
+        self.metrics.observe("read", time.perf_counter() - started, size)
         if isinstance(got, CorruptEntry):
             self.broken(key, got, time.perf_counter() - started)
             return None
@@ -203,6 +221,7 @@ class TierWorker:
             raise error.cause from None
         except Exception as error:
             self._say(error)
+            self.metrics.failed("read")
             self._rest(time.perf_counter() - started)
             return otherwise
 
@@ -275,13 +294,16 @@ class TierWorker:
             if time.monotonic() < self._writes_from:
                 self._not_written(key, data)
                 return
+            started = time.perf_counter()
             try:
                 self.tier.put(key, data)
+                self.metrics.observe("write", time.perf_counter() - started, len(data))
                 self._write_rest = RESTS[0]
             except NotCacheable as reason:
                 self.stats.refused(str(reason))
             except Exception as error:
                 self._say(error)
+                self.metrics.failed("write")
                 self._unreachable = isinstance(error, Unreachable)
                 self._not_written(key, data)
                 self._writes_from = time.monotonic() + self._write_rest
@@ -419,6 +441,7 @@ class TierWorker:
             self.tier.probe()
         except Exception as error:
             self._say(error)
+            self.metrics.failed("probe")
             with self._state:
                 self._probe_at = time.monotonic() + self._probe_rest
                 self._probe_rest = min(2 * self._probe_rest, RESTS[1])

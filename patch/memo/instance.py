@@ -16,6 +16,7 @@
     SKIPSTONE_MEMO_READ_ONLY    (none)                       read Redis and S3, never write to them          off
     SKIPSTONE_MEMO_NAMESPACE    (none)                       keeps a team's entries in both apart            none
     SKIPSTONE_MEMO_KEY          (none)                       signs entries in both; others are misses        none
+    SKIPSTONE_METRICS           (none)                       /skipstone/metrics, for Prometheus              off
     SKIPSTONE_PROVIDER          Skipstone.Provider           also keep what ComfyUI's own nodes return       off
 
 Never a widget: a workflow comes from strangers. With several users (--multi-user) the settings are theirs and not the
@@ -77,6 +78,11 @@ def reopen() -> None:
 def provider_wanted() -> bool:
     _began["provider"] = _provider(SettingsReader())
     return bool(_began["provider"])
+
+
+def metrics_wanted() -> bool:
+    """Whether /skipstone/metrics is there: the environment alone decides, as whoever reaches the server can read it."""
+    return _is_on(os.environ.get("SKIPSTONE_METRICS", ""))
 
 
 def standing() -> dict[str, Any]:

@@ -86,6 +86,28 @@ def test_asking_changes_nothing(store):
     assert store.report() == before
 
 
+def test_metrics_are_off_unless_the_environment_switches_them_on(store, monkeypatch):
+    assert ask("GET", "/skipstone/metrics")[0] == 404
+    for word in ("0", "off", ""):
+        monkeypatch.setenv("SKIPSTONE_METRICS", word)
+        assert ask("GET", "/skipstone/metrics")[0] == 404
+    monkeypatch.setenv("SKIPSTONE_METRICS", "1")
+
+    async def asked():
+        table, app = web.RouteTableDef(), web.Application()
+        routes.add(table)
+        app.add_routes(table)
+        async with TestClient(TestServer(app)) as client:
+            answer = await client.get("/skipstone/metrics")
+            return answer.status, answer.headers["Content-Type"], await answer.text()
+
+    status, kind, text = asyncio.run(asked())
+    assert (status, kind) == (200, "text/plain; version=0.0.4; charset=utf-8")
+    assert 'skipstone_memo_values_total{kind="vae",result="reused"} 1' in text
+    assert "the-folder" not in text
+    assert ask("POST", "/skipstone/metrics")[0] == 405
+
+
 def test_clearing(store):
     status, told = ask("POST", CLEAR, json={"tier": "memory", "kind": "prompts"})
     assert status == 200 and told["removed"]["memory"]["entries"] == 1 and "1 entries removed" in told["text"]
