@@ -69,11 +69,11 @@ def open_servers(tmp_path, monkeypatch):
     comfyui = Path(os.environ["COMFYUI_PATH"])
     with ExitStack() as stack:
 
-        def opened(**settings):
+        def opened(*options, **settings):
             for name, value in settings.items():
                 monkeypatch.setenv(f"SKIPSTONE_MEMO_{name}", value)
             logs = [tmp_path / name for name in ("one.log", "other.log")]
-            made = [stack.enter_context(running(comfyui, {"skipstone": ROOT}, models, 1, log)) for log in logs]
+            made = [stack.enter_context(running(comfyui, {"skipstone": ROOT}, models, 1, log, options)) for log in logs]
             for server in made:
                 wait_until_up(server)
             return made
@@ -96,14 +96,18 @@ def test_two_servers_on_one_folder(tmp_path, open_servers):
 def changed(number: int) -> dict[str, Any]:
     """GRAPH with another picture and another prompt."""
     graph = deepcopy(GRAPH)
-    graph["picture"]["inputs"]["color"] = 0x111111 * (number + 1)
+    graph["picture"]["inputs"]["color"] = 0x010203 * (number + 1)
     graph["prompt"]["inputs"]["text"] = f"{number} circles"
     return graph
 
 
-def redis_hits(server: Server) -> int:
-    found = re.search(r"redis: (\d+) hits?", stats(server))
+def hits_of(tier: str, server: Server) -> int:
+    found = re.search(rf"{tier}: (\d+) hits?", stats(server))
     return int(found[1]) if found else 0
+
+
+def redis_hits(server: Server) -> int:
+    return hits_of("redis", server)
 
 
 def test_two_servers_on_one_redis(tmp_path, open_servers):
@@ -139,3 +143,81 @@ def test_two_servers_on_one_redis(tmp_path, open_servers):
         assert here == there != first
     finally:
         redis.stop()
+
+
+def test_two_servers_on_one_redis_that_fails_over(tmp_path, open_servers):
+    """A Sentinel makes the replica the master while both servers work: no graph fails, and no latent is another one."""
+    pytest.importorskip("redis", reason='Redis\' package is missing: pip install "redis>=5"')
+    from skipstone.tests.memo.test_redis import PROGRAM
+    from skipstone.tests.memo.test_redis_fleets import Fleet
+
+    if PROGRAM is None:
+        pytest.skip("redis-server is missing (Debian: apt-get install redis-server)")
+    fleet = Fleet(tmp_path)
+    try:
+        fleet.wait_for_replica()
+        one, other = open_servers("--cache-none", DISK="0", MEMORY="0", REDIS=fleet.url)
+        right = {number: latent(one, changed(number)) for number in range(2)}
+        wait_for(4, lambda: len(fleet.replica.client().keys("*")))
+        wrong = []
+        for round_ in range(6):  # the graphs that are known, in turn on both; each new in between
+            if round_ == 1:
+                fleet.master.process.kill()
+                fleet.master.process.wait()
+            for number, expected in right.items():
+                with ThreadPoolExecutor(2) as both:
+                    got = list(both.map(lambda server, n=number: latent(server, changed(n)), (one, other)))
+                wrong += [number for value in got if value != expected]
+            new = 10 + round_
+            right[new] = latent(other, changed(new))
+        assert wrong == []
+        wait_for(1, lambda: int(fleet.replica.client().role()[0] == b"master"))
+        assert fleet.replica.client().role()[0] == b"master"
+
+        def written() -> int:
+            return len(fleet.replica.client().keys("*"))
+
+        # both have found the new master: one writes there, the other reads
+        for attempt in range(60):
+            graph, hits, there = changed(100 + attempt), redis_hits(other), written()
+            first = latent(one, graph)
+            wait_for(there + 2, written)
+            assert latent(other, graph) == first
+            if redis_hits(other) >= hits + 2:
+                break
+        else:
+            raise AssertionError(stats(other))
+    finally:
+        fleet.stop()
+
+
+def test_two_servers_on_one_bucket(tmp_path, open_servers, monkeypatch):
+    s3 = pytest.importorskip("skipstone.tests.memo.s3_store")
+    if not s3.MOTO:
+        pytest.skip("moto's server is missing: run the tests with tools/setup.py")
+    for name, value in s3.CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    store = s3.S3Store(tmp_path)
+    try:
+        bucket = store.bucket()
+        one, other = open_servers(
+            DISK="0", S3=f"s3://{bucket}/team", S3_ENDPOINT=store.url, KEY="a key", NAMESPACE="red"
+        )
+
+        def entries() -> int:
+            return int(store.client().list_objects_v2(Bucket=bucket)["KeyCount"])
+
+        for attempt in range(20):  # on a busy machine S3 may take longer than a run waits for it
+            graph, hits, there = changed(attempt), hits_of("s3", other), entries()
+            first = latent(one, graph)
+            wait_for(there + 2, entries)
+            assert latent(other, graph) == first
+            if hits_of("s3", other) >= hits + 2:
+                break
+        else:
+            raise AssertionError(stats(other))
+        names = [about["Key"] for about in store.client().list_objects_v2(Bucket=bucket)["Contents"]]
+        assert all(name.startswith("team/1@red.signed/") for name in names)
+        assert "Error" not in stats(other)
+    finally:
+        store.stop()
