@@ -11,6 +11,7 @@ from ..core.memo.stats import WORDS, size
 from ..patch.memo.encoders import memo_clip, memo_vae
 from ..patch.memo.instance import opened
 from ..patch.memo.lazy_encode import PendingLatent, PendingPrompt, conditioning
+from ..patch.memo.perception import memo_audio_encoder, memo_clip_vision
 from .widgets import among
 
 CATEGORY = "Skipstone/encode cache"
@@ -68,8 +69,9 @@ class MemoCLIP(io.ComfyNode):
             display_name="Cached CLIP",
             category=CATEGORY,
             description=(
-                "Caches the prompts that this text encoder encodes: for a known prompt, every text encode node after it gets the same "
-                "conditioning as before, bit for bit, and the encoder is not loaded. LoRAs and clip skip may come before or after it."
+                "Caches the prompts that this text encoder encodes, and the texts that it generates with a seed: for a known prompt, every "
+                "node after it gets the same result as before, bit for bit, and the encoder is not loaded. LoRAs and clip skip may come "
+                "before or after it."
             ),
             search_aliases=[*ALIASES, "clip cache", "text encoder cache", "prompt cache", "conditioning cache"],
             inputs=[io.Clip.Input("clip", tooltip="The text encoder whose encodings are cached.")],
@@ -80,6 +82,54 @@ class MemoCLIP(io.ComfyNode):
     def execute(cls, clip: Any) -> io.NodeOutput:
         opened()
         return io.NodeOutput(memo_clip(clip))
+
+
+class MemoCLIPVision(io.ComfyNode):
+    """CLIP_VISION -> CLIP_VISION whose encodings are cached."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneMemoCLIPVision",
+            display_name="Cached CLIP Vision",
+            category=CATEGORY,
+            description=(
+                "Caches what this vision encoder (CLIP, SigLIP, DINO) makes of images: for a known image, every node after it gets the "
+                "same embeddings as before, bit for bit, and the encoder is not loaded."
+            ),
+            search_aliases=[*ALIASES, "clip vision cache", "siglip", "dino"],
+            inputs=[io.ClipVision.Input("clip_vision", tooltip="The vision encoder whose encodings are cached.")],
+            outputs=[io.ClipVision.Output()],
+        )
+
+    @classmethod
+    def execute(cls, clip_vision: Any) -> io.NodeOutput:
+        opened()
+        return io.NodeOutput(memo_clip_vision(clip_vision))
+
+
+class MemoAudioEncoder(io.ComfyNode):
+    """AUDIO_ENCODER -> AUDIO_ENCODER whose encodings are cached."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="SkipstoneMemoAudioEncoder",
+            display_name="Cached Audio Encoder",
+            category=CATEGORY,
+            description=(
+                "Caches what this audio encoder (wav2vec2, Whisper) makes of audio: for known audio, every node after it gets the same "
+                "encoding as before, bit for bit, and the encoder is not loaded."
+            ),
+            search_aliases=[*ALIASES, "audio encoder cache", "wav2vec2", "whisper"],
+            inputs=[io.AudioEncoder.Input("audio_encoder", tooltip="The audio encoder whose encodings are cached.")],
+            outputs=[io.AudioEncoder.Output()],
+        )
+
+    @classmethod
+    def execute(cls, audio_encoder: Any) -> io.NodeOutput:
+        opened()
+        return io.NodeOutput(memo_audio_encoder(audio_encoder))
 
 
 class CachedVAEEncode(io.ComfyNode):
@@ -277,4 +327,4 @@ def _after() -> Any:
     )
 
 
-NODES = [MemoVAE, MemoCLIP, CachedVAEEncode, CachedTextEncode, MemoStats, MemoClear]
+NODES = [MemoVAE, MemoCLIP, CachedVAEEncode, CachedTextEncode, MemoStats, MemoClear, MemoCLIPVision, MemoAudioEncoder]

@@ -11,7 +11,16 @@ from typing import Any
 from .tiers.base import Usage
 
 log = logging.getLogger(__name__)
-WORDS = {"vae": "latents", "text": "prompts", "image": "pictures", "loader": "loaders", "node": "other nodes"}
+WORDS = {
+    "vae": "latents",
+    "text": "prompts",
+    "image": "pictures",
+    "loader": "loaders",
+    "node": "other nodes",
+    "generated": "generated texts",
+    "vision": "vision embeddings",
+    "audio": "audio embeddings",
+}
 """Names of kinds that people read, by kind."""
 
 

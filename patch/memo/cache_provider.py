@@ -32,6 +32,7 @@ KEPT = {
     "CLIPTextEncode", "CLIPTextEncodeControlnet", "CLIPTextEncodeFlux", "CLIPTextEncodeHiDream", "CLIPTextEncodeHunyuanDiT",
     "CLIPTextEncodeKandinsky5", "CLIPTextEncodeLumina2", "CLIPTextEncodePixArtAlpha", "CLIPTextEncodeSD3", "CLIPTextEncodeSDXL",
     "CLIPTextEncodeSDXLRefiner", "TextEncodeHunyuanVideo_ImageToVideo", "TextEncodeQwenImageEdit", "TextEncodeQwenImageEditPlus",
+    "TextGenerate", "TextGenerateLTX2Prompt",
 }  # fmt: skip
 # nodes with nothing above them: their constants, the files that these name, and ComfyUI's own fingerprints decide what they return
 ROOTS = {
@@ -190,7 +191,7 @@ def _is_about(value: Any) -> bool:
     return type(value) is dict and set(value) <= KEYS
 
 
-_IS = {"LATENT": _is_latent, "CONDITIONING": _is_conditioning}
+_IS = {"LATENT": _is_latent, "CONDITIONING": _is_conditioning, "STRING": lambda value: type(value) is str}
 
 
 def _with_ancestors(graph: Graph, node_id: str) -> Iterator[Graph]:

@@ -8,6 +8,7 @@ given is not changed.
 from __future__ import annotations
 
 import copy
+import inspect
 import time
 from collections.abc import Callable
 from functools import cache
@@ -24,8 +25,8 @@ from .instance import opened
 from .observation import Observation, notes_tiles
 from .shapes import is_embedding, is_image, is_latent, note_embedding
 
-VAE, TEXT, IMAGE = "vae", "text", "image"
-"""Kinds of entries: latents, prompt embeddings, decoded pictures."""
+VAE, TEXT, IMAGE, GENERATED = "vae", "text", "image", "generated"
+"""Kinds of entries: latents, prompt embeddings, decoded pictures, tokens that a language model generated."""
 
 T = TypeVar("T")
 
@@ -49,21 +50,23 @@ def memo_vae(vae: Any, decode: bool = False) -> Any:
         made.skipstone_decode = decode
         return made
     except (TypeError, AttributeError):
-        return _unpatched(vae)
+        return unpatched(vae)
 
 
 def memo_clip(clip: Any) -> Any:
-    """A clone of a comfy CLIP that keeps the embeddings of its prompts. An object that cannot be patched is returned as it is."""
+    """A clone of a comfy CLIP that keeps the embeddings of its prompts, and the texts that it generates. An object that cannot be patched
+    is returned as it is."""
     try:
         made = clip.clone()
         made.__class__ = _clip_class(made.__class__)
         return made
     except (TypeError, AttributeError):
-        return _unpatched(clip)
+        return unpatched(clip)
 
 
-def _unpatched(encoder: T) -> T:
-    """None, where a checkpoint has no such encoder, or an object of another pack. The node that uses it says what is wrong with it."""
+def unpatched(encoder: T) -> T:
+    """The encoder itself, noted in the statistics: an object of another pack, or None, where a checkpoint has no such encoder. The node
+    that uses it says what is wrong with it."""
     memo = opened()
     if memo is not None and encoder is not None:
         memo.stats.refused(f"an encoder of class {type(encoder).__name__}")
@@ -73,7 +76,7 @@ def _unpatched(encoder: T) -> T:
 # asking the store
 
 
-def _kept_or_computed(
+def kept_or_computed(
     patched: Any,
     name: Callable[[], Key],
     compute: Callable[[], Any],
@@ -184,7 +187,7 @@ def _vae_class(base: Any) -> Any:
             decodes = method.startswith("decode")
             if decodes and not self.skipstone_decode:
                 return function(given, *args, **kwargs)
-            return _kept_or_computed(
+            return kept_or_computed(
                 self,
                 lambda: vae_key(fingerprint.of_vae(self).digest, method, content(given), *args, **kwargs),
                 lambda: function(given, *args, **kwargs),
@@ -217,6 +220,18 @@ def text_key(identity: str, tokens: Any, pooled: Any) -> Key:
     return key(TEXT, identity, tokens, pooled == "unprojected")
 
 
+def generated_key(identity: str, tokens: Any, generate: Any, args: Any, kwargs: Any) -> Key:
+    """The key of what a CLIP generates after tokens, which hold prompt, system prompt and images. Sampling counts with all its values.
+
+    Raises NotCacheable where tokens are sampled without a seed.
+    """
+    how = inspect.getcallargs(generate, tokens, *args, **kwargs)
+    rest = {name: value for name, value in how.items() if name not in ("self", "tokens")}
+    if rest.get("do_sample", True) and rest.get("seed") is None:
+        raise NotCacheable("a text that is generated without a seed")
+    return key(GENERATED, identity, tokens, rest)
+
+
 @cache
 def _clip_class(base: Any) -> Any:
     if hasattr(base, "skipstone_key"):
@@ -236,7 +251,7 @@ def _clip_class(base: Any) -> Any:
                 note_embedding(told)
                 return told
 
-            told = _kept_or_computed(
+            told = kept_or_computed(
                 self,
                 lambda: self.skipstone_key(tokens, return_pooled),
                 compute,
@@ -252,6 +267,16 @@ def _clip_class(base: Any) -> Any:
             if self.use_clip_schedule and self.patcher.forced_hooks is not None and (memo := opened()) is not None:
                 memo.stats.refused(HOOKS)
             return super().encode_from_tokens_scheduled(*args, **kwargs)
+
+        def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
+            function = super().generate
+            return kept_or_computed(
+                self,
+                lambda: generated_key(fingerprint.of_clip(self).digest, tokens, function, args, kwargs),
+                lambda: function(tokens, *args, **kwargs),
+                lambda: clip_places(self),
+                lambda value: type(value) is list and all(type(token) is int for token in value),
+            )
 
         def skipstone_key(self, tokens: Any, pooled: Any = True) -> Key:
             """The key of what encode_from_tokens() makes of these tokens. Raises NotCacheable."""

@@ -94,6 +94,21 @@ def of_clip(clip: Any) -> Identity:
         return _identity(clip.patcher, module, [description(_comfys(type(clip))), how], own)
 
 
+def of_model(encoder: Any) -> Identity:
+    """The fingerprint of another encoder with a `model` and its `patcher`, as comfy's ClipVisionModel and AudioEncoderModel have them.
+
+    Raises NotCacheable as of_vae() does.
+    """
+    with _or_refused("an encoder"):
+        module = encoder.model
+        if module is not encoder.patcher.model:
+            raise NotCacheable("an encoder whose model is not its patcher's")
+        parts = {**_names(module), id(encoder): "the encoder", id(encoder.patcher): "the patcher"}
+        how = {n: description(v, parts) for n, v in vars(encoder).items() if n not in ("model", "patcher")}
+        own = any(is_foreign(v) for v in vars(encoder).values())
+        return _identity(encoder.patcher, module, [description(_comfys(type(encoder))), how], own)
+
+
 def tokenizer_is_modified(clip: Any) -> bool:
     """Whether the tokenizer of a CLIP, or one that it is made of, is or holds code of another pack."""
     waiting, seen = [clip.tokenizer], set[int]()
@@ -150,6 +165,8 @@ def _identity(patcher: Any, module: Any, about: list[Any], own: bool) -> Identit
 def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
     """Attributes of a module that say how it is built."""
     for name, value in vars(part).items():
+        if name in ("weight_function", "bias_function") and not value:
+            continue  # None before ComfyUI first loads the weights, then an empty list
         if name.endswith("_function") and name.removesuffix("_function").removesuffix("_lowvram") in part._parameters:
             # filled by ComfyUI as it loads weights in part; what other packs put there counts
             if any(is_foreign(type(f)) or is_foreign(f) for f in (value if isinstance(value, list) else [value])):

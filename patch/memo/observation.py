@@ -43,11 +43,14 @@ def watch_encoders() -> None:
     """Note, for Observation, each use of ComfyUI's VAE and CLIP classes. May be called again."""
     import comfy.sd
 
-    for kind, names in ((comfy.sd.VAE, ("encode", "encode_tiled")), (comfy.sd.CLIP, ("encode_from_tokens",))):
+    for kind, names in (
+        (comfy.sd.VAE, ("encode", "encode_tiled")),
+        (comfy.sd.CLIP, ("encode_from_tokens", "generate")),
+    ):
         notes_tiles(kind)
         for name in names:
-            function = getattr(kind, name)
-            if not getattr(function, "skipstone_counts", False):
+            function = getattr(kind, name, None)  # earlier versions of ComfyUI generate no text
+            if function is not None and not getattr(function, "skipstone_counts", False):
                 setattr(kind, name, _noted(function))
 
 

@@ -46,6 +46,31 @@ def prompt(text="a red circle", **changed):
     }
 
 
+def test_a_generated_text_survives_a_restart(memo, provided, monkeypatch):
+    import comfy.sd
+    from comfy_extras.nodes_textgen import TextGenerate
+
+    from skipstone.tests.comfy.memo.test_more_encoders import SAMPLED, language_model
+
+    TextGenerate.GET_SCHEMA()
+    monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, "TextGenerate", TextGenerate)
+    monkeypatch.setattr(TextGenerate, "RELATIVE_PYTHON_MODULE", "comfy_extras.nodes_textgen", raising=False)
+    monkeypatch.setattr(comfy.sd, "load_clip", lambda *args, **kwargs: language_model())
+
+    def graph(seed):
+        how = {f"sampling_mode.{name}": value for name, value in SAMPLED.items() if name != "sampling_mode"}
+        inputs = {"clip": ["loader", 0], "prompt": "a dog", "max_length": 6, "sampling_mode": "on", **how}
+        return prompt(encode=("TextGenerate", {**inputs, "sampling_mode.seed": seed}))
+
+    truth = provided.run(**graph(1))
+    assert provided.error is None and isinstance(truth["it"], str)
+    assert provided.ran == ["CLIPLoader"]
+    provided.restart()
+    assert provided.run(**graph(1)) == truth and provided.ran == []
+    assert provided.run(**graph(2))["it"] != "" and provided.ran == ["CLIPLoader"]
+    assert memo.counts("node") == (1, 2)
+
+
 @pytest.mark.parametrize(("graph", "loader"), [(latent, "VAELoader"), (prompt, "CLIPLoader")])
 def test_it_survives_a_restart_with_no_change_to_the_graph(memo, provided, loads, same, graph, loader):
     truth = provided.run(**graph())["it"]

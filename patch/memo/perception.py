@@ -1,0 +1,153 @@
+"""Vision and audio encoders with a memo: what CLIP vision makes of an image and an audio encoder of a waveform, for inputs seen before.
+
+As in encoders.py, a patched encoder is an instance of a subclass of its own class, and the encoder that was given is not changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...core.memo.keys import key
+from . import fingerprint
+from .device_tags import Places
+from .encoders import content, kept_or_computed, unpatched
+
+VISION, AUDIO = "vision", "audio"
+"""Kinds of entries: what CLIP vision models and audio encoders give."""
+
+_OUTPUTS = {
+    "last_hidden_state", "image_embeds", "penultimate_hidden_states", "all_hidden_states", "mm_projected", "image_sizes",
+}  # fmt: skip
+_AUDIO = {"encoded_audio", "encoded_audio_all_layers", "audio_samples"}
+
+
+def memo_clip_vision(encoder: Any) -> Any:
+    """A copy of a comfy ClipVisionModel that keeps what it encodes. An object that cannot be patched is returned as it is."""
+    return _patched(encoder, _vision_class)
+
+
+def memo_audio_encoder(encoder: Any) -> Any:
+    """A copy of a comfy AudioEncoderModel that keeps what it encodes. An object that cannot be patched is returned as it is."""
+    return _patched(encoder, _audio_class)
+
+
+def _patched(encoder: Any, subclass: Any) -> Any:
+    try:
+        made = copy.copy(encoder)
+        made.__class__ = subclass(encoder.__class__)
+        return made
+    except (TypeError, AttributeError):
+        return unpatched(encoder)
+
+
+def _places(encoder: Any) -> Places:
+    from comfy import model_management
+
+    return {
+        "intermediate": model_management.intermediate_device(),
+        "load": torch.device(encoder.load_device),
+        "cpu": torch.device("cpu"),
+    }
+
+
+# CLIP vision
+
+
+@cache
+def _vision_class(base: Any) -> Any:
+    if getattr(base, "skipstone_perception", False):
+        return base
+
+    class MemoCLIPVision(base):
+        skipstone_perception = True
+
+        def encode_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
+            encode = super().encode_image
+            told = kept_or_computed(
+                self,
+                lambda: key(VISION, fingerprint.of_model(self).digest, content(image), list(args), kwargs),
+                lambda: _as_data(encode(image, *args, **kwargs)),
+                lambda: _places(self),
+                lambda value: isinstance(value, _Whole) or _is_vision(value, image),
+            )
+            return told.value if isinstance(told, _Whole) else _as_output(told)
+
+    MemoCLIPVision.__name__ = MemoCLIPVision.__qualname__ = f"Memo{base.__name__}"
+    return MemoCLIPVision
+
+
+class _Whole:
+    """An output of another form than ComfyUI's, which is given on and not kept."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+def _as_data(output: Any) -> Any:
+    from comfy.clip_vision import Output
+
+    held = dict(vars(output)) if type(output) is Output else {}
+    if not held or not set(held) <= _OUTPUTS:
+        return _Whole(output)
+    held["image_sizes"] = [tuple(size) for size in held["image_sizes"]]
+    return held
+
+
+def _as_output(told: dict[str, Any]) -> Any:
+    from comfy.clip_vision import Output
+
+    made = Output()
+    for name, value in told.items():
+        made[name] = [torch.Size(size) for size in value] if name == "image_sizes" else value
+    return made
+
+
+def _is_vision(value: Any, image: Tensor) -> bool:
+    """Whether a value is what _as_data() makes of an output for this batch of images."""
+    if type(value) is not dict or not {"last_hidden_state", "image_embeds", "image_sizes"} <= set(value) <= _OUTPUTS:
+        return False
+    sizes = value["image_sizes"]
+    if type(sizes) is not list or not all(type(s) is tuple and all(type(n) is int for n in s) for s in sizes):
+        return False
+    tensors = {n: v for n, v in value.items() if n != "image_sizes" and not (n == "mm_projected" and v is None)}
+    if not all(isinstance(v, Tensor) and v.is_floating_point() for v in tensors.values()):
+        return False
+    return len(sizes) == value["last_hidden_state"].shape[0] == image.shape[0]
+
+
+# audio
+
+
+@cache
+def _audio_class(base: Any) -> Any:
+    if getattr(base, "skipstone_perception", False):
+        return base
+
+    class MemoAudioEncoder(base):
+        skipstone_perception = True
+
+        def encode_audio(self, audio: Any, sample_rate: Any) -> Any:
+            encode = super().encode_audio
+            return kept_or_computed(
+                self,
+                lambda: key(AUDIO, fingerprint.of_model(self).digest, content(audio), sample_rate),
+                lambda: encode(audio, sample_rate),
+                lambda: _places(self),
+                _is_audio,
+            )
+
+    MemoAudioEncoder.__name__ = MemoAudioEncoder.__qualname__ = f"Memo{base.__name__}"
+    return MemoAudioEncoder
+
+
+def _is_audio(value: Any) -> bool:
+    if type(value) is not dict or set(value) != _AUDIO or type(value["audio_samples"]) is not int:
+        return False
+    layers = value["encoded_audio_all_layers"]
+    tensors = [value["encoded_audio"], *(layers if isinstance(layers, list | tuple) else [layers])]
+    return all(isinstance(v, Tensor) and v.is_floating_point() for v in tensors)
