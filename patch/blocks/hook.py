@@ -366,7 +366,8 @@ def _available(patcher: Any, device: torch.device) -> float:
     """Bytes available on a device, including weights that ComfyUI would move out; 0 where unknown."""
     try:
         ask = getattr(patcher, "get_free_memory", None) or comfy.model_management.get_free_memory
-        return float(ask(device))
+        free = float(ask(device))
+        return free if free > 0 else 0.0  # not a number: unknown
     except Exception:
         log.debug("[Skipstone] the free memory is unknown", exc_info=True)
         return 0.0
