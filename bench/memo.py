@@ -14,7 +14,10 @@ hit_rate_vae         20 variations of 3 pictures, in turn, through Memo VAE and 
 hit_rate_text        30 prompts of 10, shuffled, through Memo CLIP and CLIP Text Encode on that server
                      (both with --cache-classic: what ComfyUI itself still has is never asked of the memo, and is not counted)
 hash_gb_s            naming one picture of 1024 x 1024, the fastest of 30 times (a moment's rate: what else runs only lowers it)
-*_hit_ms             a latent of 1 x 16 x 128 x 128 floats from one tier alone, medians; Redis on loopback, null without one
+*_hit_ms             a latent of 1 x 16 x 128 x 128 floats from one tier alone, medians; Redis and an S3-compatible store (moto's server)
+                     on loopback, null without one
+known_again_*_s      a text encoder of 2 GB (fp16, random weights): seconds of its fingerprint in a new process, with the file's pages
+                     dropped from the system's cache before (cold: reading the file counts) and without (warm)
 """
 
 from __future__ import annotations
@@ -200,6 +203,7 @@ class Bench:
         from skipstone.core.memo.tiers.disk import DiskTier
         from skipstone.core.memo.tiers.memory import MemoryTier
         from skipstone.core.memo.tiers.redis import RedisTier
+        from skipstone.core.memo.tiers.s3 import S3Tier
 
         name, latent = key("vae", "latent"), torch.randn(1, 16, 128, 128)
 
@@ -218,11 +222,78 @@ class Bench:
             "memory": measured(MemoryTier(1 << 28, reserve=0)),
             "disk": measured(DiskTier(self.folder / "tier", spare=0)),
             "redis": None,
+            "s3": None,
         }
         with redis_server(self.folder) as url:
             if url:
                 told["redis"] = measured(RedisTier(url))
+        with s3_store(self.folder) as endpoint:
+            if endpoint:
+                told["s3"] = measured(S3Tier("s3://bucket", endpoint))
         return told
+
+    def known_again(self) -> dict[str, float]:
+        """Seconds of the fingerprint of an encoder of 2 GB in a new process, cold and warm."""
+        file = self.folder / "encoder.safetensors"
+        write_encoder(file)
+        told = {}
+        for state in ("cold", "warm"):
+            if state == "cold":
+                drop_pages(file)
+            command = [sys.executable, __file__, "--fingerprint", str(file)]
+            answer = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            told[state] = float(answer.split()[-1])
+        file.unlink()
+        return told
+
+
+def write_encoder(path: Path) -> None:
+    """A T5 of 2 GB in float16 with random weights; one layer's are repeated in all, as making them takes long."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    shapes = {
+        "self_attn.q": (2048, 2048),
+        "self_attn.k": (2048, 2048),
+        "mlp.up": (5120, 2048),
+        "mlp.down": (2048, 5120),
+    }
+    layer = {name: (torch.randn(shape, generator=generator) * 0.02).half() for name, shape in shapes.items()}
+    weights = {f"layers.{i}.{name}.weight": weight.clone() for i in range(34) for name, weight in layer.items()}
+    save_file(weights, path)
+    os.sync()
+
+
+def drop_pages(path: Path) -> None:
+    """Have the system read a file from the disk next time."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def fingerprint_seconds(path: Path) -> float:
+    """Of a fingerprint of an encoder whose weights are mapped from a file, as ComfyUI maps them."""
+    import comfy.model_patcher
+    import comfy.utils
+    import torch
+
+    from skipstone.patch.memo import fingerprint
+
+    weights = comfy.utils.load_torch_file(str(path))
+    network = torch.nn.Module()
+    for name, weight in weights.items():
+        network.register_parameter(name.replace(".", "_"), torch.nn.Parameter(weight, requires_grad=False))
+
+    class Encoder:
+        pass
+
+    encoder: Any = Encoder()
+    encoder.model = network
+    encoder.patcher = comfy.model_patcher.ModelPatcher(network, torch.device("cpu"), torch.device("cpu"))
+    fingerprint.environment_digest(torch.device("cpu"))  # is needed once in a process, whatever the encoder
+    started = time.perf_counter()
+    fingerprint.of_model(encoder)
+    return time.perf_counter() - started
 
 
 def median(function: Callable[[], object]) -> float:
@@ -316,18 +387,47 @@ def redis_server(folder: Path) -> Iterator[str]:
     address = f"redis://127.0.0.1:{port}"
     try:
         with redis.Redis.from_url(address) as client:
-            _until_it_answers(client)
+            _until(client.ping)
         yield address
     finally:
         process.terminate()
         process.wait(10)
 
 
-def _until_it_answers(client: Any, seconds: float = 10.0) -> None:
+@contextmanager
+def s3_store(folder: Path) -> Iterator[str]:
+    """The endpoint of an S3-compatible store of our own with a bucket `bucket`; "" where there is none on this machine."""
+    packages = os.environ.get("S3_SERVER")
+    try:
+        import boto3
+    except ImportError:
+        packages = None
+    if not packages:
+        yield ""
+        return
+    os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench", "AWS_EC2_METADATA_DISABLED": "true"}
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    with (folder / "s3.log").open("wb") as log:
+        process = subprocess.Popen(command, env={**os.environ, "PYTHONPATH": packages}, stdout=log, stderr=log)
+    endpoint = f"http://127.0.0.1:{port}"
+    try:
+        client = boto3.session.Session().client("s3", endpoint_url=endpoint, region_name="us-east-1")
+        _until(lambda: client.create_bucket(Bucket="bucket"), 30.0)
+        yield endpoint
+    finally:
+        process.terminate()
+        process.wait(10)
+
+
+def _until(ask: Callable[[], object], seconds: float = 10.0) -> None:
+    """Ask until it succeeds."""
     deadline = time.monotonic() + seconds
     while True:
         try:
-            client.ping()
+            ask()
             return
         except Exception:  # the package is optional, and so are the names of its errors
             if time.monotonic() > deadline:
@@ -338,11 +438,25 @@ def _until_it_answers(client: Any, seconds: float = 10.0) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="What the memo saves, measured.")
     parser.add_argument("--size", type=int, default=1024, help="width and height of the variations' picture")
-    size = parser.parse_args().size
+    parser.add_argument("--fingerprint", type=Path, help=argparse.SUPPRESS)  # what known_again() runs in a new process
+    parser.add_argument(
+        "--tiers", action="store_true", help="only the times of hits by tier, and of knowing an encoder again"
+    )
+    asked = parser.parse_args()
+    sys.argv[1:] = []  # ComfyUI reads them too
+    size = asked.size
     sys.path.insert(0, os.environ["COMFYUI_PATH"])
     import comfy.cli_args
 
     comfy.cli_args.args.cpu = True  # as the servers are
+    if asked.fingerprint:
+        print(fingerprint_seconds(asked.fingerprint))
+        return
+    if asked.tiers:
+        with tempfile.TemporaryDirectory(prefix="skipstone-memo-") as folder:
+            bench = Bench(Path(folder), size)
+            print(bench.tiers(), bench.known_again())
+        return
     with tempfile.TemporaryDirectory(prefix="skipstone-memo-") as folder:
         bench = Bench(Path(folder), size)
         write_vae(bench.vae)
@@ -350,7 +464,7 @@ def main() -> None:
         assert loads[0] > 0, "the log does not tell of encoders"
         encode, hit = bench.encode_and_hit()
         vae, text = bench.rates()
-        tiers = bench.tiers()
+        tiers, again = bench.tiers(), bench.known_again()
     told = {
         "img2img_ratio": round(sum(with_memo) / sum(without), 3),
         "hit_share_of_encode": round(hit / encode, 6),
@@ -359,6 +473,8 @@ def main() -> None:
         "hit_rate_vae": round(vae, 3),
         "hit_rate_text": round(text, 3),
         **{f"{tier}_hit_ms": None if ms is None else round(ms, 2) for tier, ms in tiers.items()},
+        **{f"known_again_{state}_s": round(seconds, 2) for state, seconds in again.items()},
+        "load_average": round(os.getloadavg()[0], 1),
         "encode_seconds": round(encode, 1),
         "seconds_without": [round(s, 1) for s in without],
         "seconds_with": [round(s, 1) for s in with_memo],
