@@ -110,8 +110,7 @@ def _fingerprint(patcher: Any, weights: dict[str, Tensor]) -> str:
         for patch in patcher.patches[key]:
             digest.update(f"{key} {patch[0]} {patch[2]}".encode())
             samples += [_sample(part) for part in tensors_of(patch[1])]
-    for sample in _on_host(samples):
-        digest.update(sample.numpy().tobytes())
+    digest.update(_on_host(samples).numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
@@ -123,24 +122,31 @@ def _stored(weight: Tensor) -> list[tuple[list[str], Tensor]]:
         return [([], weight)]
 
 
-def _on_host(samples: list[Tensor]) -> list[Tensor]:
-    """The same on the CPU, in one transfer a device."""
-    found = list(samples)
-    for device in {s.device for s in samples}:
-        places = [i for i, s in enumerate(samples) if s.device == device]
-        there = torch.cat([samples[i] for i in places]).cpu()
-        for i, sample in zip(places, there.split([len(samples[i]) for i in places]), strict=True):
+def _on_host(samples: list[Tensor]) -> Tensor:
+    """All of them in one float32 tensor on the CPU, in one transfer a device and dtype."""
+    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for i, sample in enumerate(samples):
+        places.setdefault((sample.device, sample.dtype), []).append(i)
+    found: list[Tensor] = [torch.empty(0)] * len(samples)
+    for alike in places.values():
+        parts = [samples[i] for i in alike]
+        try:
+            there = torch.cat(parts)
+        except RuntimeError:  # not on this device in this dtype
+            there = torch.cat([p.to(torch.float32) for p in parts])
+        there = there.detach().to(torch.float32).cpu()
+        if len(places) == 1:
+            return there
+        for i, sample in zip(alike, there.split([len(samples[i]) for i in alike]), strict=True):
             found[i] = sample
-    return found
+    return torch.cat(found) if found else torch.empty(0)
 
 
 def _sample(value: Tensor) -> Tensor:
-    value = value.detach()
     step = max(value.numel() // ELEMENTS, 1)
-    if type(value) is Tensor and value.is_contiguous():  # without a look at the rest
-        count = min(-(-value.numel() // step), ELEMENTS)
-        return value.as_strided((count,), (step,)).to(torch.float32)
-    return value.flatten()[::step][:ELEMENTS].to(torch.float32)
+    if type(value) is Tensor and value.is_contiguous():  # without looking at the rest
+        return value.as_strided((min(-(-value.numel() // step), ELEMENTS),), (step,))
+    return value.flatten()[::step][:ELEMENTS]
 
 
 def folder() -> Path:
