@@ -79,8 +79,9 @@ class CompileModel(io.ComfyNode):
                     default="default",
                     tooltip=(
                         "torch.compile mode of inductor. default: a good balance. reduce-overhead: CUDA graphs, for small models and "
-                        "images; uses more memory, and sizes should stay the same. max-autotune: also times many versions of each kernel; "
-                        "compiling takes much longer. max-autotune-no-cudagraphs: the same without CUDA graphs, for large models."
+                        "images; uses more memory, also after the model is unloaded, and sizes should stay the same. max-autotune: also "
+                        "times many versions of each kernel; compiling takes much longer. max-autotune-no-cudagraphs: the same without "
+                        "CUDA graphs, for large models."
                     ),
                 ),
                 io.Combo.Input(

@@ -128,7 +128,9 @@ class Spectrum(MethodNode):
             choice("predict", KEEPS, "auto", PREDICT_TIP),
             widgets.coordinate("index"),
             limit("max_skips", 0, "skipped in a row"),
-            *widgets.common(),
+            *widgets.common(
+                widgets.history_device(" Spectrum keeps one of each computed step, up to 100 for each prompt.")
+            ),
         ]
 
 

@@ -106,7 +106,11 @@ class TaylorSeer(MethodNode):
             ),
             choice("predict", KEEPS, "auto", PREDICT_TIP, {"level": [LEVELS[0]]}),
             *widgets.guards(Guards(warmup=4)),
-            *widgets.common(widgets.history_device(" At level blocks they are large, hundreds of MB for a video.")),
+            *widgets.common(
+                widgets.history_device(
+                    " At level blocks each takes up to hundreds of MB for a video; auto keeps them on the GPU where it has room."
+                )
+            ),
             option(
                 "level",
                 LEVELS,

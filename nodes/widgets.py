@@ -224,7 +224,10 @@ def common(device: Any = None) -> list[Any]:
 
 
 def history_device(more: str = "") -> Any:
-    tooltip = "Where past outputs are kept. They are as small as the latent; cpu only helps when memory is very tight."
+    tooltip = (
+        "Where past outputs are kept, each as large as the latent. auto: on the GPU, in main memory where all of them take more than "
+        "256 MB. cpu: in main memory."
+    )
     return option("history_device", DEVICES, "auto", tooltip + more)
 
 
