@@ -1,4 +1,4 @@
-"""A real ComfyUI in this process, on the CPU, with the demo's trained models."""
+"""A real ComfyUI in this process, on the CPU, with small models of random weights and with the demo's trained ones."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ sys.path.insert(0, os.environ["COMFYUI_PATH"])
 import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True  # before anything asks for a device
+comfy.cli_args.args.use_pytorch_cross_attention = True  # as on most GPUs; ComfyUI's own for the CPU takes longer
 
 import comfy.model_management  # noqa: E402
 import comfy.model_patcher  # noqa: E402
@@ -44,11 +45,10 @@ BOUNDARY = 0.5  # the sigma below which the second expert is used (demo/training
 
 
 class Studio:
-    """What a graph would hold: the demo's model and prompts, and a sampler to run them with."""
+    """What a graph would hold: a model, the demo's prompts, and a sampler to run them with."""
 
-    def __init__(self) -> None:
-        self.model = comfy.sd.load_diffusion_model(str(FLUX))
-        self.clip = comfy.sd.load_clip([str(CLIP)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+    def __init__(self, model: Any, clip: Any) -> None:
+        self.model, self.clip = model, clip
         self.files = {"flux": str(FLUX), "clip": str(CLIP)}
         self.encoded: dict[str, Any] = {}
         self.sampled: dict[tuple[object, ...], torch.Tensor] = {}
@@ -142,8 +142,16 @@ class Studio:
 
 
 @pytest.fixture(scope="session")
-def studio() -> Studio:
-    return Studio()
+def demo() -> Studio:
+    """With the demo's trained model, for tests of how good a picture is. An evaluation costs 50 ms."""
+    clip = comfy.sd.load_clip([str(CLIP)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
+    return Studio(comfy.sd.load_diffusion_model(str(FLUX)), clip)
+
+
+@pytest.fixture(scope="session")
+def studio(demo, small_flux) -> Studio:
+    """With a model of the same class, of two double and two single blocks with random weights, for all other tests."""
+    return Studio(small_flux(response=1.0, depth=2, depth_single_blocks=2), demo.clip)
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -296,15 +304,16 @@ def tiny_unet():
 
 
 @pytest.fixture(scope="session")
-def small_flux(studio):
-    """Makes MODELs for the demo's prompts and latents: `small_flux(depth=2)`, with random weights that are always the same."""
-    known = studio.model.model.model_config
+def small_flux(demo):
+    """Makes MODELs for the demo's prompts and latents: `small_flux(depth=2)`, with random weights that are always the same.
+    response: factor of the part of the output that depends on latent, sigma and prompt."""
+    known = demo.model.model.model_config
     small = {"hidden_size": 64, "num_heads": 2, "axes_dim": [8, 12, 12], "depth": 1, "depth_single_blocks": 1}
 
-    def made(**changes):
+    def made(response: float = 0.05, **changes: Any) -> Any:
         model = random_model(type(known)({**known.unet_config, **small, **changes}))
         with torch.no_grad():  # says much the same from step to step, as a trained model does
-            model.model.diffusion_model.final_layer.linear.weight.mul_(0.05)
+            model.model.diffusion_model.final_layer.linear.weight.mul_(response)
             model.model.diffusion_model.final_layer.linear.bias.mul_(10)
         return model
 

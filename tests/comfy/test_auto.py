@@ -34,7 +34,7 @@ LEARNED = "; runs recorded: "
 
 
 @pytest.fixture(scope="session")
-def trained(studio):
+def trained(demo):
     """The demo's MODELs by name; and how many tokens of a prompt each was trained to read."""
     before = list(sys.path)
     sys.path.insert(0, str(DEMO / "training"))
@@ -45,7 +45,7 @@ def trained(studio):
         models = {n: small.load(n, DEMO / "models" / f"skipstone_demo_{n}.safetensors") for n in small.BUILDERS}
     finally:
         sys.path[:] = before
-    return {"flux": (studio.model, None), **{n: (m, words) for n, m in models.items()}}
+    return {"flux": (demo.model, None), **{n: (m, words) for n, m in models.items()}}
 
 
 @pytest.fixture
@@ -213,13 +213,13 @@ def psnr(a, b):
 
 
 @pytest.mark.parametrize("decibels", [30.0, 40.0])
-def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(studio, sampled, wishing, decoded, decibels):
+def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, wishing, decoded, decibels):
     model, reports = wishing("flux", wish=DECIBELS, decibels=decibels)
     how = {"name": "flux", "steps": 20, "cfg": 3.0}
     sampled(model, text="a white triangle on green", seed=5, **how)
     for text, seed in UNSEEN:
         cached = sampled(model, text=text, seed=seed, **how)
-        full = studio.full(text, seed=seed, steps=20)
+        full = demo.full(text, seed=seed, steps=20)
         assert reports[-1].skipped > 0
         assert psnr(decoded(cached), decoded(full)) >= decibels - DECIBELS_BELOW
 

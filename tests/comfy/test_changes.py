@@ -123,7 +123,7 @@ class Push(comfy.controlnet.ControlBase):
             before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if t[0] > self.timestep_range[0] or t[0] < self.timestep_range[1]:
             return before
-        return self.control_merge({"input": [torch.full((1, 64, 256), 0.1)], "middle": [], "output": []}, before, None)
+        return self.control_merge({"input": [torch.full((1, 64, 64), 0.1)], "middle": [], "output": []}, before, None)
 
 
 def controlled(cond, control):

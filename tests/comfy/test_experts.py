@@ -11,6 +11,12 @@ from .floors import SAME_PICTURE
 STEPS = 20
 
 
+@pytest.fixture(scope="session")
+def studio(demo):
+    """How good a picture is shows with a trained model alone."""
+    return demo
+
+
 def two_samplers(studio, first, second):
     """As two KSamplerAdvanced nodes: the second goes on, without new noise, from what the first leaves."""
     change = int(STEPS * BOUNDARY)

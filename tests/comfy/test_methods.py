@@ -364,16 +364,16 @@ def test_two_pictures_of_a_batch_have_one_decision(studio, quick, cached, watche
 
 
 @pytest.mark.parametrize("name", OF)
-def test_guidance_has_two_conditionings_and_one_decision(studio, cached, watched, name):
-    patched, reports = cached(OF[name]("Balanced"))
+def test_guidance_has_two_conditionings_and_one_decision(demo, cached, watched, name):
+    patched, reports = cached(OF[name]("Balanced"), demo.model)
     model, watch = watched(patched)
-    out = studio.sample(model, steps=STEPS)
+    out = demo.sample(model, steps=STEPS)
     sound(watch, reports[0], out)
     for evaluation in watch.evaluations:
         assert len({call.ran for call in evaluation.calls}) == 1
         cond, uncond = evaluation.calls[0].out
         assert not torch.allclose(cond, uncond, atol=1e-3)  # each from its own history
-    full = studio.full(steps=STEPS)
+    full = demo.full(steps=STEPS)
     assert (out - full).norm() < SAME_PICTURE * full.norm()
 
 

@@ -10,6 +10,12 @@ from .floors import OVER_PLAIN, SAME_PICTURE
 PAIRS = [("a green square on white", 3), ("a yellow triangle on black", 4), ("a red circle on blue", 2)]
 
 
+@pytest.fixture(scope="session")
+def studio(demo):
+    """How good a picture is shows with a trained model alone."""
+    return demo
+
+
 def distance(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a - b).norm() / b.norm())
 

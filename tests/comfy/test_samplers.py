@@ -198,7 +198,7 @@ def test_inpainting(studio, meancache, watched):
     mask[..., :8] = 1
     patched, reports = meancache(**TURBO)
     model, watch = watched(patched)
-    out = studio.sample(model, studio.prompt("a green square on white"), steps=12, latent=latent, noise_mask=mask)
+    out = studio.sample(model, seed=2, steps=12, latent=latent, noise_mask=mask)
     sound(watch, reports, out)
     assert reports[0].skipped > 0
     torch.testing.assert_close(out[..., 8:], latent[..., 8:], atol=1e-4, rtol=1e-4)
@@ -265,7 +265,7 @@ def test_a_sampler_with_larger_steps_than_the_grid_misses_no_anchor(studio, mean
 
 
 @pytest.mark.parametrize("towards", [0.0, 1.0, None])
-def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(studio, meancache, watched, towards):
+def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(demo, meancache, watched, towards):
     """Ancestral samplers of second order do; no slope can be drawn between two sigmas that are meant to be one."""
 
     def heun(model, x, sigmas, extra_args=None, callback=None, disable=None):
@@ -279,9 +279,9 @@ def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(studio, meancache
         return model(x, sigmas[-2] * ones, **extra_args)
 
     sampler, sigmas = comfy.samplers.KSAMPLER(heun), torch.linspace(1, 0, 17)
-    patched, reports = meancache(preset="Balanced")
+    patched, reports = meancache(demo.model, preset="Balanced")
     model, watch = watched(patched)
-    out, full = (studio.sample_custom(m, sigmas, sampler=sampler, cfg=1.0) for m in (model, studio.model))
+    out, full = (demo.sample_custom(m, sigmas, sampler=sampler, cfg=1.0) for m in (model, demo.model))
     sound(watch, reports, out)
     assert reports[0].skipped >= 10
     assert (out - full).norm() < SAME_PICTURE * full.norm()
@@ -316,14 +316,15 @@ def test_no_step_at_all(studio, meancache):
     assert all(r.evaluations == [] for r in reports)
 
 
-def test_every_predictor_on_first_and_second_order_samplers(studio, meancache, watched):
+def test_every_predictor_on_first_and_second_order_samplers(demo, meancache, watched):
     predictors = ["linear", "average velocity (paper)", "average velocity (released)", "reuse"]
-    full = {sampler: studio.full(steps=12, sampler=sampler) for sampler in ("euler", "heun")}
+    how: dict[str, Any] = {"steps": 12, "cfg": 1.0}
+    full = {sampler: demo.full(**how, sampler=sampler) for sampler in ("euler", "heun")}
     for predictor in predictors:
         for sampler, truth in full.items():
-            patched, reports = meancache(preset="Custom", budget=0.7, predictor=predictor)
+            patched, reports = meancache(demo.model, preset="Custom", budget=0.7, predictor=predictor)
             model, watch = watched(patched)
-            out = studio.sample(model, steps=12, sampler=sampler)
+            out = demo.sample(model, **how, sampler=sampler)
             sound(watch, reports, out)
             error = float((out - truth).norm() / truth.norm())
             assert error < SAME_PICTURE, (predictor, sampler, error)
