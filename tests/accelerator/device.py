@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,6 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
 from torch.utils._mode_utils import no_dispatch
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -34,6 +34,8 @@ SHAPES = {
 VIEWS = {"detach", "alias", "view", "_unsafe_view", "slice", "select", "as_strided", "reshape", "flatten", "narrow"}
 HOST_READS = {"numpy", "tolist", "__array__"}  # of a tensor on the host; the dispatcher does not see them
 
+CPU = torch.device("cpu")
+
 Cost = Callable[[str, Any], float]
 """Seconds that an operation of this name, with this result, takes the device."""
 
@@ -54,6 +56,10 @@ class Accelerator(TorchDispatchMode):
     capacity: bytes of memory; an allocation beyond it raises torch.OutOfMemoryError. pinnable: bytes of host memory that can be
     pinned. cost: seconds by operation. launch: seconds that the host takes for each.
     """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled here, and PyTorch's guard against it would cost a tenth of the time
 
     def __init__(
         self,
@@ -85,8 +91,8 @@ class Accelerator(TorchDispatchMode):
     def __enter__(self) -> Accelerator:
         assert DeviceTensor.accelerator is None, "there is one device"
         DeviceTensor.accelerator = self
-        self._stack.enter_context(_HostReads(self))
         for where, name, value in (
+            *((Tensor, name, _checked(self, getattr(Tensor, name))) for name in HOST_READS),
             (torch, "tensor", _tensor_on(torch.tensor)),
             (torch, "as_tensor", _tensor_on(torch.as_tensor)),
             (torch.cuda, "_lazy_init", lambda: None),
@@ -137,7 +143,9 @@ class Accelerator(TorchDispatchMode):
 
     def run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         name = func.overloadpacket.__name__
-        tensors = [t for t in _leaves((args, kwargs)) if isinstance(t, Tensor)]
+        tensors = _tensors(args)
+        if kwargs:
+            tensors += _tensors(kwargs.values())
         asked = kwargs.get("device")
         if asked is None:
             asked = next((a for a in args if isinstance(a, torch.device)), None)
@@ -162,21 +170,28 @@ class Accelerator(TorchDispatchMode):
         self, func: Any, name: str, tensors: list[Tensor], args: Any, kwargs: dict[str, Any], asked: torch.device | None
     ) -> Any:
         pin = kwargs.pop("pin_memory", None) if "pin_memory" in kwargs else None
-        on_cpu = _mapped(_values, (args, kwargs))
+        named = {k: _values(v) for k, v in kwargs.items()}
         if _is_cuda(asked):
-            on_cpu[1]["device"] = torch.device("cpu")
-        out = func(*on_cpu[0], **on_cpu[1])
+            named["device"] = CPU
+        out = func(*map(_values, args), **named)
         self.ran += 1
         if asked is not None and not _is_cuda(asked):  # as empty_like(x, device="cpu")
             if pin:
                 self.pinned.add(out)
             return out
         self.clock.queue(self.cost(name, out) if name not in VIEWS else 0.0)
-        same = {id(t.data_on_cpu): t for t in tensors if isinstance(t, DeviceTensor)}
-        return _mapped(lambda v: self._wrapped(v, same) if isinstance(v, Tensor) else v, out)
+        if isinstance(out, list | tuple):
+            return type(out)(self._wrapped(v, tensors) for v in out)
+        return self._wrapped(out, tensors)
 
-    def _wrapped(self, value: Tensor, same: dict[int, DeviceTensor]) -> DeviceTensor:
-        return same[id(value)] if id(value) in same else self.put(value)
+    def _wrapped(self, value: Any, operands: list[Tensor]) -> Any:
+        """What an operation returned: an operand itself where it worked in place."""
+        if not isinstance(value, Tensor):
+            return value
+        for operand in operands:
+            if isinstance(operand, DeviceTensor) and operand.data_on_cpu is value:
+                return operand
+        return self.put(value)
 
     def put(self, value: Tensor) -> DeviceTensor:
         """A tensor on the device with the values, and the memory, of one on the CPU."""
@@ -224,7 +239,7 @@ class Accelerator(TorchDispatchMode):
                 self.check_arrived(i, name)
                 self.sync("index on the host")
         self.ran += 1
-        where = _mapped(_values, index)
+        where = _values(index)
         with no_dispatch():
             if name == "__getitem__":
                 out = target.data_on_cpu[where]
@@ -293,18 +308,16 @@ class Accelerator(TorchDispatchMode):
         return self.run(torch.ops.aten._to_copy.default, (value,), {k: v for k, v in more.items() if v is not None})
 
 
-class _HostReads(TorchFunctionMode):
-    """Sees the reads of host memory that the dispatcher does not."""
+def _checked(accelerator: Accelerator, read: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of tensors that reads memory of the host without the dispatcher, with a check that what it reads has arrived."""
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        super().__init__()
-        self.accelerator = accelerator
+    @functools.wraps(read)
+    def checked(value: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if not isinstance(value, DeviceTensor):
+            accelerator.check_arrived(value, read.__name__)
+        return read(value, *args, **kwargs)
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = getattr(func, "__name__", "")
-        if name in HOST_READS and not isinstance(args[0], DeviceTensor):
-            self.accelerator.check_arrived(args[0], name)
-        return func(*args, **(kwargs or {}))
+    return checked
 
 
 def _event_of(accelerator: Accelerator) -> type:
@@ -350,30 +363,26 @@ def _tensor_on(made: Any) -> Any:
     return tensor
 
 
-def _leaves(value: Any) -> Iterator[Any]:
-    """Of nested lists, tuples and dicts; PyTorch's own does the same and takes longer than the operation itself."""
-    if isinstance(value, list | tuple):
-        for v in value:
-            yield from _leaves(v)
-    elif isinstance(value, dict):
-        yield from _leaves(list(value.values()))
-    else:
-        yield value
-
-
-def _mapped(function: Callable[[Any], Any], value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        parts = [_mapped(function, v) for v in value]
-        return parts if isinstance(value, list) else tuple(parts)
-    if isinstance(value, dict):
-        return {k: _mapped(function, v) for k, v in value.items()}
-    return function(value)
+def _tensors(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments and in lists of these. PyTorch's pytree takes longer than the operation itself."""
+    found = []
+    for value in values:
+        if isinstance(value, Tensor):
+            found.append(value)
+        elif isinstance(value, list | tuple):
+            found += _tensors(value)
+    return found
 
 
 def _values(value: Any) -> Any:
+    """An argument as it is on the CPU."""
     if isinstance(value, DeviceTensor):
         return value.data_on_cpu
-    return torch.device("cpu") if isinstance(value, torch.device) and value.type == "cuda" else value
+    if isinstance(value, torch.device):
+        return CPU if value.type == "cuda" else value
+    if isinstance(value, list | tuple):
+        return type(value)(map(_values, value))
+    return value
 
 
 def _is_cuda(device: Any) -> bool:

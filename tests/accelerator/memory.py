@@ -21,6 +21,7 @@ class Meter:
         self.peak = 0
         self._tensors: Counter[int] = Counter()  # by storage
         self._sizes: dict[int, int] = {}
+        self._alive: dict[int, weakref.KeyedRef[int, Tensor]] = {}  # weakref.finalize takes several times as long
 
     def knows(self, data: Tensor) -> bool:
         return data.untyped_storage()._cdata in self._tensors
@@ -34,9 +35,12 @@ class Meter:
             self.live += storage.nbytes()
             self.peak = max(self.peak, self.live)
         self._tensors[key] += 1
-        weakref.finalize(tensor, self._gone, key).atexit = False
+        ref = weakref.KeyedRef(tensor, self._gone, key)
+        self._alive[id(ref)] = ref
 
-    def _gone(self, key: int) -> None:
+    def _gone(self, ref: weakref.KeyedRef[int, Tensor]) -> None:
+        key = ref.key
+        del self._alive[id(ref)]
         self._tensors[key] -= 1
         if not self._tensors[key]:
             del self._tensors[key]

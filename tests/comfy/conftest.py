@@ -53,6 +53,12 @@ class Studio:
         self.encoded: dict[str, Any] = {}
         self.sampled: dict[tuple[object, ...], torch.Tensor] = {}
 
+    def of(self, model: Any) -> Studio:
+        """The same with another model."""
+        other = Studio(model, self.clip)
+        other.encoded = self.encoded
+        return other
+
     def prompt(self, text: str = "a red circle on blue") -> Any:
         """CONDITIONING for a text, encoded once; nodes and samplers are not supposed to write to it."""
         if text not in self.encoded:
@@ -151,7 +157,7 @@ def demo() -> Studio:
 @pytest.fixture(scope="session")
 def studio(demo, small_flux) -> Studio:
     """With a model of the same class, of two double and two single blocks with random weights, for all other tests."""
-    return Studio(small_flux(response=1.0, depth=2, depth_single_blocks=2), demo.clip)
+    return demo.of(small_flux(response=1.0, depth=2, depth_single_blocks=2))
 
 
 @pytest.fixture(scope="session", autouse=True)

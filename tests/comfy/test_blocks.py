@@ -138,7 +138,7 @@ def test_other_guiders(studio, flux, cached, looked, name):
     patched, reports = cached(every(2), flux)
     model, observer = looked(patched)
     if name == "two models":  # the other one has blocks of its own, which nobody looks at
-        studio = Other(studio, cached(every(1), flux)[0])
+        studio = studio.of(cached(every(1), flux)[0])
     guider = guider_of(name, studio, model)
     noise, euler = studio.noise(), comfy.samplers.sampler_object("euler")
     out = guider.sample(noise, torch.zeros_like(noise), euler, torch.linspace(1, 0, STEPS + 1))
@@ -387,7 +387,7 @@ def test_a_controlnet_that_begins_or_ends(studio, flux, cached, looked, control_
 
 def test_a_hook_that_comes_to_its_next_keyframe(studio, flux, cached, looked):
     model = flux
-    hooks = lora_hook(Other(studio, model), [(0.0, 0.0), (PERCENT, 1.0)])
+    hooks = lora_hook(studio.of(model), [(0.0, 0.0), (PERCENT, 1.0)])
     cond = comfy.hooks.set_hooks_for_conditioning(studio.prompt(), hooks)
     patched, reports = cached(every(5), model)
     watched, observer = looked(patched)
@@ -397,13 +397,3 @@ def test_a_hook_that_comes_to_its_next_keyframe(studio, flux, cached, looked):
     assert not torch.allclose(out, studio.sample(patched, steps=ALL), atol=1e-4)
     plain = studio.sample(flux, cond, steps=ALL)
     assert torch.equal(studio.sample(cached(below(0.0), flux)[0], cond, steps=ALL), plain)
-
-
-class Other:
-    """The studio with another model."""
-
-    def __init__(self, studio, model):
-        self.studio, self.model = studio, model
-
-    def __getattr__(self, name):
-        return getattr(self.studio, name)

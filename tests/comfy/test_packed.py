@@ -9,6 +9,12 @@ import torch
 from .packed import SOUND, VIDEO, latent, packed
 
 
+@pytest.fixture(scope="session")
+def studio(demo):
+    """How well a step is predicted shows with a trained model alone."""
+    return demo
+
+
 @pytest.fixture(scope="module")
 def model(studio):
     return packed(studio.model)

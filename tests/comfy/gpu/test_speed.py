@@ -26,8 +26,14 @@ def flux(small_flux):
     return small_flux(depth=1, depth_single_blocks=2)
 
 
+@pytest.fixture(scope="module")
+def plain():
+    """Virtual seconds of the unpatched model: they are the same on every device of this kind, and are measured once."""
+    return []
+
+
 @pytest.mark.parametrize("name", METHODS)
-def test_the_speed_up_that_is_reported_is_the_true_one(studio, flux, accelerator, name):
+def test_the_speed_up_that_is_reported_is_the_true_one(studio, flux, accelerator, plain, name):
     gpu = accelerator(cost=cost)
     model, clock = gpu.put(flux), gpu.device.clock
     reports: list[Any] = []
@@ -37,12 +43,14 @@ def test_the_speed_up_that_is_reported_is_the_true_one(studio, flux, accelerator
         studio.sample(patched, steps=STEPS, cfg=1.0)
         return clock.now() - began
 
-    seconds(model)  # what is done once
-    plain, cached = seconds(model), seconds(attach(model, METHODS[name](), (reports.append,)))
+    if not plain:
+        seconds(model)  # what is done once
+        plain.append(seconds(model))
+    (full,), cached = plain, seconds(attach(model, METHODS[name](), (reports.append,)))
     (report,) = reports
-    print(f"{name}: true {plain / cached:.3f}, reported {report.speedup:.3f}, deciding {report.deciding:.3f} s")
-    assert plain / cached > 1.1
-    assert report.speedup == pytest.approx(plain / cached, rel=0.03)
+    print(f"{name}: true {full / cached:.3f}, reported {report.speedup:.3f}, deciding {report.deciding:.3f} s")
+    assert full / cached > 1.1
+    assert report.speedup == pytest.approx(full / cached, rel=0.03)
     assert report.seconds == pytest.approx(cached, rel=0.03)
-    assert report.saved == pytest.approx(plain - cached, rel=0.1)
+    assert report.saved == pytest.approx(full - cached, rel=0.1)
     assert report.deciding < 0.05 * report.seconds
