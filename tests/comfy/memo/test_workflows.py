@@ -71,6 +71,14 @@ def from_drawing(graph: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]
     return told
 
 
+def few_steps(graph: dict[str, Any]) -> dict[str, Any]:
+    """The graph with four steps a sampler: what is encoded does not depend on their number."""
+    for node in graph.values():
+        if "steps" in node["inputs"]:
+            node["inputs"]["steps"] = 4
+    return graph
+
+
 def pictures(server: Server, outcome: dict[str, Any]) -> list[bytes]:
     """The pixels of what it saved."""
     names = [i for out in outcome["outputs"].values() for i in out.get("images", []) if i["type"] == "output"]
@@ -90,13 +98,13 @@ def test_they_run_and_after_a_restart_nothing_is_encoded(open_server):
             graph = exported(name)
             plain = {n: {"class_type": node["class_type"], "inputs": node["inputs"]} for n, node in graph.items()}
             assert from_drawing(drawn(name), known) == plain
-            first[name] = pictures(server, ran(server, graph))
+            first[name] = pictures(server, ran(server, few_steps(graph)))
             assert len(set(first[name])) == number
     asked = 0
     with open_server("second.log") as server:
         wait_until_up(server)
         for name in PICTURES:
-            outcome = ran(server, exported(name))
+            outcome = ran(server, few_steps(exported(name)))
             asked += ENCODED[name]
             assert pictures(server, outcome) == first[name]
             assert f"encode cache: {asked} of {asked} reused (100%)" in found(outcome)
