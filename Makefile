@@ -14,7 +14,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test test-all lint format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
+.PHONY: demo test test-all lint style types files format setup train check costs help-pages help-pictures bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -22,17 +22,24 @@ demo:
 # of all tests only those in a browser see a front end
 test: TESTS = $(if $(FRONTEND),tests/browser)
 # two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
-test: lint
+test:
+	+@$(MAKE) --no-print-directory -j 2 --output-sync lint
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/files $(ZOO) $(TESTS) $(ARGS)
 
 test-all: ZOO = --whole-zoo
 test-all: test
 
-lint:
+lint: style types files
+
+style:
 	$(RUN) -m ruff check
 	$(RUN) -m ruff format --check
-	$(RUN) -m mypy
 	$(RUN) tools/javascript.py
+
+types:
+	$(RUN) -m mypy
+
+files:
 	$(RUN) -m pytest -q tests/files
 
 format:
