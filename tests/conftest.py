@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import sys
 from pathlib import Path
@@ -23,3 +24,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="sample every model of tests/comfy/zoo; without it, a selection that shows every kind of family record",
     )
+
+
+def pytest_collection_finish() -> None:
+    """The garbage collector does not look at what importing has made: a collection, of which tests ask for many, costs half a second
+    with it."""
+    gc.collect()
+    gc.freeze()

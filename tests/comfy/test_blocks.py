@@ -119,7 +119,9 @@ def test_each_is_answered_from_its_own_past(studio, flux, cached, looked, situat
 def test_never_skipping_is_bit_equal(studio, flux, cached, situation):
     plain = sampled(studio, flux, situation, lambda model: model, steps=4)
     for method in (every(1, 1, 1), below(0.0)):
-        assert torch.equal(sampled(studio, flux, situation, lambda model, m=method: cached(m, model)[0], steps=4), plain)
+        assert torch.equal(
+            sampled(studio, flux, situation, lambda model, m=method: cached(m, model)[0], steps=4), plain
+        )
 
 
 def test_long_and_short_prompts_are_two_calls_and_others_one(studio, flux, cached, looked):
