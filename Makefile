@@ -70,7 +70,7 @@ check:
 	$(RUN) demo/training/check.py $(ARGS)
 
 costs:
-	$(RUN) demo/training/costs.py --out '$(CURDIR)/core/step/calibration/default_costs.json' $(ARGS)
+	$(RUN) demo/training/costs.py --out '$(CURDIR)/core/step/calibration/shipped_costs.json' $(ARGS)
 
 bench-meancache:
 	$(RUN) bench/meancache.py $(ARGS)

@@ -273,7 +273,7 @@ def knowing_a_model_again(rig: Rig) -> Figures:
 
     from comfy import quant_ops
 
-    from skipstone.patch.step.calibration import fingerprint
+    from skipstone.patch.step.model_fingerprint import fingerprint
 
     found: Figures = {}
     for device in ("cpu", "cuda"):

@@ -8,6 +8,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..core.step.auto.method import NAME, AutoMethod
+from ..core.step.method import Calibration, Method
 from . import method_node, widgets
 from .easycache import ucache_of
 from .meancache import PRESETS, method_of
@@ -16,7 +17,9 @@ from .widgets import CUSTOM, among
 
 SPEEDUP, DECIBELS = "speed-up", "at least this dB"
 WISHES = (*PRESETS, SPEEDUP, DECIBELS)
-LEARN, AT_ONCE = FIRST_RUNS = ("learn", "skip at once")
+# "learn" has been the default since before runs that skip could teach: saved workflows hold it
+LEARN, AT_ONCE, CALIBRATE = FIRST_RUNS = ("learn", "skip at once", "calibrate")
+CALIBRATIONS: dict[str, Calibration] = {LEARN: "auto", AT_ONCE: "known", CALIBRATE: "calibrate"}
 # UCache's preset for a speed-up of at least this factor, where steps cannot be planned
 FREE = ((1.0, "Quality"), (1.3, "Balanced"), (1.6, "Speed"), (2.0, "Turbo"))
 
@@ -28,8 +31,8 @@ def auto_of(wish: str = "Balanced", speedup: float = 2.0, decibels: float = 40.0
         wish (str, default "Balanced"): one of WISHES: a preset, SPEEDUP or DECIBELS.
         speedup (float, default 2.0): target speed-up, a factor from 1 to 8. It counts with SPEEDUP.
         decibels (float, default 40.0): target PSNR against the run without skipping, 20 to 80 dB. It counts with DECIBELS.
-        first_run (str, default "learn"): one of FIRST_RUNS. "learn" computes the first run of a setup in full and records its costs;
-            "skip at once" uses recorded costs, or the built-in ones.
+        first_run (str, default "learn"): one of FIRST_RUNS. All of them plan with the best costs at hand. "learn" records each run;
+            "skip at once" records nothing; "calibrate" computes the first run of a model in full and records it.
 
     Raises ValueError for a value out of its range.
     """
@@ -39,16 +42,18 @@ def auto_of(wish: str = "Balanced", speedup: float = 2.0, decibels: float = 40.0
         if not 1 <= speedup <= 8:
             raise ValueError(f"speedup is a factor from 1 to 8, not {speedup}")
         preset = next(name for least, name in reversed(FREE) if speedup >= least)
-        planned = method_of(CUSTOM, budget=1 / speedup, calibration="auto")
-        made = AutoMethod(f"{speedup:g}x", planned, ucache_of(preset), speedup=speedup)
-    elif wish == DECIBELS:
+        planned = planned_by(first_run, CUSTOM, budget=1 / speedup)
+        return AutoMethod(f"{speedup:g}x", planned, ucache_of(preset), speedup=speedup)
+    if wish == DECIBELS:
         if not 20 <= decibels <= 80:
             raise ValueError(f"decibels are from 20 to 80 (40 is hard to see), not {decibels}")
-        # built-in costs predict no decibels of other models: it always learns
-        return AutoMethod(f"{decibels:g} dB", method_of(CUSTOM, calibration="auto"), decibels=decibels)
-    else:
-        made = AutoMethod(wish, method_of(wish, calibration="auto"), ucache_of(wish))
-    return made if first_run == LEARN else replace(made, planned=replace(made.planned, calibration="known"))
+        return AutoMethod(f"{decibels:g} dB", planned_by(first_run, CUSTOM), decibels=decibels)
+    return AutoMethod(wish, planned_by(first_run, wish), ucache_of(wish))
+
+
+def planned_by(first_run: str, preset: str, **values: Any) -> Method:
+    """MeanCache with a preset or with values of its own."""
+    return replace(method_of(preset, calibration="auto", **values), calibration=CALIBRATIONS[first_run])
 
 
 class StepCacheAuto(MethodNode):
@@ -57,8 +62,8 @@ class StepCacheAuto(MethodNode):
     category = method_node.AUTO
     description = (
         "Recommended. Makes sampling faster with any model: choose how much, and the node chooses the method and the steps to skip for "
-        "your sampler and number of steps. The first run of each setup is a learning run without skips; later runs are faster. Put it "
-        "last before the sampler."
+        "your sampler and number of steps. It skips from the first run on and adapts to your model in the next ones. Put it last before "
+        "the sampler."
     )
     aliases = (
         *("speed", "speed up", "faster", "faster sampling", "accelerate", "turbo", "auto", "加速"),
@@ -113,9 +118,9 @@ class StepCacheAuto(MethodNode):
                 default=LEARN,
                 advanced=True,
                 tooltip=(
-                    "The first run of a setup (model, LoRA, sampler, steps, CFG, size). learn: it is computed in full at its usual speed "
-                    "and measures what skipping costs on your model; the result is kept. skip at once: no learning run; uses built-in "
-                    "costs, slightly less accurate. A target quality always learns."
+                    "What it learns from your model. learn: every run skips, and the first 8 of a setup improve the choice of steps. "
+                    "skip at once: as learn, but nothing is recorded, so the steps stay the same. calibrate: the first run with a model "
+                    "is computed in full and measures what skipping costs; worth it for a target quality."
                 ),
             ),
         ]

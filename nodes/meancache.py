@@ -34,7 +34,7 @@ PRESETS: dict[str, widgets.Values] = {
     for name, curve in CURVES.items()
 }
 AVERAGES = ("average velocity (paper)", "average velocity (released)")
-CALIBRATIONS = ("auto", "record", "default", "off")
+CALIBRATIONS = ("auto", "record", "default", "off", "calibrate")
 
 
 def predictor_of(name: str, span: int) -> Predictor | BySampler:
@@ -79,8 +79,9 @@ def method_of(
         span (int, default 3): K, steps that the average velocity looks back, at least 1.
         warmup, start_percent, end_percent, max_skips: see `Guards`; shares of the timestep range.
         history_device (str, default "auto"): one of DEVICES.
-        calibration (str, default "default"): "auto" uses the recorded costs of the user's model and records them where there are none;
-            "record" computes in full and adds to them; "default" uses the built-in costs; "off" uses none and spaces the steps evenly.
+        calibration (str, default "default"): one of CALIBRATIONS. "auto" uses the best costs at hand and records each run; "calibrate"
+            also computes the first run of a model in full; "record" computes every run in full and adds to the recorded costs; "default"
+            uses the built-in costs; "off" uses none and spaces the steps evenly.
         max_error (float, default 0.0): above 0, the plan with the fewest steps whose predicted error is at most this share of the
             total displacement; it replaces the budget. At most 1.
         step_mask (StepMask, optional): steps chosen by hand.
@@ -169,9 +170,9 @@ class MeanCache(MethodNode):
                 "calibration",
                 CALIBRATIONS,
                 "auto",
-                "Where errors of skips come from. auto: measured on your model, in a learning run without skips, once per setup (model, "
-                "LoRA, sampler, steps, CFG, size). record: every run learns and skips nothing. default: built-in values, no learning run. "
-                "off: none, evenly spaced steps.",
+                "Where errors of skips come from. auto: your model's earlier runs, at first built-in values; every run adds to them. "
+                "calibrate: as auto, but the first run with a model is computed in full. record: every run is computed in full and "
+                "recorded. default: built-in values. off: none, evenly spaced steps.",
                 {"schedule": [SOLVED]},
             ),
             number(

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from .calibration.block_profile import BlockProfile
-from .calibration.gram import Gram
+from .calibration.gram import Gram, Value
 from .clock import Grid
 from .predictors import Predictor
 from .published.coefficients import Network
@@ -22,10 +22,12 @@ class RunContext:
     ----------
     grid: the sampler's sigmas.
     predictor: the one that answers for skipped evaluations.
-    costs: Gram matrix of full runs of the model; None where none was recorded.
+    costs: Gram matrix of recorded runs; None: the shipped one.
+    kept: the value that the predictor predicts; others than "denoised" are planned as velocities.
     network: ComfyUI's facts about the model, see published/coefficients.py.
     block_profile: block-level measurements of full runs of the model; None where none were recorded.
     evaluations_per_step: how often the sampler evaluates the model per step: 2 for heun.
+    margin: dB that errors predicted with these costs may be worse.
     forced: for each step, whether it is computed whatever later policies decide.
     max_skipped_steps: the longest sequence of steps that may be skipped.
     """
@@ -33,9 +35,11 @@ class RunContext:
     grid: Grid
     predictor: Predictor
     costs: Gram | None = None
+    kept: Value = "velocity"
     network: Network = field(default_factory=dict)
     block_profile: BlockProfile | None = None
     evaluations_per_step: int = 1
+    margin: float = 0.0
     forced: list[bool] = field(init=False)
     max_skipped_steps: float = math.inf
 

@@ -12,6 +12,7 @@ from .policies import Policy
 from .predictors import BySampler, Integrator, Predictor
 from .published.coefficients import Network
 
+Calibration = Literal["auto", "calibrate", "record", "known", "default", "off"]
 Kept = Literal["auto", "velocity", "denoised", "residual"]
 
 
@@ -56,8 +57,10 @@ class Method:
         "denoised": D. "residual": the network's output minus its input. "auto": by sampler. Ignored with `blocks`.
     indicator: read by adaptive policies.
     blocks: for block-level methods, which keep the residual of the blocks between prefix and suffix; None at output level.
-    calibration: whether costs come from full runs of the user's own model. "auto": yes, and a missing one is recorded. "record": every
-        run is recorded. "known": yes, but nothing is recorded. "default": shipped costs. "off": none.
+    calibration: where the costs of skips come from. "auto": earlier runs of the user's own models, else shipped ones, and this run is
+        recorded; a block-level method computes a run in full where it needs a block profile and has none. "calibrate": a model without
+        a recorded full run is computed in full first. "record": every run is computed in full and recorded. "known": as "auto", but
+        nothing is recorded. "default": shipped costs. "off": none.
     choice: why Step Cache (Auto) chose the method; None where the user chose it.
     """
 
@@ -69,7 +72,7 @@ class Method:
     keeps: Kept = "auto"
     indicator: Indicator | None = None
     blocks: Blocks | None = None
-    calibration: Literal["auto", "record", "known", "default", "off"] = "default"
+    calibration: Calibration = "default"
     choice: Choice | None = None
 
     def resolve(self, sampler: SamplerInfo) -> Method:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Collection, Hashable, Iterable
 import torch
 from torch import Tensor
 
+from .auto.selection import MARGIN
 from .calibration.block_profile import BlockProfile
-from .calibration.gram import Gram
+from .calibration.costs import Costs, Origin
 from .clock import Clock, Grid
 from .context import RunContext
 from .history import History, HostMemory
@@ -45,7 +46,7 @@ class Run:
     device: where histories are kept; None: where the model computes.
     events: steps at which a conditioning changes.
     network: facts about the model.
-    costs: Gram matrix of full runs of the model.
+    costs: those of skips on this grid; None: the shipped ones.
     block_profile: block-level measurements of full runs of the model.
     learning: compute everything, because the run is recorded.
     evaluations_per_step: of the sampler.
@@ -62,7 +63,7 @@ class Run:
         *,
         events: Collection[int] = (),
         network: Network | None = None,
-        costs: Gram | None = None,
+        costs: Costs | None = None,
         block_profile: BlockProfile | None = None,
         learning: bool = False,
         evaluations_per_step: int = 1,
@@ -74,7 +75,17 @@ class Run:
         self.device = device
         self.learning = learning
         self.clock = Clock(grid)
-        context = RunContext(grid, predictor, costs, network or {}, block_profile, evaluations_per_step)
+        origin = costs.origin if costs else Origin.SHIPPED
+        context = RunContext(
+            grid,
+            predictor,
+            costs.gram if costs else None,
+            "denoised" if self.keeps == "denoised" else "velocity",
+            network or {},
+            block_profile,
+            evaluations_per_step,
+            MARGIN[origin],
+        )
         rules: list[Policy] = [LastStep(), ConditioningChanges(frozenset(events))]
         if learning:
             rules.insert(0, Full(Reason.CALIBRATION))
@@ -98,7 +109,7 @@ class Run:
             predictor.name,
             integrator,
             learning=learning,
-            own_costs=costs is not None,
+            origin=origin,
             computes_on=computes_on,
         )
         self.decision: Decision | None = None

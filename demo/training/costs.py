@@ -1,65 +1,88 @@
-"""Measure MeanCache's default costs on the demo model: full runs in a real ComfyUI, one Gram matrix of their derivatives.
+"""Measure the costs that come with the pack on the demo's models: full runs in a real ComfyUI, as Gram matrices.
 
-COMFYUI_PATH=... python costs.py --models ../models --out ../../core/step/calibration/default_costs.json
+COMFYUI_PATH=... python costs.py --out ../../core/step/calibration/shipped_costs.json
 
-Seeds are below 1000; the demo and the benches judge on others.
+Of each model the velocities of euler runs, and the denoised predictions of euler_ancestral runs, both passes of CFG 3. Seeds are below
+1000; the demo and the benches judge on others.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
-from pictures import random_scenes
-from studio import Models, comfy_models
 from torch import Tensor
 
-from skipstone.core.step.calibration.gram import Gram
+sys.path[:0] = [str(Path(__file__).resolve().parents[2] / "bench")]
+from judge import pairs  # noqa: E402
+from models import NAMES, Studio, loaded  # noqa: E402
 
-RUNS, STEPS, CFG = 12, 50, 3.0
+from skipstone.core.step.calibration.gram import Gram  # noqa: E402
+from skipstone.core.step.calibration.gram_recorder import GramRecorder  # noqa: E402
+from skipstone.core.step.clock import Grid  # noqa: E402
+
+RUNS, STEPS, CFG, FIRST_SEED = 12, 40, 3.0, 100
+SAMPLERS = {"velocity": "euler", "denoised": "euler_ancestral"}
 
 
-def recorded(studio: Models, seed: int, caption: str) -> tuple[list[float], Tensor]:
-    """Sigmas and guided derivatives d = (x - D) / sigma, (steps, elements), of one full run with euler."""
+def recorded(studio: Studio, sampler: str, kept: str) -> Gram:
+    """The average of RUNS full runs."""
+    import comfy.model_sampling
     import comfy.sample
+    import comfy.samplers
     from comfy.patcher_extension import WrappersMP
 
-    sigmas: list[float] = []
-    derivatives: list[Tensor] = []
+    sampling = studio.model.get_model_object("model_sampling")
+    sigmas = comfy.samplers.calculate_sigmas(sampling, "simple", STEPS).tolist()
+    grid = Grid.of(sigmas, isinstance(sampling, comfy.model_sampling.CONST))
+    total: Gram | None = None
+    for i, pair in enumerate(pairs(RUNS, FIRST_SEED)):
+        recorder = GramRecorder(grid, kept, CFG)
 
-    def listen(executor: Any, x: Tensor, timestep: Tensor, *args: Any) -> Tensor:
-        denoised = executor(x, timestep, *args)
-        sigmas.append(float(timestep[0]))
-        derivatives.append(((x - denoised) / timestep[0]).flatten())
-        return denoised
+        def passes(
+            executor: Any, model: Any, conds: Any, x: Tensor, timestep: Tensor, *args: Any, to: Any = recorder
+        ) -> Any:
+            outputs = executor(model, conds, x, timestep, *args)
+            to.observe_passes(float(timestep[0]), x, *outputs)
+            return outputs
 
-    model = studio.model.clone()
-    model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "skipstone-costs", listen)
-    latent = torch.zeros(1, 16, 16, 16)
-    noise = comfy.sample.prepare_noise(latent, seed)
-    words, empty = studio.words(caption), studio.words("")
-    comfy.sample.sample(model, noise, STEPS, CFG, "euler", "simple", words, empty, latent, seed=seed, disable_pbar=True)
-    return sigmas, torch.stack(derivatives)
+        def guided(executor: Any, x: Tensor, timestep: Tensor, *args: Any, to: Any = recorder) -> Any:
+            denoised = executor(x, timestep, *args)
+            to.observe(float(timestep[0]), x, denoised)
+            return denoised
+
+        model = studio.model.clone()
+        model.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "skipstone-costs", passes)
+        model.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "skipstone-costs", guided)
+        latent = torch.zeros(1, 16, 16, 16)
+        noise = comfy.sample.prepare_noise(latent, pair.seed)
+        words = studio.words(pair.caption), studio.words("")
+        with torch.inference_mode():
+            comfy.sample.sample(
+                model, noise, STEPS, CFG, sampler, "simple", *words, latent, seed=pair.seed, disable_pbar=True
+            )
+        gram = recorder.gram(f"built-in ({studio.name}, {sampler}, {STEPS} steps, CFG {CFG:g}, {RUNS} runs)")
+        total = gram if total is None else total.averaged(gram)
+        print(f"{studio.name}, {sampler}: {i + 1} of {RUNS}", flush=True)
+    assert total is not None
+    return total
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--models", type=Path, default=Path(__file__).resolve().parent.parent / "models")
     parser.add_argument("--out", type=Path, required=True)
     args = parser.parse_args()
-    studio = comfy_models(args.models)
-    products = torch.zeros(STEPS, STEPS, dtype=torch.float64)
-    sigmas: list[float] = []
-    scenes = random_scenes(RUNS, torch.Generator().manual_seed(4))
-    for i, scene in enumerate(scenes):
-        sigmas, d = recorded(studio, 100 + i, scene.caption)
-        products += (d @ d.T).double() / d.shape[1]
-        print(f"{i + 1} of {RUNS}: {scene.caption}", flush=True)
-    products /= products.diagonal().max()
-    recipe = f"demo Flux, euler, simple, {STEPS} steps, CFG {CFG:g}, 128x128, {RUNS} runs"
-    args.out.write_text(Gram(torch.tensor(sigmas).double().numpy(), products.numpy(), recipe).to_json() + "\n", "utf-8")
+    entries = []
+    for name in NAMES:
+        studio = loaded(name)
+        for kept, sampler in SAMPLERS.items():
+            entries.append({"flow": name != "unet", **recorded(studio, sampler, kept).as_data()})
+    lines = ",\n".join(json.dumps(e) for e in entries)
+    args.out.write_text(f'{{"recordings": [\n{lines}\n]}}\n', "utf-8")
 
 
 if __name__ == "__main__":

@@ -1,152 +1,61 @@
-"""Calibrations of the user's own models: recorded while they sample in full, kept as JSON under ComfyUI's user directory.
+"""Recordings of the user's own models: made while they sample, kept as JSON under ComfyUI's user directory.
 
-Gram matrices for output-level methods, block profiles for block-level ones. One file a recipe: model, LoRAs, sampler, sigmas, CFG, size.
-File names are hashes: no value of a workflow becomes part of a path.
+Gram matrices for output-level methods, block profiles for block-level ones. Of each recipe at most three files: KEY.recipe.json,
+KEY.json with the average of its full runs, and KEY.partial.json with the last runs that skipped. File names are hashes: no value of a
+workflow becomes part of a path.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import os
 import tempfile
-from collections.abc import Callable, Hashable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from ...core.memo.errors import NotCacheable
 from ...core.step.calibration.block_profile import BlockProfile
+from ...core.step.calibration.costs import MOST_RUNS, Recording
 from ...core.step.calibration.gram import Gram
+from ...core.step.calibration.recipe import Recipe, similarity
 from ...core.step.clock import Grid
-from ..memo.fingerprint import originals, stored_parts, tensors_of
+from .model_fingerprint import fingerprint
 from .samplers import function_of
 
 FOLDER = ("skipstone", "calibration")
 LARGEST = 40_000_000  # bytes of a file that is read
-MOST_STEPS = 1000  # of a run that is recorded: memory grows with the square
-KEPT = 8  # fingerprints of a model with different patches
-ELEMENTS = 32  # of each weight of a model that are looked at to know it again
+MOST_RECIPES = 256  # in the folder; the oldest are deleted
 log = logging.getLogger(__name__)
-
-_FINGERPRINTS: WeakKeyDictionary[Any, dict[Hashable, str]] = WeakKeyDictionary()
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The model and settings of a recording. A calibration is used for runs whose recipe equals its own in every part."""
-
-    model: str
-    prediction: str
-    sampler: str
-    cfg: str
-    size: str
-    steps: int
-    sigmas: tuple[float, ...]
-    blocks: str = ""  # which always run, for a block profile
-
-    @property
-    def key(self) -> str:
-        parts = {name: value for name, value in asdict(self).items() if value != ""}
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
-
-    @property
-    def text(self) -> str:
-        return (
-            f"{self.model.split(':')[0]}, {self.sampler}, {self.steps} steps, CFG {self.cfg}, latent size {self.size}"
-        )
 
 
 def recipe_of(guider: Any, sampler: Any, grid: Grid, latent: Tensor, blocks: str = "") -> Recipe:
     """The recipe of a run. latent: shape (B, C, ...). blocks: see Recipe."""
     patcher = guider.model_patcher
-    cfg = getattr(guider, "cfg", None)
+    cfg = guidance_of(guider)
+    name, known = type(patcher.model.diffusion_model).__name__, fingerprint(patcher)
     return Recipe(
-        model=f"{type(patcher.model.diffusion_model).__name__}:{fingerprint(patcher)}",
+        model=f"{name}:{known.weights}",
         prediction="+".join(c.__name__ for c in type(patcher.get_model_object("model_sampling")).__bases__),
         sampler=function_of(sampler) or type(sampler).__name__,
-        cfg=f"{cfg:g} ({type(guider).__name__})" if isinstance(cfg, int | float) else type(guider).__name__,
+        cfg=type(guider).__name__ if cfg is None else f"{cfg:g} ({type(guider).__name__})",
         size="x".join(str(2 ** round(math.log2(n))) for n in latent.shape[2:]),
         steps=grid.steps,
         sigmas=tuple(float(f"{s:.5g}") for s in grid.sigmas),
         blocks=blocks,
+        base=f"{name}:{known.base}",
     )
 
 
-def fingerprint(patcher: Any) -> str:
-    """Which weights a MODEL (a comfy ModelPatcher) has: a hash of a few elements of every weight as it was loaded, and of its patches.
-
-    Kept for as long as the model lives, its weights are not written to, and its patches stay.
-    """
-    weights: dict[str, Tensor] = dict(patcher.model.diffusion_model.named_parameters())
-    written = sum(w._version for w in weights.values() if not w.is_inference())
-    seen = (getattr(patcher, "patches_uuid", None), sum(map(len, patcher.patches.values())), len(weights), written)
-    known = _FINGERPRINTS.setdefault(patcher.model, {})
-    if seen not in known:
-        while len(known) >= KEPT:
-            del known[next(iter(known))]
-        known[seen] = _fingerprint(patcher, weights)
-    return known[seen]
-
-
-def _fingerprint(patcher: Any, weights: dict[str, Tensor]) -> str:
-    digest, samples = hashlib.sha256(), []
-    before = originals(patcher)
-    for name in sorted(weights):
-        weight = before.get(f"diffusion_model.{name}", weights[name])
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        for about, part in _stored(weight):
-            digest.update(" ".join(about).encode())
-            samples.append(_sample(part))
-    for key in sorted(patcher.patches):
-        for patch in patcher.patches[key]:
-            digest.update(f"{key} {patch[0]} {patch[2]}".encode())
-            samples += [_sample(part) for part in tensors_of(patch[1])]
-    digest.update(_on_host(samples).numpy().tobytes())
-    return digest.hexdigest()[:32]
-
-
-def _stored(weight: Tensor) -> list[tuple[list[str], Tensor]]:
-    """A weight as it is stored: a quantized one is not dequantized for the sake of a few elements."""
-    try:
-        return list(stored_parts(weight))
-    except NotCacheable:  # of another pack's class
-        return [([], weight)]
-
-
-def _on_host(samples: list[Tensor]) -> Tensor:
-    """All of them in one float32 tensor on the CPU, in one transfer a device and dtype."""
-    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
-    for i, sample in enumerate(samples):
-        places.setdefault((sample.device, sample.dtype), []).append(i)
-    found: list[Tensor] = [torch.empty(0)] * len(samples)
-    for alike in places.values():
-        parts = [samples[i] for i in alike]
-        try:
-            there = torch.cat(parts)
-        except RuntimeError:  # not on this device in this dtype
-            there = torch.cat([p.to(torch.float32) for p in parts])
-        there = there.detach().to(torch.float32).cpu()
-        if len(places) == 1:
-            return there
-        for i, sample in zip(alike, there.split([len(samples[i]) for i in alike]), strict=True):
-            found[i] = sample
-    return torch.cat(found) if found else torch.empty(0)
-
-
-def _sample(value: Tensor) -> Tensor:
-    step = max(value.numel() // ELEMENTS, 1)
-    if type(value) is Tensor and value.is_contiguous():  # without looking at the rest
-        return value.as_strided((min(-(-value.numel() // step), ELEMENTS),), (step,))
-    return value.flatten()[::step][:ELEMENTS]
+def guidance_of(guider: Any) -> float | None:
+    """The guidance scale of a guider (comfy's CFGGuider or the like); None where it has none."""
+    cfg = getattr(guider, "cfg", None)
+    return float(cfg) if isinstance(cfg, int | float) else None
 
 
 def folder() -> Path:
@@ -155,27 +64,94 @@ def folder() -> Path:
     return Path(folder_paths.get_user_directory(), *FOLDER)
 
 
-def stored(recipe: Recipe, grid: Grid, kind: type[Gram] | type[BlockProfile]) -> tuple[Any, str]:
-    """The calibration of this recipe, and ""; or None, and why it cannot be used ("" where none was recorded)."""
-    path = folder() / f"{recipe.key}.json"
+def recordings(wanted: Recipe) -> tuple[list[Recording], str]:
+    """The recorded Gram matrices that tell something about a run, and why a file cannot be used ("" where all can)."""
+    found, problem = [], ""
+    for recipe, path in _recipes():
+        if similarity(recipe, wanted) == 0:
+            continue
+        for name, parse, full in ((f"{path.name}.json", _one_gram, True), (f"{path.name}.partial.json", _grams, False)):
+            try:
+                several = _read(path.with_name(name), parse)
+            except FileNotFoundError:
+                continue
+            except (OSError, ValueError) as error:
+                problem = _unusable(name, error)
+                continue
+            found += [Recording(gram, recipe, full) for gram in several]
+    return found, problem
+
+
+def profile_for(wanted: Recipe) -> tuple[BlockProfile | None, str]:
+    """The block profile of the most similar recipe of the same weights; None without one, and why a file cannot be used."""
+    known = [(similarity(recipe, wanted), recipe, path) for recipe, path in _recipes() if recipe.blocks]
+    known = [k for k in known if k[0] > 0 and k[1].shares_weights(wanted)]
+    known.sort(key=lambda k: (-k[0], k[1].key != wanted.key, abs(math.log(k[1].steps / wanted.steps))))
+    problem = ""
+    for _, _, path in known:
+        name = f"{path.name}.json"
+        try:
+            return _read(path.with_name(name), BlockProfile.from_json), problem
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError) as error:
+            problem = problem or _unusable(name, error)
+    return None, problem
+
+
+def _recipes() -> Iterator[tuple[Recipe, Path]]:
+    """The recipes in the folder, and the paths of their files without suffixes. Foreign files are passed over."""
+    for path in sorted(folder().glob("*.recipe.json")):
+        try:
+            yield _read(path, _recipe), path.with_name(path.name.removesuffix(".recipe.json"))
+        except (OSError, ValueError):
+            continue
+
+
+def _recipe(text: str) -> Recipe:
     try:
-        if not path.is_file():
-            return None, ""
-        stat = path.stat()
-        if stat.st_size > LARGEST:
-            raise ValueError("it is too large")
-        taught = _read(path, stat.st_mtime_ns, stat.st_size, kind.from_json)
-        if taught.times.shape != (grid.steps,) or not np.allclose(taught.times, grid.times[:-1], atol=1e-4):
-            raise ValueError("it is for other steps")
-        return taught, ""
-    except (OSError, ValueError) as error:
-        return None, f"the calibration {path.name} cannot be used ({error}); delete it to record a new one"
+        recipe = Recipe.from_data(json.loads(text))
+    except RecursionError as error:
+        raise ValueError("not a recipe") from error
+    if recipe.steps < 1:
+        raise ValueError("not a recipe")
+    return recipe
 
 
-@lru_cache(maxsize=16)
-def _read(path: Path, changed: int, size: int, from_json: Callable[[str], Any]) -> Any:
+def _one_gram(text: str) -> tuple[Gram, ...]:
+    """The content of KEY.json."""
+    return (Gram.from_json(text),)
+
+
+def _grams(text: str) -> tuple[Gram, ...]:
+    """The content of KEY.partial.json."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not a Skipstone calibration: {error}") from None
+    if not isinstance(data, list):
+        raise ValueError("not a Skipstone calibration: it is no list")
+    return tuple(map(Gram.from_data, data[:MOST_RUNS]))
+
+
+def _read(path: Path, parse: Callable[[str], Any]) -> Any:
+    """A file's content. Raises FileNotFoundError, or OSError or ValueError for one that cannot be used."""
+    stat = path.stat()
+    if not path.is_file():
+        raise ValueError("it is not a file")
+    if stat.st_size > LARGEST:
+        raise ValueError("it is too large")
+    return _parsed(path, stat.st_mtime_ns, stat.st_size, parse)
+
+
+@lru_cache(maxsize=4 * MOST_RECIPES)
+def _parsed(path: Path, changed: int, size: int, parse: Callable[[str], Any]) -> Any:
     """Cached by the file's time and size."""
-    return from_json(path.read_text("utf-8"))
+    return parse(path.read_text("utf-8"))
+
+
+def _unusable(name: str, error: Exception) -> str:
+    return f"the calibration {name} cannot be used ({error}); delete it to record a new one"
 
 
 def can_keep() -> str:
@@ -188,53 +164,60 @@ def can_keep() -> str:
         return f"the calibration cannot be saved in ComfyUI's user directory ({error})"
 
 
-def nearest(recipe: Recipe) -> str:
-    """The difference between this recipe and the most similar calibration of the same model; "" where there is none."""
-    found: list[list[str]] = []
-    wanted = asdict(recipe)
-    for path in sorted(folder().glob("*.recipe.json")):
+def _partial(recipe: Recipe) -> tuple[Gram, ...]:
+    try:
+        found: tuple[Gram, ...] = _read(folder() / f"{recipe.key}.partial.json", _grams)
+    except FileNotFoundError:
+        return ()
+    return found
+
+
+def keep(recipe: Recipe, taught: Gram | BlockProfile) -> Gram | BlockProfile:
+    """Store the average of a full run with the recipe's earlier ones, and return it."""
+    name = f"{recipe.key}.json"
+    try:
+        earlier = _read(folder() / name, type(taught).from_json)
+        taught = earlier.averaged(taught)
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError):
+        log.warning("[Skipstone] the calibration %s was of another kind and was replaced", recipe.key)
+    _write(recipe, name, taught.to_json())
+    return taught
+
+
+def keep_partial(recipe: Recipe, taught: Gram) -> int:
+    """Add a run that skipped to the recipe's last MOST_RUNS. Returns how many there are.
+
+    Raises OSError or ValueError where their file cannot be used: it is left as it is.
+    """
+    several = list(_partial(recipe))
+    for i, other in enumerate(several):
         try:
-            if path.stat().st_size > LARGEST:
-                continue
-            other = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError, RecursionError):
-            continue
-        if (
-            not isinstance(other, dict)
-            or other.get("model") != recipe.model
-            or bool(other.get("blocks")) != bool(recipe.blocks)
-        ):
-            continue
-        differ = [k for k in wanted if json.dumps(other.get(k)) != json.dumps(wanted[k])]
-        phrases = [f"{k} {_short(wanted[k])}, was {_short(other.get(k))}" for k in differ if k != "sigmas"]
-        if differ == ["sigmas"]:
-            phrases = ["a different sigma schedule"]
-        if phrases:
-            found.append(phrases)
-    found.sort(key=len)
-    return "; ".join(found[0]) if found else ""
-
-
-def _short(value: Any) -> str:
-    """Printable and short: the file may come from anybody."""
-    return "".join(c for c in str(value)[:40] if c.isprintable())
-
-
-def keep(recipe: Recipe, grid: Grid, taught: Gram | BlockProfile) -> Gram | BlockProfile:
-    """Store the average with the recipe's earlier calibration. Written aside and renamed: readers never see half a file."""
-    earlier, _ = stored(recipe, grid, type(taught))
-    if earlier is not None:
-        try:
-            taught = earlier.averaged(taught)
+            several[i] = other.averaged(taught)
+            break
         except ValueError:
-            log.warning("[Skipstone] the calibration %s was of another kind and was replaced", recipe.key)
+            continue
+    else:
+        several.append(taught)
+    several = several[-MOST_RUNS:]
+    _write(recipe, f"{recipe.key}.partial.json", json.dumps([gram.as_data() for gram in several]))
+    return sum(gram.runs for gram in several)
+
+
+def _write(recipe: Recipe, name: str, text: str) -> None:
+    """Written aside and renamed: readers never see half a file."""
     place = folder()
     place.mkdir(parents=True, exist_ok=True)
-    for name, text in (
-        (f"{recipe.key}.json", taught.to_json()),
-        (f"{recipe.key}.recipe.json", json.dumps(asdict(recipe))),
-    ):
-        part = place / f"{name}.{os.getpid()}.part"
-        part.write_text(text + "\n", "utf-8")
-        part.replace(place / name)
-    return taught
+    for target, content in ((name, text), (f"{recipe.key}.recipe.json", json.dumps(asdict(recipe)))):
+        part = place / f"{target}.{os.getpid()}.part"
+        part.write_text(content + "\n", "utf-8")
+        part.replace(place / target)
+    _forget_oldest(place)
+
+
+def _forget_oldest(place: Path) -> None:
+    recipes = sorted(place.glob("*.recipe.json"), key=lambda p: p.stat().st_mtime_ns)
+    for path in recipes[:-MOST_RECIPES]:
+        for suffix in (".json", ".partial.json", ".recipe.json"):
+            path.with_name(path.name.replace(".recipe.json", suffix)).unlink(missing_ok=True)

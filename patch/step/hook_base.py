@@ -40,7 +40,8 @@ class EvaluationHook:
             observe(*args)
         except Exception as error:
             log.debug("[Skipstone] the recording failed", exc_info=True)
-            self.run.report.note(NOT_RECORDED.format(error))
+            if self.run.learning:
+                self.run.report.note(NOT_RECORDED.format(error))
             if self.learner is not None:
                 self.learner.invalidate()
 

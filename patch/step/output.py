@@ -50,7 +50,7 @@ class OutputHook(EvaluationHook):
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         denoised = super().predict_noise(executor, x, timestep, *args, **kwargs)
-        if self.recorder is not None:
+        if self.recorder is not None and self.run.decision is not None and self.run.decision.compute:
             self.record(self.recorder.observe, self.run.clock.sigma, x, denoised)
         return denoised
 
@@ -67,6 +67,9 @@ class OutputHook(EvaluationHook):
             for slot, d in zip(slots, denoised, strict=True):
                 if slot is not None:
                     run.observe(slot, x, d)
+            if self.recorder is not None and len(present) == len(denoised) == 2:
+                # ComfyUI's order: the conditional pass, then the unconditional one
+                self.record(self.recorder.observe_passes, run.clock.sigma, x, *denoised)
             return denoised
         return [torch.zeros_like(x) if s is None else run.predict(s, x) for s in slots]
 

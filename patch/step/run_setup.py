@@ -14,16 +14,27 @@ import comfy.model_sampling
 from ...core.step.auto.method import AutoMethod
 from ...core.step.auto.selection import SamplerInfo
 from ...core.step.calibration.block_profile import BlockProfile, BlockProfiler
-from ...core.step.calibration.gram import Gram
+from ...core.step.calibration.costs import MOST_RUNS, Costs, Origin, Recording, costs_for
+from ...core.step.calibration.gram import Value
 from ...core.step.calibration.gram_recorder import GramRecorder
+from ...core.step.calibration.recipe import Recipe
 from ...core.step.clock import Grid
 from ...core.step.method import Method
+from ...core.step.policies import Schedule
 from ...core.step.report import messages
 from ...core.step.run import Run
 from ..blocks.base import BlockSupport
 from ..blocks.hook import HOST, BlockHook
 from ..blocks.resolver import block_support_of, known
-from .calibration import MOST_STEPS, Recipe, can_keep, keep, nearest, recipe_of, stored
+from .calibration import (
+    can_keep,
+    guidance_of,
+    keep,
+    keep_partial,
+    profile_for,
+    recipe_of,
+    recordings,
+)
 from .conditioning_changes import changes
 from .hook_base import EvaluationHook
 from .output import OutputHook
@@ -32,7 +43,8 @@ from .sigmas import SigmaReader, pinnable
 from .sparse_attention import sparse_ranges
 
 ADAPTIVE_STEPS = "this sampler chooses its own steps, so a run with it cannot be used for calibration"
-TOO_LONG = f"runs of more than {MOST_STEPS} steps are not recorded"
+LONGEST_PROFILE = 1000  # steps of a run whose block profile is recorded
+TOO_LONG = f"block profiles of more than {LONGEST_PROFILE} steps are not recorded"
 log = logging.getLogger(__name__)
 
 
@@ -42,17 +54,19 @@ class RunSession:
 
     Parameters
     ----------
-    recorded: makes the calibration of the recording, given the recipe's text; None where nothing is recorded.
+    recorder: of this run; None where nothing is recorded.
+    full: every step is computed for the recording.
     plan_with: a run like this one with the given costs, to report how many steps the next run computes.
-    always: every run of this node is recorded.
+    always: every run of this node is recorded in full.
     """
 
     run: Run
     hook: EvaluationHook
     sampler: Any
     recipe: Recipe | None = None
-    recorded: Callable[[str], Gram | BlockProfile] | None = None
-    plan_with: Callable[[Gram], Run] | None = None
+    recorder: GramRecorder | BlockProfiler | None = None
+    full: bool = False
+    plan_with: Callable[[], Run] | None = None
     always: bool = False
 
     def finish(self) -> None:
@@ -62,20 +76,26 @@ class RunSession:
             self._learn()
         except Exception as error:
             log.debug("[Skipstone] nothing was learned", exc_info=True)
-            self.run.report.hint = f"the calibration could not be recorded: {error}"
-            self.run.report.note(self.run.report.hint)
+            if self.full:
+                self.run.report.hint = f"the calibration could not be recorded: {error}"
+                self.run.report.note(self.run.report.hint)
 
     def _learn(self) -> None:
-        if self.recorded is None or self.recipe is None:
+        if self.recorder is None or self.recipe is None:
             return
-        report, grid = self.run.report, self.run.clock.grid
-        kept = keep(self.recipe, grid, self.recorded(self.recipe.text))
+        if not self.full:
+            if isinstance(self.recorder, GramRecorder):
+                keep_partial(self.recipe, self.recorder.gram(self.recipe.text, full=False))
+            return
+        report, text = self.run.report, self.recipe.text
+        recorded = self.recorder.profile(text) if isinstance(self.recorder, BlockProfiler) else self.recorder.gram(text)
+        kept = keep(self.recipe, recorded)
         hint = "measured and saved. Set calibration to auto to use it" if self.always else messages.learned(None, 0)
-        if self.plan_with and isinstance(kept, Gram) and not self.always:
-            planned = self.plan_with(kept).report.planned
-            hint = messages.learned(len(planned), grid.steps)
+        if self.plan_with and not self.always:
+            planned = self.plan_with().report.planned
+            hint = messages.learned(len(planned), self.run.clock.grid.steps)
         report.hint = hint
-        report.note(f"{hint} (setup: {self.recipe.text}; runs recorded: {kept.runs})", warning=False)
+        report.note(f"{hint} (setup: {text}; runs recorded: {kept.runs})", warning=False)
 
 
 def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> RunSession:
@@ -96,10 +116,8 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
     support = block_support_of(method, patcher.model.diffusion_model) if method.blocks else None
     network = known(patcher, conds)
 
-    calibration = _calibration(method, guider, sampler, grid, latent, support)
-    costs, profile = calibration.costs, calibration.profile
-    lacking = support is None or method.requires_profile(network, profile)
-    learning = calibration.wanted and (lacking or method.calibration == "record")
+    calibration = _Calibration(method, guider, sampler, grid, latent, support)
+    learning = calibration.computes_in_full(method.requires_profile(network, calibration.profile))
     make = partial(
         Run,
         method,
@@ -112,30 +130,33 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         computes_on=patcher.load_device,
         pinnable=pinnable(patcher.load_device),
     )
-    run = make(costs=costs, block_profile=profile, learning=learning)
-    if calibration.problem and lacking:
-        run.report.note(f"{calibration.problem}; built-in costs are used" if support is None else calibration.problem)
-    elif learning and calibration.recipe is not None and costs is None and profile is None:
-        difference = nearest(calibration.recipe)
-        if difference:
-            run.report.note(f"new settings ({difference}): learning again", warning=False)
+    costs = calibration.costs()
+    run = make(costs=costs, block_profile=calibration.profile, learning=learning)
+    if calibration.problem:
+        built_in = "; built-in costs are used" if costs and costs.origin is Origin.SHIPPED else ""
+        run.report.note(f"{calibration.problem}{built_in}")
 
     # with MPS the device and the host share one memory
     shared = patcher.load_device == HOST or patcher.load_device.type == "mps"
     offload = HOST if method.history_device == "auto" and not shared else None
     reader, always = SigmaReader(sampler, grid.sigmas, run.memory), method.calibration == "record"
+    session = RunSession(run, OutputHook(run, reader, None, offload), sampler, calibration.recipe, None, learning)
+    session.always = always
     if support is None:
-        recorder = GramRecorder(grid, method.suited(integrator)[1]) if learning else None
-        hook: EvaluationHook = OutputHook(run, reader, recorder, offload)
-        hook.unused = _unused(guider)
-        plan_with = (lambda gram: make(costs=gram)) if recorder else None
-        recorded = recorder.gram if recorder else None
-        return RunSession(run, hook, sampler, calibration.recipe, recorded, plan_with, always)
-    run.report.share = support.share
-    profiler = BlockProfiler(grid) if learning else None
-    hook = BlockHook(run, reader, support, offload, profiler)
-    hook.unused = _unused(guider)
-    return RunSession(run, hook, sampler, calibration.recipe, profiler.profile if profiler else None, None, always)
+        # a run that computes every step for another reason than learning teaches as much
+        skips = len(run.report.planned) < grid.steps
+        recorded = learning or (calibration.records_partly and skips)
+        recorder = GramRecorder(grid, run.keeps, guidance_of(guider)) if recorded else None
+        session.recorder = recorder
+        session.hook = OutputHook(run, reader, recorder, offload)
+        session.plan_with = lambda: make(costs=calibration.costs())
+    else:
+        run.report.share = support.share
+        profiler = BlockProfiler(grid) if learning else None
+        session.recorder = profiler
+        session.hook = BlockHook(run, reader, support, offload, profiler)
+    session.hook.unused = _unused(guider)
+    return session
 
 
 def _unused(guider: Any) -> str:
@@ -145,42 +166,76 @@ def _unused(guider: Any) -> str:
     return "negative" if isinstance(cfg, int | float) and math.isclose(cfg, 1.0) and not always else ""
 
 
-@dataclass
 class _Calibration:
-    """Knowledge of the model from earlier runs.
+    """What is known of the model from earlier runs, and what this run is to add.
 
-    wanted: this run is to be recorded. problem: why that is not possible, or why a stored calibration cannot be used.
+    recipe: the run's; None where the method uses none, or the model could not be identified. profile: block profile.
+    records_partly: the run is recorded though it skips. problem: why nothing is recorded, or a recording cannot be used.
     """
 
-    recipe: Recipe | None = None
-    costs: Gram | None = None
-    profile: BlockProfile | None = None
-    wanted: bool = False
-    problem: str = ""
+    def __init__(
+        self, method: Method, guider: Any, sampler: Any, grid: Grid, latent: Any, support: BlockSupport | None
+    ) -> None:
+        self.method, self.grid = method, grid
+        self.cfg = guidance_of(guider)
+        self.kept: Value = "denoised" if method.suited(integrator_of(sampler))[1] == "denoised" else "velocity"
+        self.recipe: Recipe | None = None
+        self.profile: BlockProfile | None = None
+        self.records_partly = self._may_record = False
+        self._known: list[Recording] = []
+        self.problem = ""
+        planned = any(isinstance(p, Schedule) for p in method.policies)
+        if method.calibration not in ("auto", "calibrate", "record", "known") or not grid.falling or grid.steps < 2:
+            return
+        try:
+            self.recipe = recipe_of(guider, sampler, grid, latent, support.text if support else "")
+            if support is None:
+                self._known, self.problem = recordings(self.recipe)
+            else:
+                self.profile, self.problem = profile_for(self.recipe)
+        except Exception as error:  # an unusual model is sampled without a calibration
+            log.debug("[Skipstone] no recipe", exc_info=True)
+            self.problem = f"the model could not be identified ({error})"
+        if self.problem or self.recipe is None or method.calibration == "known":
+            return
+        wanted = self._obstacle(sampler, support)
+        if method.calibration in ("record", "calibrate") or support is not None:
+            self.problem = wanted
+        self._may_record = not wanted
+        key = self.recipe.key
+        partly = sum(r.gram.runs for r in self._known if not r.full and r.recipe.key == key)
+        known_enough = self._full_runs(exact=True) or partly >= MOST_RUNS
+        self.records_partly = self._may_record and support is None and planned and not known_enough
 
-
-def _calibration(
-    method: Method, guider: Any, sampler: Any, grid: Grid, latent: Any, support: BlockSupport | None
-) -> _Calibration:
-    found = _Calibration()
-    if method.calibration not in ("auto", "record", "known") or not grid.falling or grid.steps < 2:
-        return found
-    try:
-        found.recipe = recipe_of(guider, sampler, grid, latent, support.text if support else "")
-        if support is None:
-            found.costs, found.problem = stored(found.recipe, grid, Gram)
-        else:
-            found.profile, found.problem = stored(found.recipe, grid, BlockProfile)
-    except Exception as error:  # an unusual model is sampled without a calibration
-        log.debug("[Skipstone] no recipe", exc_info=True)
-        found.problem = f"the model could not be identified ({error})"
-    missing = found.costs is None and found.profile is None
-    if not found.problem and (method.calibration == "record" or (method.calibration == "auto" and missing)):
+    def _obstacle(self, sampler: Any, support: BlockSupport | None) -> str:
+        """Why the run cannot be recorded; "" if it can."""
         if adaptive_steps(sampler):
-            found.problem = ADAPTIVE_STEPS
-        elif grid.steps > MOST_STEPS:
-            found.problem = TOO_LONG
-        else:
-            found.problem = can_keep()
-        found.wanted = not found.problem
-    return found
+            return ADAPTIVE_STEPS
+        if support is not None and self.grid.steps > LONGEST_PROFILE:
+            return TOO_LONG
+        return can_keep()
+
+    def _full_runs(self, exact: bool = False) -> bool:
+        """Whether a full run of the model is recorded; exact: with this very recipe."""
+        if self.recipe is None:
+            return False
+        key = self.recipe.key
+        full = (r.recipe for r in self._known if r.full)
+        return any(other.key == key if exact else other.shares_weights(self.recipe) for other in full)
+
+    def computes_in_full(self, lacks_profile: bool) -> bool:
+        """Whether the run is computed in full to be recorded."""
+        if not self._may_record or self.recipe is None:
+            return False
+        if self.method.calibration == "record":
+            return True
+        if self.method.blocks:
+            return lacks_profile
+        return self.method.calibration == "calibrate" and not self._full_runs()
+
+    def costs(self) -> Costs | None:
+        """The costs to plan with, of all recordings there are now; None where nothing is planned."""
+        if self.method.blocks or not self.grid.falling or self.grid.steps < 2:
+            return None
+        known = recordings(self.recipe)[0] if self.recipe else []
+        return costs_for(self.recipe, self.cfg, self.grid, self.kept, known)

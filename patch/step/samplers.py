@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from ...core.step.calibration.recipe import noisy
 from ...core.step.predictors import Integrator
 
 EULER = {"sample_euler"}  # ComfyUI's "euler" and "ddim"
-# samplers that add noise between evaluations have one of these in their name
-NOISY = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver", "restart", "stochastic")
 
 # these choose their own steps between the first sigma and the last one above zero
 ADAPTIVE_STEPS = {"dpm_fast_function", "dpm_adaptive_function"}
@@ -102,7 +101,7 @@ def integrator_of(sampler: object) -> Integrator:
     """The kind of a ComfyUI SAMPLER; "ode" for an unknown one, which assumes the least."""
     name = function_of(sampler)
     options = getattr(sampler, "extra_options", None) or {}
-    if any(word in name for word in NOISY) or _churns(sampler) or options.get("eta", 0) > 0:
+    if noisy(name) or _churns(sampler) or options.get("eta", 0) > 0:
         return "sde"
     if name in EULER:
         return "euler"

@@ -77,8 +77,8 @@ def notes(report):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_the_first_run_learns_and_the_second_skips_by_it(trained, sampled, wishing, name, sampler):
-    model, reports = wishing(name)
+def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(trained, sampled, wishing, name, sampler):
+    model, reports = wishing(name, first_run="calibrate")
     first, second = (sampled(model, name, sampler=sampler) for _ in range(2))
     full = sampled(trained[name][0], name, sampler=sampler)
     learning, skipping = reports
@@ -94,6 +94,18 @@ def test_the_first_run_learns_and_the_second_skips_by_it(trained, sampled, wishi
     assert f"Next run: {count} of 10 steps" in notes(learning)  # the first run said what the second would do
     assert skipping.chosen.startswith(f"method: MeanCache, {count} of 10 steps (")
     assert skipping.notes == []
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("name", MODELS)
+def test_it_skips_from_the_first_run_on(trained, sampled, wishing, user, name, sampler):
+    model, reports = wishing(name)
+    first = sampled(model, name, sampler=sampler)
+    full = sampled(trained[name][0], name, sampler=sampler)
+    assert torch.dist(first, full) < SAME_PICTURE * full.norm()
+    assert reports[0].skipped > 0 and reports[0].notes == [] and reports[0].costs.startswith("built-in")
+    sampled(model, name, sampler=sampler)
+    assert "10 steps, CFG 1" in reports[1].costs, "the second is planned with what the first computed"
 
 
 def learned_of(report):
@@ -123,10 +135,8 @@ def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled
 @pytest.mark.parametrize("name", MODELS)
 def test_what_is_to_be_held_is_planned_with_heun_too(sampled, wishing, name, wish):
     model, reports = wishing(name, **wish)
-    for _ in range(2):
-        sampled(model, name, sampler="heun", steps=12)
-    learning, skipping = reports
-    assert learning.skipped == 0
+    sampled(model, name, sampler="heun", steps=12)
+    (skipping,) = reports
     assert skipping.skipped > 0
     assert skipping.method == "MeanCache"
     if "speedup" in wish:
@@ -145,12 +155,12 @@ def test_skip_at_once_skips_at_once(sampled, wishing, user):
     model, reports = wishing(first_run="skip at once")
     sampled(model)
     assert reports[0].skipped > 0
-    assert "demo" in reports[0].costs
+    assert reports[0].costs.startswith("built-in")
     assert not list(user.rglob("*.json"))  # and learns nothing
 
 
 def test_skip_at_once_uses_what_was_learned_before(sampled, wishing, user):
-    sampled(wishing(first_run="learn")[0])
+    sampled(wishing(first_run="calibrate")[0])
     files = {p: p.read_bytes() for p in user.rglob("*.json")}
     model, reports = wishing(first_run="skip at once")
     sampled(model)
@@ -160,13 +170,13 @@ def test_skip_at_once_uses_what_was_learned_before(sampled, wishing, user):
 
 
 def test_it_learns_once_for_all_wishes_and_for_meancache(trained, sampled, wishing):
-    sampled(wishing(wish="Quality")[0])
+    sampled(wishing(wish="Quality", first_run="calibrate")[0])
     for wish in ("Turbo", SPEEDUP, DECIBELS):
-        model, reports = wishing(wish=wish)
+        model, reports = wishing(wish=wish, first_run="calibrate")
         sampled(model)
         assert LEARNED not in notes(reports[0])
     reports = []
-    sampled(attach(trained[SMALL][0], method_of("Speed", calibration="auto"), (reports.append,)))
+    sampled(attach(trained[SMALL][0], method_of("Speed", calibration="calibrate"), (reports.append,)))
     assert reports[0].skipped > 0
 
 
@@ -214,7 +224,7 @@ def psnr(a, b):
 
 @pytest.mark.parametrize("decibels", [30.0, 40.0])
 def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, wishing, decoded, decibels):
-    model, reports = wishing("flux", wish=DECIBELS, decibels=decibels)
+    model, reports = wishing("flux", wish=DECIBELS, decibels=decibels, first_run="calibrate")
     how = {"name": "flux", "steps": 20, "cfg": 3.0}
     sampled(model, text="a white triangle on green", seed=5, **how)
     for text, seed in UNSEEN:
@@ -222,12 +232,6 @@ def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled,
         full = demo.full(text, seed=seed, steps=20)
         assert reports[-1].skipped > 0
         assert psnr(decoded(cached), decoded(full)) >= decibels - DECIBELS_BELOW
-
-
-def test_decibels_are_learned_for_even_where_the_first_run_is_to_skip(sampled, wishing):
-    model, reports = wishing(wish=DECIBELS, first_run="skip at once")
-    sampled(model)
-    assert LEARNED in notes(reports[0])
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "euler_ancestral"])
@@ -238,12 +242,12 @@ def test_decibels_that_cannot_be_foretold_have_everything_computed(trained, samp
     assert "a quality target does not work" in reports[0].chosen
 
 
-def test_decibels_without_costs_of_the_model_are_said_to_be_a_guess(sampled, wishing, user):
-    user.parent.mkdir(exist_ok=True)
-    user.write_text("")  # a file where the directory would be: nothing can be kept
-    model, reports = wishing(wish=DECIBELS)
-    sampled(model)
-    assert "the predicted similarity is a guess" in notes(reports[0])
+def test_a_target_quality_is_an_estimate_until_something_was_measured_and_then_skips_more(sampled, wishing, user):
+    model, reports = wishing(wish=DECIBELS, decibels=35.0)
+    for _ in range(2):
+        sampled(model, steps=20)
+    assert "a rough estimate" in notes(reports[0]) and reports[0].decibels is None
+    assert reports[1].notes == [] and reports[1].decibels >= 35
 
 
 # beside others

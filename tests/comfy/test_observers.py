@@ -29,7 +29,7 @@ def learning(studio, cached):
     """A run that is recorded: (picture, report)."""
 
     def run(model=None, **how):
-        patched, reports = cached(method_of(preset="Speed", calibration="auto"), model or studio.model)
+        patched, reports = cached(method_of(preset="Speed", calibration="calibrate"), model or studio.model)
         return studio.sample(patched, **{"steps": STEPS, **how}), reports[0]
 
     return run
@@ -54,6 +54,22 @@ def test_a_failing_recording_changes_nothing(studio, learning, monkeypatch, wher
     assert torch.equal(out, studio.full(steps=STEPS))
     assert report.finished and report.skipped == 0
     assert any("teaches nothing" in n or "could not be recorded" in n for n in report.notes)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize(
+    "where",
+    [(GramRecorder, "observe"), (GramRecorder, "observe_passes"), (GramRecorder, "gram"), (run_setup, "keep_partial")],
+    ids=lambda w: f"{w[0].__name__.split('.')[-1]}.{w[1]}",
+)
+def test_a_failing_recording_of_a_run_that_skips_changes_nothing(studio, cached, user, monkeypatch, where, error):
+    steps = 10
+    wanted = studio.sample(cached(method_of(preset="Speed", calibration="default"), studio.model)[0], steps=steps)
+    monkeypatch.setattr(*where, raising(error))
+    patched, reports = cached(method_of(preset="Speed", calibration="auto"), studio.model)
+    assert torch.equal(studio.sample(patched, steps=steps), wanted)
+    assert reports[0].finished and reports[0].skipped > 0 and reports[0].notes == []
+    assert not list(user.rglob("*.partial.json"))
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
@@ -98,7 +114,7 @@ def test_a_guider_that_returns_two_latents_teaches_nothing(studio, learning):
 
     plain = sampled(studio.model)
     reports: list[Report] = []
-    patched = attach(studio.model, method_of(preset="Speed", calibration="auto"), (reports.append,))
+    patched = attach(studio.model, method_of(preset="Speed", calibration="calibrate"), (reports.append,))
     assert torch.equal(sampled(patched), plain)
     assert any("one tensor of the latent's shape" in note for note in reports[0].notes)
 
@@ -113,7 +129,7 @@ def test_a_latent_that_changes_its_size_teaches_nothing(studio, learning):
         return x
 
     reports: list[Report] = []
-    patched = attach(studio.model, method_of(preset="Speed", calibration="auto"), (reports.append,))
+    patched = attach(studio.model, method_of(preset="Speed", calibration="calibrate"), (reports.append,))
     kind = comfy.samplers.KSAMPLER(grows)
     sigmas = torch.linspace(1, 0, STEPS + 1)
     out = studio.sample_custom(patched, sigmas, sampler=kind)

@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from skipstone.core.step.calibration.gram import Gram, default
+from skipstone.core.step.calibration.costs import shipped
+from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.planning.published_schedules import PUBLISHED_SCHEDULES
 from skipstone.core.step.policies import Budget, Cap, RunContext, Schedule, Warmup, Window
@@ -100,21 +101,41 @@ def test_an_unknown_schedule_names_those_there_are():
         Schedule(Budget.of(0.5), name="Z-Image 99")
 
 
-def test_the_default_costs_come_with_the_pack_and_are_a_gram_matrix():
-    gram = default()
-    assert gram.recipe
-    assert np.linalg.eigvalsh(gram.products).min() > -1e-4
-    again = Gram.from_json(gram.to_json())
-    assert np.allclose(again.products, gram.products, rtol=1e-5) and np.allclose(again.times, gram.times)
+@pytest.mark.parametrize("flow", [True, False])
+@pytest.mark.parametrize("kept", ["velocity", "denoised"])
+def test_the_shipped_costs_are_gram_matrices_of_both_passes(flow, kept):
+    for gram in shipped(flow, kept):
+        assert gram.recipe and gram.kept == kept and gram.passes == 2
+        assert np.linalg.eigvalsh(gram.products).min() > -1e-3
+        again = Gram.from_json(gram.to_json())
+        assert np.allclose(again.products, gram.products, rtol=1e-5) and np.allclose(again.times, gram.times)
 
 
 def test_a_gram_matrix_is_read_between_its_times_by_interpolating_the_derivatives():
-    d = np.array([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
-    gram = Gram(np.array([1.0, 0.5, 0.1]), d @ d.T)
-    between = 0.5 * d[0] + 0.5 * d[1]
+    """Derivatives on a line through all recorded times leave nothing unknown between them."""
+    slope, start = np.array([1.0, -2.0]), np.array([0.5, 3.0])
+    times = np.array([1.0, 0.5, 0.1])
+    d = start + times[:, None] * slope
+    gram = Gram(times, d @ d.T)
+    between = start + 0.75 * slope
     read = gram.on(Grid.of([1.0, 0.75, 0.05, 0.0]))
-    rows = np.stack((d[0], between, d[2]))
+    rows = np.stack((d[0], between, start + 0.05 * slope))
     assert np.allclose(read, rows @ rows.T)
+
+
+def test_what_lies_between_two_recorded_steps_is_not_taken_for_predictable():
+    """Every second step of a bent path: the error of a line through its neighbours is estimated to be about what it is."""
+    times = np.linspace(1, 0.05, 41)
+    values = np.stack([np.cos(5 * times), np.sin(5 * times)], 1)
+    grid = Grid.of([*times.tolist(), 0.0])
+    read = Gram(times[::2], values[::2] @ values[::2].T).on(grid)
+    miss = np.array([-0.5, 1.0, -0.5])
+    for i in range(3, 38, 2):
+        near = slice(i - 1, i + 2)
+        true = float(np.square(miss @ values[near]).sum())
+        estimated = float(miss @ read[near, near] @ miss)
+        assert 0.5 * true < estimated < 2 * true
+    assert np.allclose(read[::2, ::2], values[::2] @ values[::2].T), "recorded steps are as recorded"
 
 
 @pytest.mark.parametrize(

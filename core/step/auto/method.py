@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from ..method import Method
 from ..policies import Full, Policy, Reason, Schedule
@@ -63,16 +64,23 @@ class AutoMethod:
             return self.adaptive, replace(choice, why=FREE if sampler.adaptive_steps else LOOKS)
         if self.decibels:
             return within(self.planned, tolerance(self.decibels, sampler.integrator)), choice
-        plans = [p for p in self.planned.policies if isinstance(p, Schedule)]
-        if all(p.budget.count(sampler.steps) >= sampler.steps for p in plans):
-            # nothing is skipped, so nothing is recorded
-            return replace(self.planned, calibration="known"), choice
-        return self.planned, choice
+        if self.speedup or sampler.integrator == "sde":
+            return self.planned, choice
+        return limited(self.planned, tolerance(messages.VISIBLE, sampler.integrator)), choice
 
 
 def within(method: Method, error: float) -> Method:
-    """The method with schedules whose predicted error is at most `error`, a share of the run's displacement."""
+    """The method with the smallest budget whose predicted error is at most `error`, a share of the run's displacement."""
+    return _scheduled(method, max_error=error, cautious=True)
+
+
+def limited(method: Method, error: float) -> Method:
+    """The method with its budget, or a larger one where the predicted error would be above `error`."""
+    return _scheduled(method, limit=error)
+
+
+def _scheduled(method: Method, **values: Any) -> Method:
     policies: tuple[Policy, ...] = tuple(
-        replace(p, max_error=error) if isinstance(p, Schedule) else p for p in method.policies
+        replace(p, **values) if isinstance(p, Schedule) else p for p in method.policies
     )
     return replace(method, policies=policies)

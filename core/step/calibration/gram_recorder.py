@@ -1,4 +1,4 @@
-"""Records a subsample of every evaluation's output while the model runs in full, for a Gram matrix."""
+"""Records a subsample of the computed evaluations' outputs, for a Gram matrix."""
 
 from __future__ import annotations
 
@@ -10,53 +10,93 @@ from ..clock import SAME_STEP, Grid
 from ..indicators.reading import subsample
 from .gram import Gram
 
+MOST = 64  # steps of a run that are recorded: a plan is solved on no more
+FEWEST = 4  # recorded steps that a Gram matrix needs
+LINEAR = 1e-2  # relative error up to which a guider combines two passes as classifier-free guidance does
+
 
 class GramRecorder:
-    """One run's outputs at the grid's sigmas, SAMPLE elements each, on the model's device.
+    """One run's outputs at the grid's sigmas, on the model's device: about SAMPLE elements of the guided output and of each pass, of at
+    most MOST steps.
 
+    Parameters
+    ----------
+    grid: the run's.
     keeps: "denoised" records D, anything else the velocity (x - D) / sigma.
+    cfg: the guidance scale; None where the guider has none.
     """
 
-    def __init__(self, grid: Grid, keeps: str) -> None:
+    def __init__(self, grid: Grid, keeps: str, cfg: float | None = None) -> None:
         self.grid = grid
         self.keeps = keeps
+        self.cfg = cfg
+        self.steps = {int(i) for i in np.linspace(0, grid.steps - 1, min(grid.steps, MOST)).round()}
         self.rows: dict[int, Tensor] = {}
+        self.passes: dict[int, tuple[Tensor, Tensor]] = {}  # conditional and unconditional
         self.invalid = False
 
     def invalidate(self) -> None:
         """An observation was wrong: nothing will be learned from this run."""
         self.invalid = True
         self.rows.clear()
+        self.passes.clear()
+
+    def observe_passes(self, sigma: float, x: Tensor, conditional: Tensor, unconditional: Tensor) -> None:
+        """The two D of a computed evaluation before they are combined, of x's shape each. The last call of an evaluation counts."""
+        step = self._step(sigma)
+        if step is not None and conditional.shape == unconditional.shape == x.shape:
+            self.passes[step] = self._value(sigma, x, conditional), self._value(sigma, x, unconditional)
 
     def observe(self, sigma: float, x: Tensor, denoised: Tensor) -> None:
-        """The guided D at the latent x. Evaluations off the grid, and repeated ones, are ignored.
+        """The guided D at the latent x, of a computed evaluation. Evaluations off the grid, and repeated ones, are ignored.
 
         Raises ValueError unless D is one tensor of x's shape: some guiders return several.
         """
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             raise ValueError("the guider returns something else than one tensor of the latent's shape")
+        step = self._step(sigma)
+        if step is not None:
+            self.rows[step] = self._value(sigma, x, denoised)
+
+    def _step(self, sigma: float) -> int | None:
+        """The step to record this evaluation for; None for one that is not recorded."""
         step = self.grid.step_of(sigma)
-        if (
-            self.invalid
-            or sigma <= 0
-            or step in self.rows
-            or abs(sigma - self.grid.sigmas[step]) > SAME_STEP * self.grid.sigmas[step]
-        ):
-            return
+        if self.invalid or sigma <= 0 or step in self.rows or step not in self.steps:
+            return None
+        at = self.grid.sigmas[step]
+        return step if abs(sigma - at) <= SAME_STEP * at else None
+
+    def _value(self, sigma: float, x: Tensor, denoised: Tensor) -> Tensor:
         d = subsample(denoised)
-        self.rows[step] = d if self.keeps == "denoised" else (subsample(x) - d) / sigma
+        return d if self.keeps == "denoised" else (subsample(x) - d) / sigma
 
-    def gram(self, recipe: str) -> Gram:
-        """The Gram matrix of a whole run.
+    def gram(self, recipe: str, full: bool = True) -> Gram:
+        """The Gram matrix of the run, in one transfer from the device. full: every step was to be computed.
 
-        Raises ValueError where a step was not observed, the latent's size changed, or a value is not finite.
+        Raises ValueError where a step of a full run was not observed, or fewer than FEWEST steps of another, where the latent's size
+        changed, or a value is not finite.
         """
-        if not self.grid.falling or sorted(self.rows) != list(range(self.grid.steps)) or self.grid.steps < 2:
+        seen = sorted(self.rows)
+        if not self.grid.falling or self.grid.steps < 2 or (full and seen != sorted(self.steps)):
             raise ValueError("the sampler did not evaluate the model at every step")
-        rows = [self.rows[i] for i in range(self.grid.steps)]
+        if not full and len(seen) < FEWEST:
+            raise ValueError("too few steps were computed")
+        rows = [self.rows[i] for i in seen]
+        passes = 1
+        if self.cfg is not None and self.cfg != 1 and self.passes.keys() >= set(seen):
+            pairs = [self.passes[i] for i in seen]
+            rows += [c for c, _ in pairs] + [u for _, u in pairs]
+            passes = 2
         if len({row.shape for row in rows}) > 1:
             raise ValueError("the latent's size changed during the run")
         values = torch.stack(rows).cpu().numpy()
-        return Gram.of(
-            np.asarray(self.grid.times[:-1]), values, recipe, "denoised" if self.keeps == "denoised" else "velocity"
-        )
+        guided = values[: len(seen)]
+        if passes == 2 and self.cfg is not None:
+            conditional, unconditional = np.split(values[len(seen) :], 2)
+            linear = unconditional + self.cfg * (conditional - unconditional)
+            if np.linalg.norm(linear - guided) <= LINEAR * np.linalg.norm(guided):
+                guided = values[len(seen) :]
+            else:
+                passes = 1
+        times = np.asarray(self.grid.times[:-1])[seen]
+        return Gram.of(times, guided, recipe, "denoised" if self.keeps == "denoised" else "velocity", passes)

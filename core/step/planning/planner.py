@@ -37,6 +37,7 @@ class Question:
     forced: for each step, whether it is computed in any case.
     max_skipped_steps: steps skipped in a row at most; inf for no limit.
     max_error: above 0, the budget is the smallest whose predicted error is at most this share of the run's displacement.
+    limit: above 0, the budget is raised until the predicted error is at most this share.
     """
 
     predictor: Predictor
@@ -48,6 +49,7 @@ class Question:
     forced: tuple[bool, ...]
     max_skipped_steps: float = math.inf
     max_error: float = 0.0
+    limit: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -80,14 +82,13 @@ def _exact(question: Question) -> Solution:
         cost = np.where(c - b - 1 > question.max_skipped_steps, np.inf, cost)
         budget = max(budget, _least(question.forced, question.max_skipped_steps))
     weights = edge_weights(grid)
-    paths = Paths(cost, steps if question.max_error else budget, question.gamma, np.array(question.forced), weights)
+    most = question.max_error or question.limit
+    paths = Paths(cost, steps if most else budget, question.gamma, np.array(question.forced), weights)
     whole = displacement(grid, question.costs)
     path = paths.best()
-    if question.max_error:
-        counts = range(paths.least, steps)
-        path = next(
-            (p for p in map(paths.best, counts) if len(p) > 1 and paths.error(p) <= question.max_error * whole), path
-        )
+    if most:
+        counts = range(paths.least if question.max_error else budget, steps)
+        path = next((p for p in map(paths.best, counts) if len(p) > 1 and paths.error(p) <= most * whole), path)
     return Solution(path, paths.price(path), paths.error(path) / whole, question.predictor)
 
 
@@ -105,8 +106,8 @@ def _coarse(question: Question) -> Solution:
         )
     )
     budget = question.budget
-    if question.max_error:
-        budget = math.ceil(len(coarse.anchors) * steps / LARGEST)
+    if question.max_error or question.limit:
+        budget = max(math.ceil(len(coarse.anchors) * steps / LARGEST), 0 if question.max_error else budget)
     places = [*(int(edges[i]) for i in coarse.anchors[:-1]), steps - 1]
     anchors = _spread(places, budget, question.forced)
     return replace(coarse, anchors=_capped(anchors, question.max_skipped_steps))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..calibration.gram import default
+from ..calibration.costs import default
 from ..clock import Clock
 from ..context import RunContext
 from ..plan import Plan
@@ -59,12 +59,16 @@ class Schedule(Policy):
     gamma: PSSP's exponent: 1 minimises the sum of errors, more suppresses peaks.
     name: "" solves PSSP for the run's predictor; EVEN spaces the steps evenly, without costs; otherwise a key of PUBLISHED_SCHEDULES.
     max_error: above 0, compute as few steps as keep the predicted error below this share of the run's displacement.
+    limit: above 0, compute more steps than the budget where the predicted error would be above this share.
+    cautious: max_error is divided by the margin of the costs.
     """
 
     budget: Budget
     gamma: float = 2.0
     name: str = ""
     max_error: float = 0.0
+    limit: float = 0.0
+    cautious: bool = False
     plan: Plan | None = None
     predicted_error: float | None = None
     source: str = ""
@@ -85,7 +89,8 @@ class Schedule(Policy):
             return replace(self, plan=Plan(grid, _even(self.budget.count(grid.steps), forced)))
         if self.name:
             return replace(self, plan=PUBLISHED_SCHEDULES[self.name].plan(grid))
-        costs = context.costs or default()
+        costs = context.costs or default(grid, kept=context.kept)
+        safety = 10 ** (-context.margin / 20) if self.cautious else 1.0
         solution = solve(
             Question(
                 context.predictor,
@@ -96,7 +101,8 @@ class Schedule(Policy):
                 self.gamma,
                 tuple(forced),
                 context.max_skipped_steps,
-                self.max_error,
+                self.max_error * safety,
+                self.limit,
             )
         )
         line = solution.predictor.line

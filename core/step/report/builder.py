@@ -9,7 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from ..auto.selection import decibels
+from ..auto.selection import MARGIN, decibels
+from ..calibration.costs import Origin
 from ..clock import Clock
 from ..indicators.base import IndicatorState
 from ..indicators.reading import Reading
@@ -35,7 +36,7 @@ class ReportBuilder:
     predictor: name of the predictor.
     integrator: the sampler's kind.
     learning: the run is computed in full because it is recorded.
-    own_costs: the costs are those of the user's own model.
+    origin: of the costs.
     computes_on: the model's device; None: the host.
     """
 
@@ -49,7 +50,7 @@ class ReportBuilder:
         integrator: Integrator,
         *,
         learning: bool,
-        own_costs: bool,
+        origin: Origin,
         computes_on: torch.device | None = None,
     ) -> None:
         steps = plan.grid.steps
@@ -68,13 +69,14 @@ class ReportBuilder:
         )
         if self.choice:
             self.report.chosen = self.choice.sentence(method.name, plan.anchors, steps, learning)
-            if self.choice.decibels and plan.anchors and not (learning or own_costs):
+            own = origin in (Origin.MEASURED, Origin.LEARNED)
+            if self.choice.decibels and plan.anchors and not (learning or own):
                 self.report.note(messages.UNCALIBRATED, warning=False)
         for policy in policies:
             if policy.plan is plan and policy.predicted_error is not None:
                 self.report.error = policy.predicted_error
-                if own_costs and policy.predicted_error:
-                    self.report.decibels = decibels(policy.predicted_error, integrator)
+                if origin in (Origin.MEASURED, Origin.LEARNED) and policy.predicted_error:
+                    self.report.decibels = decibels(policy.predicted_error, integrator) - MARGIN[origin]
         if not learning:
             for part in (*policies, indicator):
                 if part is not None and part.note:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 # a run that calibrates
 
-LEARNING = "learning run (once per setup): no steps are skipped. The next run is faster"
-STOPPED_LEARNING = "stopped before it had learned: the next run will be computed in full again"
-UNCALIBRATED = "the predicted similarity is a guess, because this setup is not calibrated"
+LEARNING = "calibration run: no steps are skipped. The next run is faster"
+STOPPED_LEARNING = "stopped before the calibration was complete: nothing was recorded"
+UNCALIBRATED = "the predicted similarity is a rough estimate: nothing was measured on this model yet"
 
 
 def learned(planned: int | None, steps: int) -> str:
     """planned: steps that the next run computes, of `steps`; None where the policy decides during the run."""
     if planned is None:
-        return "learned. The next run skips steps"
-    return f"learned. Next run: {planned} of {steps} steps, about {steps / max(planned, 1):.1f}x"
+        return "calibrated. The next run skips steps"
+    return f"calibrated. Next run: {planned} of {steps} steps, about {steps / max(planned, 1):.1f}x"
 
 
 # the predicted difference to the image without skipping, in dB (PSNR)
