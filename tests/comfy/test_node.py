@@ -218,7 +218,7 @@ DEVICES = ["auto", "gpu", "cpu"]
 OPTIONS: dict[str, dict[str, list[str]]] = {
     "SkipstoneAuto": {
         "wish": [*FOUR, "speed-up", "at least this dB"],
-        "first_run": ["learn", "skip at once"],
+        "first_run": ["learn", "skip at once", "calibrate"],
     },
     "SkipstoneMeanCache": {
         "preset": [*FOUR, "Custom"],
@@ -229,7 +229,7 @@ OPTIONS: dict[str, dict[str, list[str]]] = {
         ],
         "predictor": ["auto", "linear", "average velocity (paper)", "average velocity (released)", "reuse"],
         "history_device": DEVICES,
-        "calibration": ["auto", "record", "default", "off"],
+        "calibration": ["auto", "record", "default", "off", "calibrate"],
     },
     "SkipstoneEasyCache": {
         "preset": [*FOUR, "as published", "as in ComfyUI", "Custom"],
@@ -562,13 +562,14 @@ def test_it_does_what_the_pack_does_elsewhere(pack, studio, meancache, browser):
     assert browser[0][1]["report"]["computed"] == 5
 
 
-def test_meancache_as_it_is_dropped_into_a_graph_learns_first_and_then_skips(pack, studio, tiny_flux, browser):
-    model = run(pack, "SkipstoneMeanCache", tiny_flux, calibration="auto")
+@pytest.mark.parametrize(("calibration", "skips"), [("auto", [True, True]), ("calibrate", [False, True])])
+def test_meancache_skips_at_once_unless_it_is_to_calibrate(pack, studio, tiny_flux, browser, calibration, skips):
+    model = run(pack, "SkipstoneMeanCache", tiny_flux, calibration=calibration)
     first, second = (studio.sample(model, steps=10, cfg=1.0) for _ in range(2))
     full = studio.sample(tiny_flux, steps=10, cfg=1.0)
-    assert torch.equal(first, full)
+    assert torch.equal(first, full) is not skips[0]
     assert not torch.equal(second, full)
-    assert [data["report"]["skipped"] > 0 for _, data in browser] == [False, True]
+    assert [data["report"]["skipped"] > 0 for _, data in browser] == skips
 
 
 @pytest.mark.parametrize("name", METHODS)

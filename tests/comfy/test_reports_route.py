@@ -95,11 +95,11 @@ def test_asking_changes_nothing(run, journal):
     assert ask("/skipstone/reports?workflow=w") == ask("/skipstone/reports?workflow=w") == (200, before)
 
 
-def test_a_first_run_learns_and_says_what_the_next_will_do_and_it_does(run):
-    learned = run(method_of("Speed", calibration="auto"))["report"]
+def test_a_calibration_run_says_what_the_next_will_do_and_it_does(run):
+    learned = run(method_of("Speed", calibration="calibrate"))["report"]
     assert learned["learning"] and learned["computed"] == STEPS and not learned["risk"]
-    following = run(method_of("Speed", calibration="auto"))["report"]
-    assert learned["advice"].startswith(f"learned. Next run: {following['computed']} of {STEPS} steps, about ")
+    following = run(method_of("Speed", calibration="calibrate"))["report"]
+    assert learned["advice"].startswith(f"calibrated. Next run: {following['computed']} of {STEPS} steps, about ")
     assert learned["notes"] and not learned["warnings"]
     assert not following["learning"] and following["skipped"] and following["decibels"] > 0
 
