@@ -29,6 +29,7 @@ import comfy.cli_args
 
 comfy.cli_args.args.cpu = True  # before anything asks for a device
 
+from skipstone.core.step.clock import Grid  # noqa: E402
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows  # noqa: E402
 from skipstone.nodes import GROUPS  # noqa: E402
 from skipstone.nodes.meancache import CURVES  # noqa: E402
@@ -350,7 +351,10 @@ def presets(schema: Any, words: Words, texts: Texts) -> str:
 
 def budgets(schema: Any, words: Words, texts: Texts) -> str:
     """The steps that MeanCache's presets compute."""
-    body = [[name, *(str(curve.count(steps)) for steps in LENGTHS)] for name, curve in CURVES.items()]
+    body = [
+        [name, *(str(curve.count(Grid((*range(steps, -1, -1),)))) for steps in LENGTHS)]
+        for name, curve in CURVES.items()
+    ]
     return _table([words.computed, *(words.steps.format(n) for n in LENGTHS)], body)
 
 

@@ -16,11 +16,12 @@ Coordinate = Literal["sigma", "time", "log-SNR", "index", "auto"]
 END = 1e-3  # clamp on sigma; keeps log-SNR finite
 SAME_STEP = 1e-3  # relative: an evaluation this close to a sigma of the grid is at that step
 ON_GRID = 1e-3  # share of a step: SDE samplers and float32 rounding shift sigmas by less
+BEGINS = 1.5  # steps below the highest sigma up to which a grid begins a trajectory: ddim_uniform begins one step below
 
 
 @dataclass(frozen=True)
 class Grid:
-    """The sampler's sigmas.
+    """The sampler's sigmas: a trajectory from the model's highest sigma to zero, or a part of one.
 
     On a grid that does not fall (restarts, hand-made lists) the position of a sigma is ambiguous: `falling` is False, and nothing is
     skipped.
@@ -30,17 +31,23 @@ class Grid:
     sigmas: N + 1 values for N steps.
     flow: sigma is the share of noise in the latent, 0..1; otherwise noise grows with sigma (eps, v, EDM).
     percent_to_sigma: ComfyUI's map; None for the linear one of a flow.
+    highest: the model's highest sigma; None: the grid's first.
     """
 
     sigmas: tuple[float, ...]
     flow: bool = True
     percent_to_sigma: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
+    highest: float | None = None
 
     @classmethod
     def of(
-        cls, sigmas: Sequence[float], flow: bool = True, percent_to_sigma: Callable[[float], float] | None = None
+        cls,
+        sigmas: Sequence[float],
+        flow: bool = True,
+        percent_to_sigma: Callable[[float], float] | None = None,
+        highest: float | None = None,
     ) -> Grid:
-        return cls(tuple(float(s) for s in sigmas), flow, percent_to_sigma)
+        return cls(tuple(float(s) for s in sigmas), flow, percent_to_sigma, highest)
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -72,6 +79,39 @@ class Grid:
         return max(len(self.sigmas) - 1, 0)
 
     @cached_property
+    def begins(self) -> bool:
+        """Whether the grid begins a trajectory. False where a sampler goes on from another one's latent, or from a picture."""
+        if self.highest is None or not self.steps or self.sigmas[0] >= self.highest:
+            return True
+        start = self.percent_of(self.sigmas[0])
+        end = 1.0 if self.ends else self.percent_of(self.sigmas[-1])
+        return start * self.steps <= BEGINS * (end - start)
+
+    @property
+    def ends(self) -> bool:
+        """Whether the grid ends a trajectory, at sigma zero."""
+        return not self.sigmas or self.sigmas[-1] == 0
+
+    @cached_property
+    def whole(self) -> tuple[float, float]:
+        """The first step's index in the trajectory that the grid is a part of, and the trajectory's number of steps: estimated from the
+        part of ComfyUI's timestep range that the grid covers."""
+        if self.begins and self.ends:
+            return 0.0, float(self.steps)
+        start = 0.0 if self.begins else self.percent_of(self.sigmas[0])
+        end = 1.0 if self.ends else self.percent_of(self.sigmas[-1])
+        total = self.steps / max(end - start, 1e-3)
+        return start * total, total
+
+    def percent_of(self, sigma: float) -> float:
+        """The fraction of ComfyUI's timestep range at a sigma: the inverse of `sigma_at`, by bisection."""
+        low, high = 0.0, 1.0
+        for _ in range(40):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.sigma_at(middle) > sigma else (low, middle)
+        return (low + high) / 2
+
+    @cached_property
     def falling(self) -> bool:
         return all(a > b >= 0 for a, b in zip(self.sigmas, self.sigmas[1:], strict=False))
 
@@ -97,7 +137,7 @@ class Grid:
             return -math.inf
         if self.percent_to_sigma is not None:
             return float(self.percent_to_sigma(percent))
-        return (1 - percent) * self.sigmas[0]
+        return (1 - percent) * (self.sigmas[0] if self.highest is None else self.highest)
 
 
 class Clock:

@@ -28,7 +28,8 @@ class Plan:
     def end_of_edge(self, step: int) -> float:
         """Sigma of the next planned anchor after `step`; of the next step where nothing is planned."""
         i = bisect_right(self.anchors, step)
-        end = self.anchors[i] if i < len(self.anchors) else step + 1
+        # after the last anchor the edge reaches to the end of the run
+        end = self.anchors[i] if i < len(self.anchors) else self.grid.steps if self.anchors else step + 1
         return self.grid.sigmas[min(end, self.grid.steps)]
 
     def end_of_step(self, step: int) -> float:

@@ -107,7 +107,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
     patcher = guider.model_patcher
     sampling = patcher.get_model_object("model_sampling")
     flow = isinstance(sampling, comfy.model_sampling.CONST)
-    grid = Grid.of(run_sigmas(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma)
+    grid = Grid.of(run_sigmas(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma, _highest(sampling))
     integrator = integrator_of(sampler)
     method = method.resolve(SamplerInfo(integrator, grid.steps, adaptive_steps(sampler), second_order(sampler)))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": HOST}[method.history_device]
@@ -157,6 +157,14 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         session.hook = BlockHook(run, reader, support, offload, profiler)
     session.hook.unused = _unused(guider)
     return session
+
+
+def _highest(sampling: Any) -> float | None:
+    """The highest sigma of a comfy model_sampling; None where it does not tell."""
+    try:
+        return float(sampling.sigma_max)
+    except (AttributeError, TypeError, ValueError):
+        return None
 
 
 def _unused(guider: Any) -> str:

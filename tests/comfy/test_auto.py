@@ -77,7 +77,9 @@ def notes(report):
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(trained, sampled, wishing, name, sampler):
+def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(
+    trained, sampled, wishing, name, sampler
+):
     model, reports = wishing(name, first_run="calibrate")
     first, second = (sampled(model, name, sampler=sampler) for _ in range(2))
     full = sampled(trained[name][0], name, sampler=sampler)

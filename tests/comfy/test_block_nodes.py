@@ -345,12 +345,15 @@ def test_a_model_without_tables_is_learned_in_one_run_for_both(studio, cached, s
         assert reports[-1].costs == "a run of this model"
 
 
-@pytest.mark.parametrize("how", [{"steps": STEPS + 4}, {"cfg": 2.0}, {"sampler": "dpmpp_2m"}, {"denoise": 0.7}], ids=str)
+@pytest.mark.parametrize(
+    "how", [{"steps": STEPS + 4}, {"cfg": 2.0}, {"sampler": "dpmpp_2m"}, {"denoise": 0.7}], ids=str
+)
 def test_other_settings_of_a_learned_model_cost_no_run_in_full(studio, cached, small_flux, user, how):
     """Law 16."""
     model = small_flux(depth=1, depth_single_blocks=3)
     for of in (teacache.teacache_of("Turbo"), magcache.magcache_of("Turbo")):
         patched, reports = cached(of, model)
+        settings: dict[str, Any]
         for settings in ({}, how):
             studio.sample(patched, **{"steps": STEPS, "cfg": 1.0, **settings})
         assert not reports[-1].learning and reports[-1].skipped > 0

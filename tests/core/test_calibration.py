@@ -511,7 +511,7 @@ def test_costs_of_longer_pasts_are_the_errors_of_a_run_that_was_full_until_then(
 )
 def test_adjacent_steps_cost_nothing_and_others_something(predictor, grid, kept):
     cost = edge_costs(predictor, grid, recorded(grid, kept).gram(""))
-    assert cost.shape == (STEPS, STEPS, STEPS)
+    assert cost.shape == (STEPS, STEPS, STEPS + 1)
     for b in range(1, STEPS - 2):
         assert cost[b - 1, b, b + 1] == pytest.approx(0, abs=1e-6)
         assert cost[b - 1, b, b + 2] > 0

@@ -54,7 +54,7 @@ def planned(at, gram, budget):
 
 def true_error(at, gram, solution):
     """Of a plan, by the costs of the model itself."""
-    cost = edge_costs(solution.predictor, at, gram)
+    cost = edge_costs(solution.predictor, at, gram)[:, :, : at.steps]
     paths = Paths(cost, at.steps, 2.0, np.zeros(at.steps, bool))
     return paths.error(solution.anchors) / displacement(at, gram)
 

@@ -87,7 +87,7 @@ def test_a_budget_out_of_range_says_what_it_is(share):
 
 def test_a_budget_may_depend_on_the_number_of_steps():
     budget = Budget(((8, 1.0), (20, 0.5)))
-    assert [budget.count(n) for n in (1, 4, 8, 14, 20, 50)] == [1, 4, 8, 10, 10, 25]
+    assert [budget.count(flow(n)) for n in (1, 4, 8, 14, 20, 50)] == [1, 4, 8, 10, 10, 25]
 
 
 @pytest.mark.parametrize("gamma", [0.0, -1.0, math.nan, math.inf])

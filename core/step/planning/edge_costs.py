@@ -19,15 +19,16 @@ Array = NDArray[np.float64]
 
 
 def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
-    """cost[a, b, c] for the grid's N steps: float64, shape (N, N, N); undefined unless a <= b < c.
+    """cost[a, b, c] for the grid's N steps: float64, shape (N, N, N + 1); undefined unless a <= b < c.
 
-    cost[b, b, c] is the cost of an edge whose anchor has no predecessor. Where sigma is not a share of noise, errors are those of
-    x / (1 + sigma), the latent of the equivalent flow.
+    cost[b, b, c] is the cost of an edge whose anchor has no predecessor, cost[a, b, N] that of skipping all steps after b. Where sigma is
+    not a share of noise, errors are those of x / (1 + sigma), the latent of the equivalent flow.
     """
     h, gram = _moves(grid, costs), costs.on(grid)
     line = predictor.line
     cost = _two_anchors(line, grid, h, gram) if line else _walked(predictor, grid, h, gram)
-    return cost / _scale(grid)
+    scale = _scale(grid)
+    return cost / np.append(scale, scale[-1:])
 
 
 def displacement(grid: Grid, costs: Gram) -> float:
@@ -66,15 +67,15 @@ def _two_anchors(line: Line, grid: Grid, h: Array, gram: Array) -> Array:
     n = len(gram)
     u = np.array([grid.along(line.at)(s) for s in grid.sigmas[:n]])
     # S_c = sum of h_i d_i below c: the true displacement from b to c is S_c - S_b
-    below = np.tril(np.ones((n, n)), -1) * h
+    below = np.tril(np.ones((n + 1, n)), -1) * h
     sd = below @ gram  # <S_c, d_i>
     ss = sd @ below.T  # <S_c, S_c'>
-    a, b, c = np.ogrid[:n, :n, :n]
+    a, b, c = np.ogrid[:n, :n, : n + 1]
     # sum of h over the skipped steps i = b+1 .. c-1, and their first moment about u_b
-    reach = np.concatenate(([0.0], np.cumsum(h)))[:n]
-    moment = np.concatenate(([0.0], np.cumsum(h * u)))[:n]
-    inside = np.maximum(c > b, 0) * (reach[c] - reach[np.minimum(b + 1, n - 1)])
-    first = np.maximum(c > b, 0) * (moment[c] - moment[np.minimum(b + 1, n - 1)]) - u[b] * inside
+    reach = np.concatenate(([0.0], np.cumsum(h)))
+    moment = np.concatenate(([0.0], np.cumsum(h * u)))
+    inside = np.maximum(c > b, 0) * (reach[c] - reach[b + 1])
+    first = np.maximum(c > b, 0) * (moment[c] - moment[b + 1]) - u[b] * inside
     true = ss[c, c] - 2 * ss[c, b] + ss[b, b]
 
     # the predicted displacement of the edge is x d_b + y d_a
@@ -90,7 +91,7 @@ def _two_anchors(line: Line, grid: Grid, h: Array, gram: Array) -> Array:
 def _walked(predictor: Predictor, grid: Grid, h: Array, gram: Array) -> Array:
     """By running the predictor from every anchor b, on the trajectory of a full run; independent of a."""
     n = len(gram)
-    cost = np.full((n, n), 0.0)
+    cost = np.zeros((n, n + 1))
     for b in range(n):
         trajectory = Trajectory(max(predictor.depth, 1))
         prediction = predictor.start(Plan(grid))
@@ -100,12 +101,14 @@ def _walked(predictor: Predictor, grid: Grid, h: Array, gram: Array) -> Array:
             trajectory.computed(i, grid.sigmas[i])
             prediction.computed(trajectory)
         miss = np.zeros(n)
-        for c in range(b + 1, n):
+        for c in range(b + 1, n + 1):
             cost[b, c] = max(float(miss @ gram @ miss), 0.0) ** 0.5
+            if c == n:
+                break
             clock.tick(grid.sigmas[c])
             weights = prediction.weights(clock, trajectory)
             trajectory.predicted(c, grid.sigmas[c], weights)
             miss[c] -= h[c]
             for k, w in weights.items():
                 miss[k] += h[c] * w
-    return np.broadcast_to(cost, (n, n, n))
+    return np.broadcast_to(cost, (n, n, n + 1))

@@ -76,20 +76,28 @@ def _solve(question: Question) -> Solution:
 
 def _exact(question: Question) -> Solution:
     grid, steps = Grid(question.sigmas, question.flow), len(question.forced)
-    cost, budget = edge_costs(question.predictor, grid, question.costs), question.budget
+    cost, budget, forced = edge_costs(question.predictor, grid, question.costs), question.budget, question.forced
+    weights = edge_weights(grid)
+    if grid.ends:
+        cost = cost[:, :, :steps]
+    else:
+        # the end of the run is one more node that every path leads to, and that costs nothing to compute
+        cost = np.concatenate((cost, np.zeros((1, steps, steps + 1))))
+        cost = np.concatenate((cost, np.zeros((steps + 1, 1, steps + 1))), 1)
+        weights, forced, budget, steps = np.append(weights, 1.0), (*forced, True), budget + 1, steps + 1
     if math.isfinite(question.max_skipped_steps):
         b, c = np.indices(cost.shape[1:])
         cost = np.where(c - b - 1 > question.max_skipped_steps, np.inf, cost)
-        budget = max(budget, _least(question.forced, question.max_skipped_steps))
-    weights = edge_weights(grid)
+        budget = max(budget, _least(forced, question.max_skipped_steps))
     most = question.max_error or question.limit
-    paths = Paths(cost, steps if most else budget, question.gamma, np.array(question.forced), weights)
+    paths = Paths(cost, steps if most else budget, question.gamma, np.array(forced), weights)
     whole = displacement(grid, question.costs)
     path = paths.best()
     if most:
         counts = range(paths.least if question.max_error else budget, steps)
         path = next((p for p in map(paths.best, counts) if len(p) > 1 and paths.error(p) <= most * whole), path)
-    return Solution(path, paths.price(path), paths.error(path) / whole, question.predictor)
+    anchors = tuple(i for i in path if i < len(question.forced))
+    return Solution(anchors, paths.price(path), paths.error(path) / whole, question.predictor)
 
 
 def _coarse(question: Question) -> Solution:
@@ -108,14 +116,18 @@ def _coarse(question: Question) -> Solution:
     budget = question.budget
     if question.max_error or question.limit:
         budget = max(math.ceil(len(coarse.anchors) * steps / LARGEST), 0 if question.max_error else budget)
-    places = [*(int(edges[i]) for i in coarse.anchors[:-1]), steps - 1]
+    places = [int(edges[i]) for i in coarse.anchors]
+    if question.sigmas[-1] == 0:
+        places[-1] = steps - 1
     anchors = _spread(places, budget, question.forced)
-    return replace(coarse, anchors=_capped(anchors, question.max_skipped_steps))
+    end = () if question.sigmas[-1] == 0 else (steps,)
+    capped = _capped((*anchors, *end), question.max_skipped_steps)
+    return replace(coarse, anchors=tuple(i for i in capped if i < steps))
 
 
 def _spread(places: Sequence[int], budget: int, forced: Sequence[bool]) -> list[int]:
     """About `budget` anchors with the density of `places`, and all forced ones; where these alone are more, only they."""
-    must = {0, len(forced) - 1, *(i for i, f in enumerate(forced) if f)}
+    must = {0, *(i for i, f in enumerate(forced) if f)}
     low, high = 0, budget
     while low < high:  # how many to spread, so that they and the forced ones keep to the budget
         count = (low + high + 1) // 2

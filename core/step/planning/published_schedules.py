@@ -31,7 +31,8 @@ class PublishedSchedule:
             t = self.shift * t / (1 + (self.shift - 1) * t)
             placed = [int(np.abs(grid.times[:-1] - t[a]).argmin()) for a in self.anchors]
         spans = {b: k for b, k in zip(placed, self.spans, strict=False) if k > 0}
-        return Plan(grid, tuple(sorted({0, *placed, grid.steps - 1})), spans)
+        last = {grid.steps - 1} if grid.ends else set()
+        return Plan(grid, tuple(sorted({0, *placed} | last)), spans)
 
 
 def _released(shift: float, head: int, rest: str, spans: str) -> PublishedSchedule:

@@ -8,18 +8,28 @@ from dataclasses import dataclass, replace
 from ..clock import Clock
 from ..context import RunContext
 from ..reasons import Reason
-from .base import COMPUTE, Decision, Policy, ReadIndicator
+from .base import COMPUTE, Decision, Policy, ReadIndicator, RunPolicy
+
+
+class NoOpinion(RunPolicy):
+    """A guard that has nothing to guard in this run."""
+
+    def decide(self, clock: Clock, indicator: ReadIndicator) -> None:
+        return None
 
 
 @dataclass(frozen=True)
 class Warmup(Policy):
-    """The first `steps` steps, and at most the share `max_share` of a run: they set the composition, and predictors need anchors."""
+    """The first `steps` steps of a trajectory, and at most the share `max_share` of a run: they set the composition.
+
+    A run that goes on from another one's latent, or from a picture, has none: it needs only the anchors of its predictor.
+    """
 
     steps: int
     max_share: float = 1.0
 
     def start(self, context: RunContext) -> Warmup:
-        steps = min(self.steps, math.ceil(self.max_share * context.grid.steps))
+        steps = min(self.steps, math.ceil(self.max_share * context.grid.steps)) if context.grid.begins else 0
         context.force(range(steps))
         return replace(self, steps=steps)
 
@@ -43,9 +53,11 @@ class Full(Policy):
 
 @dataclass(frozen=True)
 class LastStep(Policy):
-    """The last step: no later step could correct its error."""
+    """The last step of a trajectory: no later step could correct its error. A run that ends above sigma zero has none."""
 
-    def start(self, context: RunContext) -> LastStep:
+    def start(self, context: RunContext) -> RunPolicy:
+        if not context.grid.ends:
+            return NoOpinion()
         context.force((context.grid.steps - 1,))
         return self
 

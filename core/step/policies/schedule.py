@@ -9,9 +9,10 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ..calibration.costs import default
-from ..clock import Clock
+from ..clock import Clock, Grid
 from ..context import RunContext
 from ..plan import Plan
+from ..planning.parts import part_budget
 from ..planning.planner import Question, solve
 from ..planning.published_schedules import PUBLISHED_SCHEDULES
 from ..reasons import Reason
@@ -38,13 +39,16 @@ class Budget:
     def of(cls, share: float) -> Budget:
         return cls(((1, share),))
 
-    def share(self, steps: int) -> float:
+    def share(self, steps: float) -> float:
         at, shares = zip(*self.shares, strict=True)
         return float(np.interp(steps, at, shares))
 
-    def count(self, steps: int) -> int:
-        """Steps to compute in a run of `steps`: at most the share, at least 1."""
-        return max(math.floor(self.share(steps) * steps + 1e-6), 1)
+    def count(self, grid: Grid) -> int:
+        """Steps to compute on a grid: at most the share, at least 1. Of a part of a trajectory: what the whole one's budget leaves after
+        the steps before, so that the parts together keep to it."""
+        first, total = grid.whole
+        share = self.share(total)
+        return max(math.floor(share * (first + grid.steps) + 1e-6) - math.floor(share * first + 1e-6), 1)
 
 
 @dataclass(frozen=True)
@@ -83,28 +87,30 @@ class Schedule(Policy):
 
     def start(self, context: RunContext) -> Schedule:
         grid, forced = context.grid, context.forced
-        if grid.steps < 1 or not grid.falling or all(forced):
+        if grid.steps < 2 or not grid.falling or all(forced):
             return replace(self, plan=Plan(grid, tuple(range(grid.steps))))
         if self.name == EVEN:
-            return replace(self, plan=Plan(grid, _even(self.budget.count(grid.steps), forced)))
+            return replace(self, plan=Plan(grid, _even(self.budget.count(grid), forced)))
         if self.name:
             return replace(self, plan=PUBLISHED_SCHEDULES[self.name].plan(grid))
         costs = context.costs or default(grid, kept=context.kept)
         safety = 10 ** (-context.margin / 20) if self.cautious else 1.0
-        solution = solve(
-            Question(
-                context.predictor,
-                grid.sigmas,
-                grid.flow,
-                costs,
-                self.budget.count(grid.steps),
-                self.gamma,
-                tuple(forced),
-                context.max_skipped_steps,
-                self.max_error * safety,
-                self.limit,
-            )
+        question = Question(
+            context.predictor,
+            grid.sigmas,
+            grid.flow,
+            costs,
+            self.budget.count(grid),
+            self.gamma,
+            tuple(forced),
+            context.max_skipped_steps,
+            self.max_error * safety,
+            self.limit,
         )
+        if not (grid.begins and grid.ends):
+            share = self.budget.share(grid.whole[1])
+            question = replace(question, budget=part_budget(grid, share, question, context.kept))
+        solution = solve(question)
         line = solution.predictor.line
         plan = Plan(grid, solution.anchors, slope=line.slope if line else None)
         return replace(self, plan=plan, predicted_error=solution.error, source=costs.recipe)
@@ -115,9 +121,9 @@ class Schedule(Policy):
 
 
 def _even(count: int, forced: Sequence[bool]) -> tuple[int, ...]:
-    """The first, the last and all forced steps, and as many evenly spaced ones as fit into `count`."""
+    """The first and all forced steps, and as many evenly spaced ones as fit into `count`."""
     steps = len(forced)
-    must = {0, steps - 1, *(i for i, f in enumerate(forced) if f)}
+    must = {0, *(i for i, f in enumerate(forced) if f)}
     for spread in range(count, 1, -1):
         anchors = must | {int(i) for i in np.linspace(0, steps - 1, spread).round()}
         if len(anchors) <= count:
