@@ -155,10 +155,13 @@ class Bench:
     @staticmethod
     def _counts(server: Server) -> dict[str, tuple[int, int]]:
         """Hits and what was asked for, by kind."""
+        from skipstone.core.memo.stats import WORDS
+
         graph = {"stats": {"class_type": "SkipstoneMemoStats", "inputs": {}}}
         text = ran(server, graph)["outputs"]["stats"]["text"][0]
-        found = re.findall(r"^(\w+): (\d+) of (\d+) hit", text, re.MULTILINE)
-        return {kind: (int(hits), int(asked)) for kind, hits, asked in found}
+        found = re.findall(r"^(\w+): (\d+) of (\d+) reused", text, re.MULTILINE)
+        kinds = {word: kind for kind, word in WORDS.items()}
+        return {kinds[word]: (int(hits), int(asked)) for word, hits, asked in found if word in kinds}
 
     def encode_and_hit(self) -> tuple[float, float]:
         """Seconds of an encode, and of its hit on the disk, of the servers' picture with the servers' VAE, in this process."""
@@ -278,6 +281,7 @@ def fingerprint_seconds(path: Path) -> float:
     import torch
 
     from skipstone.patch.memo import fingerprint
+    from skipstone.patch.memo.environment import environment_digest
 
     weights = comfy.utils.load_torch_file(str(path))
     network = torch.nn.Module()
@@ -290,7 +294,7 @@ def fingerprint_seconds(path: Path) -> float:
     encoder: Any = Encoder()
     encoder.model = network
     encoder.patcher = comfy.model_patcher.ModelPatcher(network, torch.device("cpu"), torch.device("cpu"))
-    fingerprint.environment_digest(torch.device("cpu"))  # is needed once in a process, whatever the encoder
+    environment_digest(torch.device("cpu"))  # is needed once in a process, whatever the encoder
     started = time.perf_counter()
     fingerprint.of_model(encoder)
     return time.perf_counter() - started

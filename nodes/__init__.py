@@ -15,6 +15,7 @@ GROUPS = (
 )
 # modules that register something beside nodes, and what is missing without them
 SERVICES = {
+    "loaders": "encoders whose settings another node changes in place are not recognized",
     "provider": "outputs of ComfyUI's own encode nodes are not kept across restarts",
     "routes": "the page's own parts, such as the encode cache's panel, are missing",
     "replacements": "nodes of earlier packs are not replaced",

@@ -18,7 +18,7 @@ from torch import Tensor
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, key
 from ..comfy_server import running_prompt
-from . import model_files
+from . import model_files, snapshot
 from .device_tags import Places, packed, unpacked
 from .fingerprint import is_modified
 from .graph_signature import PLAIN, is_comfys, loading_digest
@@ -125,7 +125,7 @@ class Provider(Caching.CacheProvider):
             if self._name(context) != before:
                 raise NotCacheable("files or code that changed while the node ran")
             watched.check(tiles_wanted=context.class_type in IN_TILES)
-            if any(is_modified(encoder) for encoder in watched.encoders()):
+            if any(is_modified(encoder) or snapshot.is_changed(encoder) for encoder in watched.encoders()):
                 raise NotCacheable("an encoder that another node changed in place")
             outputs = list(value.outputs)
             if not _fit(outputs, context.class_type):

@@ -38,10 +38,10 @@ _RUNTIME = {
     "_prefetch", "_pin", "_pin_state", "_seq_len_cached", "_cos_cached", "_sin_cached", "_resident_bank", "_visual_cache",
     "_kv_cache_entries", "_full_precision_mm", "_comfy_hostbuf", "_patcher_finalizer",
 }  # fmt: skip
+RUNTIME = frozenset({"device", "output_device", "size", "memory_used_encode", "memory_used_decode", "skipstone_decode"})
+"""Attributes of VAEs and CLIPs that change no bits, or are described otherwise."""
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks")
-_NOT_OF_A_VAE = {
-    "first_stage_model", "patcher", "device", "output_device", "size", "memory_used_encode", "memory_used_decode", "skipstone_decode",
-}  # fmt: skip
+_NOT_OF_A_VAE = {"first_stage_model", "patcher", *RUNTIME}
 _NOT_OF_A_CLIP = {
     "cond_stage_model",
     "patcher",
@@ -151,7 +151,7 @@ def _names(module: Any) -> dict[int, str]:
 
 
 def _identity(patcher: Any, module: Any, about: list[Any], own: bool) -> Identity:
-    seen = _state(module)
+    seen = state_of(module)
     if module not in _built or _built[module][0] != seen:
         _built[module] = seen, _base(patcher, module)
     base = _built[module][1]
@@ -175,7 +175,7 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def _state(module: Any) -> object:
+def state_of(module: Any) -> object:
     """A cheap change detector within this process; keeps nothing alive."""
     parts = None
     if any(_filled(getattr(torch.nn.modules.module, f"_global{hooks}", None)) for hooks in _HOOKS):

@@ -18,7 +18,7 @@ import torch
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, digest, key
 from ...core.memo.store import Found, Store
-from . import fingerprint
+from . import fingerprint, snapshot
 from .device_tags import Places, nbytes, unpacked
 from .encoders import content, memo_clip, memo_vae, vae_key
 from .graph_signature import GetNode, signature
@@ -192,7 +192,7 @@ class PendingLatent(Pending):
         except NotCacheable:
             return latent
         if isinstance(latent, torch.Tensor):
-            self._learn({"identity": who.digest, "form": form_of(latent)}, who.modified)
+            self._learn({"identity": who.digest, "form": form_of(latent)}, who.modified or snapshot.is_changed(made))
         return latent
 
 
@@ -230,7 +230,8 @@ class PendingPrompt(Pending):
             return encoded
         if len(encoded) == 1:
             keys = sorted({"cond", *encoded[0][1]})
-            self._learn({"key": name.digest, "keys": keys}, who.modified or fingerprint.tokenizer_is_modified(made))
+            modified = who.modified or fingerprint.tokenizer_is_modified(made) or snapshot.is_changed(made)
+            self._learn({"key": name.digest, "keys": keys}, modified)
         return encoded
 
 

@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+import re
 import shutil
 import socket
 import subprocess
 import threading
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -305,6 +307,57 @@ def test_slots_that_move_are_followed(cluster):
         assert store.compute(A, lambda: "other") == "x"
     one.clear()
     one.close()
+
+
+# users, with the rights that the operators' page names
+
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "encode-cache-operators.md"
+
+
+def rights(first):
+    """The commands that the page lists, by the first of them."""
+    found = re.search(rf"`({re.escape(first)}[^`]*)`", PAGE.read_text())
+    return found[1].split()
+
+
+def allow(client, *words):
+    client.execute_command("ACL", "SETUSER", "team", "reset", "on", ">pw", *words)
+
+
+@pytest.mark.parametrize("namespace", ["", "red"])
+def test_the_rights_that_the_page_names_are_enough(tmp_path, namespace, caplog):
+    server = Server(tmp_path)
+    try:
+        keys = ["~skipstone:1@red:*", "~skipstone:probe", "~skipstone:trial:*"] if namespace else ["~skipstone:*"]
+        allow(server.client(), *rights("+set"), *keys)
+        url = server.url.replace("://", "://team:pw@")
+        with caplog.at_level(logging.WARNING), opened(url, namespace=namespace) as store:
+            assert store.compute(A, lambda: 7) == 7 and store.flush()
+            assert store.get(A) == 7
+            assert store.usage()["redis"]["vae"].entries == 1
+            assert store.renew(A, lambda: 8) == 8 and store.flush()
+            assert store.clear(older_than=3600.0)["redis"] == Usage()
+            assert store.clear()["redis"].entries == 1
+            assert store.tiers["redis"].trial() > 0
+        allow(server.client(), *rights("+strlen"), *keys)
+        with caplog.at_level(logging.WARNING), opened(url, namespace=namespace, read_only=True) as store:
+            assert store.compute(A, lambda: 7) == 7 and store.flush()
+            assert store.usage()["redis"] == {}
+        assert said(caplog) == []
+    finally:
+        server.stop()
+
+
+def test_the_rights_that_the_page_names_are_enough_in_a_cluster(cluster, caplog):
+    for server in cluster:
+        allow(server.client(), *rights("+set"), *rights("+cluster"), "~skipstone:*")
+    with caplog.at_level(logging.WARNING), opened(cluster_url(cluster).replace("://", "://team:pw@")) as store:
+        for i in range(20):
+            assert store.compute(key("vae", i), iter([i]).__next__) == i
+        assert store.flush()
+        assert store.usage()["redis"]["vae"].entries == 20
+        assert store.clear()["redis"].entries == 20
+    assert said(caplog) == []
 
 
 def test_a_node_of_a_cluster_that_dies_costs_misses_alone(tmp_path, cluster):

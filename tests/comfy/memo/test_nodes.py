@@ -15,9 +15,10 @@ from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch.memo import graph_signature, lazy_encode, source_code
+from skipstone.patch.memo import graph_signature, lazy_encode, snapshot, source_code
 from skipstone.patch.memo import instance as process
-from skipstone.patch.memo.lazy_encode import PendingLatent
+from skipstone.patch.memo.lazy_encode import PendingLatent, PendingPrompt
+from skipstone.patch.memo.modifications import modified_code
 
 
 def latent(seed=1, vae=("VAELoader", {"vae_name": "demo.safetensors"}), **between):
@@ -335,6 +336,75 @@ def test_a_vae_that_another_node_bent_in_place_says_nothing_of_its_loader(memo, 
     del conv._conv_forward
     straight = asked().encode(vae)
     assert asked().known() and torch.equal(asked().get(), straight) and not torch.equal(straight, bent)
+
+
+@pytest.mark.parametrize("ours_first", [True, False])
+def test_a_plain_value_changed_in_place_says_nothing_of_its_loader(memo, shop, monkeypatch, ours_first):
+    """Only what the encoder was before tells of it."""
+    monkeypatch.setattr(nodes.VAELoader, "load_vae", snapshot.noting(nodes.VAELoader.load_vae))
+    vae = nodes.VAELoader().load_vae("demo.safetensors")[0]
+    graph = {"a": {"class_type": "VAELoader", "inputs": {"vae_name": "demo.safetensors"}}}
+    picture = torch.rand(1, 16, 16, 3)
+
+    def asked():
+        return PendingLatent(graph.get, ["a", 0], picture)
+
+    straight = asked().encode(vae) if ours_first else None
+    assert asked().known() is ours_first
+    block: Any = next(p for p in vae.first_stage_model.modules() if hasattr(p, "swish") or hasattr(p, "in_channels"))
+    for change in (
+        lambda: setattr(vae, "pad_channel_value", 0.5),
+        lambda: setattr(block, "a_packs_flag", True),
+        lambda: setattr(vae.first_stage_model, "a_packs_number", 3),
+    ):
+        change()
+        memo.store.clear()
+        asked().encode(vae)
+        assert not asked().known()
+    assert "loader: an encoder that another node changed in place" in memo.not_kept
+    del block.a_packs_flag, vae.first_stage_model.a_packs_number
+    vae.pad_channel_value = None
+    again = asked().encode(vae)
+    assert asked().known() and (straight is None or torch.equal(again, straight))
+
+
+@pytest.mark.parametrize("part", ["model", "tokenizer"])
+def test_a_plain_value_of_a_clip_changed_in_place_says_nothing_of_its_loader(memo, shop, monkeypatch, part):
+    monkeypatch.setattr(nodes.CLIPLoader, "load_clip", snapshot.noting(nodes.CLIPLoader.load_clip))
+    clip = nodes.CLIPLoader().load_clip("tiny.pt", "stable_diffusion")[0]
+    graph = {"a": {"class_type": "CLIPLoader", "inputs": {"clip_name": "tiny.pt", "type": "stable_diffusion"}}}
+
+    def asked():
+        return PendingPrompt(graph.get, ["a", 0], "a red circle")
+
+    holder = clip.cond_stage_model.clip_l if part == "model" else clip.tokenizer.clip_l
+    name = "layer_norm_hidden_state" if part == "model" else "disable_weights"
+    before = getattr(holder, name)
+    setattr(holder, name, not before)
+    asked().encode(clip)
+    assert not asked().known()
+    setattr(holder, name, before)
+    asked().encode(clip)
+    asked().encode(nodes.CLIPSetLastLayer().set_last_layer(clip, -2)[0])  # a clone with a setting of its own
+    assert asked().known()
+
+
+def test_loaders_are_watched_once_and_are_as_before(shop, monkeypatch):
+    for name in ("VAELoader", "CLIPLoader", "CheckpointLoaderSimple"):
+        kind = nodes.NODE_CLASS_MAPPINGS[name]
+        monkeypatch.setattr(kind, kind.FUNCTION, getattr(kind, kind.FUNCTION))  # put back at the end
+    before = modified_code()
+    snapshot.watch_loaders()
+    load = nodes.VAELoader.load_vae
+    snapshot.watch_loaders()
+    assert nodes.VAELoader.load_vae is load and modified_code() == before
+    vae = nodes.VAELoader().load_vae("demo.safetensors")[0]
+    assert not snapshot.is_changed(vae)
+    vae.encode(torch.rand(1, 16, 16, 3))
+    vae.decode(torch.rand(1, 16, 2, 2))
+    assert not snapshot.is_changed(vae), "running changes nothing"
+    vae.pad_channel_value = 0.5
+    assert snapshot.is_changed(vae)
 
 
 def test_what_was_not_foreseen_runs_the_loader(memo, shop, same, monkeypatch):
