@@ -317,6 +317,7 @@ PAGE = Path(__file__).resolve().parents[2] / "docs" / "encode-cache-operators.md
 def rights(first):
     """The commands that the page lists, by the first of them."""
     found = re.search(rf"`({re.escape(first)}[^`]*)`", PAGE.read_text())
+    assert found, first
     return found[1].split()
 
 
