@@ -179,7 +179,7 @@ class Bench:
         torch.set_num_threads(self.threads)
         store = Store([DiskTier(self.folder / "memo", spare=0)])
         store.ready(10)
-        instance.use(store)
+        instance.set_store(store)
         sd, metadata = comfy.utils.load_torch_file(str(self.vae), return_metadata=True)
         vae = memo_vae(comfy.sd.VAE(sd=sd, metadata=metadata))
         pixels = torch.from_numpy(np.array(Image.open(io.BytesIO(png(0, self.size)))).astype(np.float32) / 255.0)[None]
@@ -188,7 +188,7 @@ class Bench:
             store.flush(30)
             hit = median(lambda: vae.encode(pixels))
         told = store.report()["kinds"]["vae"]
-        instance.use(None)
+        instance.set_store(None)
         store.close()
         assert told["hits"] >= ROUNDS
         if told["misses"]:

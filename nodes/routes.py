@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 from aiohttp import web
 
 from ..core.memo import metrics
-from ..core.memo.status import overview, tried
+from ..core.memo.status import check_connections, overview
 from ..patch.comfy_server import on_free, server
-from ..patch.memo.instance import metrics_wanted, opened, standing
+from ..patch.memo.instance import metrics_wanted, opened, settings_status
 from ..patch.memo.lazy_encode import forget_held
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
@@ -83,20 +83,20 @@ async def _clear(request: web.Request) -> web.Response:
 
 async def _test(request: web.Request) -> web.Response:
     await _json(request)  # nothing in it counts
-    ok, text = await _off_the_loop(_tried)
+    ok, text = await _off_the_loop(_checked)
     return web.json_response({"ok": ok, "text": text})
 
 
 def _shown() -> dict[str, Any]:
     memo = opened()
     if memo is None:
-        return {"state": "off", "text": OFF, **standing()}
+        return {"state": "off", "text": OFF, **settings_status()}
     told = overview(memo)
     there = {tier["name"]: {**tier, "kinds": _named(tier.get("kinds", {}))} for tier in told["tiers"]}
     return {
         "state": "on",
         **told,
-        **standing(),
+        **settings_status(),
         "kinds": _named(told["kinds"]),
         # S3 is set up by few: it is shown only where it is
         "tiers": [
@@ -112,12 +112,12 @@ def _named(by_kind: dict[str, Any]) -> dict[str, Any]:
     return {_WORDS[kind]: by_kind[kind] for kind in known}
 
 
-def _tried() -> tuple[bool, str]:
+def _checked() -> tuple[bool, str]:
     memo = opened()
     if memo is None:
         return False, OFF
-    ok, text = tried(memo)
-    if standing()["changed"]:
+    ok, text = check_connections(memo)
+    if settings_status()["changed"]:
         text += " The settings have changed since ComfyUI was started: restart it to use and to test them."
     return ok, text
 

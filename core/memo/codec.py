@@ -1,4 +1,4 @@
-"""Values as bytes and back: a safetensors file with a digest before it; everything that is no tensor is JSON in its header.
+"""Serialization of cached values: a safetensors file after a digest. Everything but tensors is JSON in the file's header.
 
     8 bytes    SKIPMEMO
     32 bytes   BLAKE3 of all that follows
@@ -6,12 +6,12 @@
 
     {"format": 1, "key": "vae/0123...", "cost": 1.5, "created": 1.7e9, "value": ["d", ["samples", ["t", 0]]]}
 
-None, bool, int, finite floats and str stand for themselves. Everything else is a list with a tag: "t" tensor (its number, and
-the order of its axes in memory where that is not row-major), "l" list, "u" tuple, "d" dict (pairs in their order), "f" float
-that JSON does not have (its 64 bits). Nothing of Python's can be named, so nothing of it can be made.
+None, bool, int, finite floats and str are encoded as themselves. Everything else is a list that begins with a tag: "t" tensor (its number,
+and the order of its axes in memory where that is not row-major), "l" list, "u" tuple, "d" dict (pairs in order), "f" a float that JSON does
+not have (its 64 bits). The format cannot name Python objects, so decoding cannot create any.
 
-The digest protects against damage, not against malice: whoever may write entries may write wrong ones (signed.py is against that). A
-hostile entry can be no more than a wrong value or a miss, takes no more memory than twice its size, and no longer than reading it.
+The digest detects damage, not forgery: anyone who can write to a store can write a wrong entry (signature.py prevents that). Decoding a
+hostile entry yields at worst a wrong value or a miss, needs at most twice its size in memory, and takes no longer than reading it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ DTYPES = set(_DTYPES.values())
 
 @dataclass(frozen=True)
 class Entry:
-    """A value as it was kept. cost: seconds that computing it took. created: seconds since 1970."""
+    """A cached value. cost: seconds that computing it took. created: time of computing, in seconds since 1970."""
 
     value: Any
     cost: float
@@ -55,7 +55,7 @@ class Entry:
 
 
 def encode(key: Key, entry: Entry) -> bytes:
-    """The entry as bytes, independent of what the caller does to the value afterwards. Raises NotCacheable, with the reason."""
+    """Serialize an entry. The bytes share no memory with the value. Raises NotCacheable with the reason."""
     try:
         return _encode(key, entry)
     except NotCacheable:
@@ -67,23 +67,21 @@ def encode(key: Key, entry: Entry) -> bytes:
 
 
 def decode(key: Key, data: bytes | bytearray, verify: bool = True) -> Entry:
-    """The entry of these bytes; its tensors are on the CPU and nobody else's. Raises CorruptEntry, and nothing else.
+    """Deserialize an entry. Its tensors are on the CPU and share no memory with `data`. Raises CorruptEntry and nothing else.
 
-    verify: compare the digest. Not needed for bytes that never left this process.
+    verify: check the digest, which is not needed for bytes that never left this process.
     """
     try:
         return _decode(key, data, verify)
     except CorruptEntry:
         raise
-    except Exception as error:  # whatever a parser has to say to hostile bytes
+    except Exception as error:  # parsers raise anything on hostile bytes
         raise CorruptEntry(f"{type(error).__name__} on reading") from error
 
 
 def plausible(head: bytes | bytearray | memoryview, size: int) -> bool:
-    """Whether these first bytes, 48 or more, may begin an entry of `size` bytes. With all of the header, what it says of the size counts.
-
-    Saves reading what cannot be an entry.
-    """
+    """Whether an entry of `size` bytes can begin with `head`, of 48 bytes or more. If `head` includes the whole header, the size that
+    follows from it must be `size`. Used to avoid reading bytes that are no entry."""
     if len(head) < PREFIX + 8 or bytes(head[: len(MAGIC)]) != MAGIC:
         return False
     (header,) = struct.unpack_from("<Q", head, PREFIX)
@@ -100,7 +98,7 @@ def plausible(head: bytes | bytearray | memoryview, size: int) -> bool:
 
 
 def header_size(head: bytes | bytearray) -> int:
-    """Bytes of the beginning of an entry with which plausible() knows all, by its first 48 bytes."""
+    """Bytes of an entry up to the end of its header, by its first 48 bytes."""
     return PREFIX + 8 + int(struct.unpack_from("<Q", head, PREFIX)[0])
 
 

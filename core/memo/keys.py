@@ -1,8 +1,7 @@
-"""Names for content: what is equal has one name in every process and on every machine, what differs has another.
+"""Keys of cached values: digests of everything that a value is computed from, equal in every process and on every machine.
 
-BLAKE3 rather than a faster hash without a key: a Redis may be shared with people who choose their pictures and prompts
-freely, and nobody can make two contents that share a name. It reads over 4 GB/s on one core with AVX2, uses more cores on
-large tensors, and ComfyUI brings it.
+BLAKE3 is used because it is collision-resistant: a store may be shared with users who choose their inputs freely, and no two inputs can be
+constructed that have one key. It hashes over 4 GB/s on one core with AVX2, uses more cores for large tensors, and ComfyUI requires it.
 """
 
 from __future__ import annotations
@@ -19,9 +18,9 @@ from .errors import NotCacheable
 from .tensors import raw
 
 FORMAT = 1
-"""Of names and of entries. Raise it whenever one of them comes to mean something else: old entries are then misses."""
+"""Version of keys and entries. Increment it whenever the meaning of either changes: entries of earlier versions are then misses."""
 
-DEPTH = 32  # of lists in lists; also the codec's
+DEPTH = 32  # largest nesting depth of lists, tuples and dicts; the codec uses it too
 
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _DIGEST = re.compile(r"[0-9a-f]{40}")
@@ -29,9 +28,10 @@ _DIGEST = re.compile(r"[0-9a-f]{40}")
 
 @dataclass(frozen=True)
 class Key:
-    """kind: what is kept, `vae` or `text`: a word for statistics and clearing. digest: 160 bits of BLAKE3 as hex digits.
+    """The key of a value.
 
-    Both are safe in a path and in a Redis key. Raises ValueError for anything else.
+    kind: a category for statistics and clearing, such as "vae" or "text". digest: 160 bits of BLAKE3 as 40 hex digits. Both are restricted
+    to characters that are safe in paths and in names of Redis and S3. Raises ValueError for other strings.
     """
 
     kind: str
@@ -46,15 +46,15 @@ class Key:
 
 
 def key(kind: str, *parts: object) -> Key:
-    """The name of the value that `kind` computes from these parts. Raises NotCacheable as digest() does."""
+    """The key of a value of this kind that is computed from these parts. Raises NotCacheable as digest() does."""
     return Key(kind, digest(kind, *parts))
 
 
 def digest(*parts: object) -> str:
-    """40 hex digits for any nesting of tensors, lists, tuples, dicts with names, bytes, str, int, float, bool and None.
+    """Digest of any nesting of tensors, lists, tuples, dicts with str keys, bytes, str, int, float, bool and None, as 40 hex digits.
 
-    A tensor counts by dtype, shape and elements, not by strides or device; a dict by what it holds, not in what order; a
-    float by its bits, so 0.0 is not -0.0; and 1, 1.0, True and "1" are four things. Raises NotCacheable for anything else.
+    Tensors are compared by dtype, shape and elements, not by strides or device; dicts regardless of order; floats by their bits, so 0.0
+    differs from -0.0. 1, 1.0, True and "1" have different digests. Raises NotCacheable for other types.
     """
     hasher = blake3(b"skipstone memo %d\0" % FORMAT, max_threads=blake3.AUTO)
     _feed(hasher, parts, 0)
@@ -62,7 +62,7 @@ def digest(*parts: object) -> str:
 
 
 def _feed(hasher: blake3, part: Any, depth: int) -> None:
-    # each part is its tag, its length or count, and its content: no two nestings make the same bytes
+    # every part is hashed as tag, length or count, and content, so different nestings hash different bytes
     if depth > DEPTH:
         raise NotCacheable("nested too deep")
     kind = type(part)

@@ -1,4 +1,4 @@
-"""What a memo did since it was opened: plain counts, from any thread, as a dict and as text."""
+"""Statistics of a store since it was opened: hits, misses, times and failures, as a dict and as text. Thread-safe."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ WORDS = {
     "vision": "vision embeddings",
     "audio": "audio embeddings",
 }
-"""Names of kinds that people read, by kind."""
+"""Names of kinds in the user interface, by kind."""
 
 
 class Stats:
-    """Counts are by (tier, kind) or by kind; troubles are sentences, logged when first met and never again."""
+    """Counters by (tier, kind) or by kind, and failures of tiers, of which each is logged once."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._hits: Counter[tuple[str, str]] = Counter()
-        self._passed: Counter[tuple[str, str]] = Counter()  # looked for in this tier in vain
+        self._passed: Counter[tuple[str, str]] = Counter()  # look-ups in this tier that were misses
         self._misses: Counter[str] = Counter()
         self._saved: defaultdict[str, float] = defaultdict(float)  # seconds, by kind
         self._spent: defaultdict[str, float] = defaultdict(float)
@@ -38,31 +38,33 @@ class Stats:
         self._troubles: dict[tuple[str, str], str] = {}
 
     def hit(self, tier: str, kind: str, cost: float, seconds: float) -> None:
-        """cost: what computing took when the entry was made; seconds: what finding it took now."""
+        """Count a hit. cost: seconds that computing the value took when it was cached. seconds: duration of this look-up."""
         with self._lock:
             self._hits[tier, kind] += 1
             self._saved[kind] += cost - seconds
 
     def passed(self, tier: str, kind: str) -> None:
+        """Count a look-up that missed in one tier."""
         with self._lock:
             self._passed[tier, kind] += 1
 
     def miss(self, kind: str) -> None:
+        """Count a value that was in no tier."""
         with self._lock:
             self._misses[kind] += 1
 
     def spent(self, kind: str, seconds: float) -> None:
-        """Seconds that computing what was missing took."""
+        """Add the seconds that computing a missing value took."""
         with self._lock:
             self._spent[kind] += seconds
 
     def refused(self, reason: str) -> None:
-        """A value that was not kept, or not everywhere."""
+        """Count a value that was not cached, or not in every tier. reason: a short phrase."""
         with self._lock:
             self._refused[reason] += 1
 
     def trouble(self, tier: str, what: str, detail: str = "") -> None:
-        """Say once that a tier fails so; what it costs is a miss."""
+        """Log a failure of a tier, once for each `what`. detail: what varies between occurrences; only the first is logged."""
         with self._lock:
             if (tier, what) in self._troubles:
                 return
@@ -72,7 +74,7 @@ class Stats:
 
     @property
     def troubles(self) -> list[tuple[str, str]]:
-        """(tier, what), in the order they were met, without the details that may name files."""
+        """Failures as (tier, what), in order of first occurrence, without details, which may contain paths."""
         with self._lock:
             return list(self._troubles)
 
@@ -93,9 +95,9 @@ class Stats:
             return told
 
     def as_dict(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> dict[str, Any]:
-        """All that is known, as JSON takes it. usage: by tier and kind; None for a tier that did not say.
+        """All statistics as plain data for JSON. usage: entries and bytes by tier and kind; None for a tier that did not answer.
 
-        Rates are shares of 1, None where nothing was asked for; times are seconds.
+        Rates are between 0 and 1, or None where nothing was looked up; times are in seconds.
         """
         with self._lock:
             kinds = sorted({kind for _, kind in self._hits} | set(self._misses))
@@ -133,24 +135,24 @@ class Stats:
             }
 
     def text(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> str:
-        """The same for people, some lines."""
-        told = self.as_dict(usage)
-        lines = [_line("encode cache", told)]
-        if len(told["kinds"]) > 1:
-            lines += [_line(WORDS.get(kind, kind), counts) for kind, counts in told["kinds"].items()]
-        for tier, counts in told["tiers"].items():
+        """The statistics as lines of text."""
+        report = self.as_dict(usage)
+        lines = [_line("encode cache", report)]
+        if len(report["kinds"]) > 1:
+            lines += [_line(WORDS.get(kind, kind), counts) for kind, counts in report["kinds"].items()]
+        for tier, counts in report["tiers"].items():
             held = (
                 f", {counts['entries']} entries, {size(counts['bytes'])}"
                 if "entries" in counts
                 else ", does not answer"
             )
             lines.append(f"{tier}: {counts['hits']} hits{held}")
-        lines += [f"not kept: {reason}, {n} times" for reason, n in told["not_kept"].items()]
-        return "\n".join(lines + told["troubles"])
+        lines += [f"not kept: {reason}, {n} times" for reason, n in report["not_kept"].items()]
+        return "\n".join(lines + report["troubles"])
 
 
 def size(n: int) -> str:
-    """1234567 as 1.2 MB; a GB is 2**30 bytes here, as in the settings."""
+    """A number of bytes with its unit, such as 1.2 MB. A GB is 2**30 bytes, as in the settings."""
     number = float(n)
     for unit in ("bytes", "kB", "MB"):
         if number < 1024:

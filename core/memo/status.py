@@ -1,4 +1,4 @@
-"""What a memo did and holds, for a page that anybody who reaches the server can read: no path, no address, no password."""
+"""Status of a store for pages that everybody who reaches the server can read: no path, address or password."""
 
 from __future__ import annotations
 
@@ -10,25 +10,28 @@ from .tiers.redis import RedisTier
 from .tiers.s3 import S3Tier
 
 NAMES = {"disk": "its folder", "redis": "Redis", "s3": "S3"}
+"""Replacements for the place of a tier in messages, by the tier's name."""
 
 
 def overview(store: Store) -> dict[str, Any]:
-    """As Stats.as_dict, but `tiers` is a list in order, each with `budget` (bytes or None) and `state`: "on", or "away" for one that
-    is not asked at present. `troubles`: {"tier", "text"}. May wait some seconds.
+    """A report like Stats.as_dict(), with the state of each tier. May take some seconds, as every tier is asked for its usage.
+
+    `tiers` is a list in look-up order. Each has `budget` (bytes or None) and `state`: "on", or "away" for a tier that is not asked at
+    present. `troubles` is a list of {"tier", "text"}.
     """
-    told = store.report(patient=True)  # asks every tier what it holds: whether it answers is known then
+    report = store.report(patient=True)
     tiers = []
     for name, tier in store.tiers.items():
-        state = "on" if store.serves(name) and "entries" in told["tiers"][name] else "away"
-        tiers.append({"name": name, "state": state, "budget": getattr(tier, "budget", None), **told["tiers"][name]})
+        state = "on" if store.serves(name) and "entries" in report["tiers"][name] else "away"
+        tiers.append({"name": name, "state": state, "budget": getattr(tier, "budget", None), **report["tiers"][name]})
     troubles = [
-        {"tier": name, "text": _without_place(what, store.tiers.get(name))} for name, what in store.stats.troubles
+        {"tier": name, "text": _without_place(text, store.tiers.get(name))} for name, text in store.stats.troubles
     ]
-    return {**told, "tiers": tiers, "troubles": troubles}
+    return {**report, "tiers": tiers, "troubles": troubles}
 
 
-def tried(store: Store) -> tuple[bool, str]:
-    """Whether each shared tier of this store takes a word and gives it back, and sentences that say so or what is wrong."""
+def check_connections(store: Store) -> tuple[bool, str]:
+    """Write a value to each shared tier and read it back. Returns whether all of them work, and a sentence about each."""
     shared = [tier for tier in store.tiers.values() if isinstance(tier, RedisTier | S3Tier)]
     if not shared:
         return False, "No Redis address is set."
@@ -43,19 +46,19 @@ def tried(store: Store) -> tuple[bool, str]:
 
 
 def text(store: Store) -> str:
-    """Store.text() without places: it ends up in ComfyUI's history, which every page can read."""
-    told = store.text()
+    """Store.text() without places. ComfyUI stores it in its history, which every page can read."""
+    lines = store.text()
     for tier in store.tiers.values():
-        told = _without_place(told, tier)
-    return told
+        lines = _without_place(lines, tier)
+    return lines
 
 
 def report(store: Store) -> dict[str, Any]:
     """Store.report() without places."""
-    told = store.report()
+    made = store.report()
     for tier in store.tiers.values():
-        told["troubles"] = [_without_place(trouble, tier) for trouble in told["troubles"]]
-    return told
+        made["troubles"] = [_without_place(trouble, tier) for trouble in made["troubles"]]
+    return made
 
 
 def _without_place(text: str, tier: Tier | None) -> str:

@@ -19,7 +19,7 @@ from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, key
 from ..comfy_server import running_prompt
 from . import model_files, snapshot
-from .device_tags import Places, packed, unpacked
+from .device_tags import Devices, pack, unpack
 from .fingerprint import is_modified
 from .graph_signature import PLAIN, is_comfys, loading_digest
 from .instance import opened
@@ -98,7 +98,7 @@ class Provider(Caching.CacheProvider):
         try:
             if memo is None or named is None or found is None:
                 return None
-            outputs = unpacked(found.entry.value, _places())
+            outputs = unpack(found.entry.value, _places())
             if not _fit(outputs, context.class_type):
                 return None
             memo.used(named[0], found)
@@ -130,7 +130,7 @@ class Provider(Caching.CacheProvider):
             outputs = list(value.outputs)
             if not _fit(outputs, context.class_type):
                 raise NotCacheable("something else than the node's outputs, or with unknown keys")
-            memo.put(before[0], packed(outputs, _places()), cost)
+            memo.put(before[0], pack(outputs, _places()), cost)
         except NotCacheable as reason:
             memo.stats.spent(NODE, cost)
             memo.stats.refused(f"{NODE}: {reason}")
@@ -217,7 +217,7 @@ def _texts(value: Any) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _places() -> Places:
+def _places() -> Devices:
     import torch
     from comfy import model_management
 

@@ -1,4 +1,4 @@
-"""Values as they are kept: on the CPU, with a word for where each tensor was, so that it comes back there."""
+"""Values in the form in which they are cached: with a tag for the device of each tensor, so that a hit is placed on that device again."""
 
 from __future__ import annotations
 
@@ -9,44 +9,44 @@ from torch import Tensor, device
 
 from ...core.memo.errors import CorruptEntry, NotCacheable
 
-Places = dict[str, device]
-"""Devices by the words that stand for them; the first word of a device counts."""
+Devices = dict[str, device]
+"""Devices by tag. Where several tags name one device, the first is used."""
 
 
-def packed(value: Any, places: Places) -> dict[str, Any]:
-    """A value for the store. Raises NotCacheable for a tensor anywhere else, and for a reference that is no data."""
-    words: list[str] = []
+def pack(value: Any, devices: Devices) -> dict[str, Any]:
+    """The value with the tag of each of its tensors, for the store. Raises NotCacheable for a tensor on another device."""
+    tags: list[str] = []
 
     def note(tensor: Tensor) -> Tensor:
-        word = next((w for w, d in places.items() if _same(d, tensor.device)), None)
-        if word is None:
+        tag = next((t for t, d in devices.items() if _is_same(d, tensor.device)), None)
+        if tag is None:
             raise NotCacheable(f"a tensor on {tensor.device}")
-        words.append(word)
+        tags.append(tag)
         return tensor
 
-    return {"value": _mapped(value, note), "places": words}
+    return {"value": _mapped(value, note), "places": tags}
 
 
-def unpacked(kept: Any, places: Places) -> Any:
-    """The value again, its tensors where they were. Raises CorruptEntry for what packed() did not make."""
-    if not isinstance(kept, dict) or set(kept) != {"value", "places"} or not isinstance(kept["places"], list):
-        raise CorruptEntry("not a value with its places")
-    words = iter(kept["places"])
+def unpack(cached: Any, devices: Devices) -> Any:
+    """The value of pack(), each tensor on the device of its tag. Raises CorruptEntry for anything that pack() did not return."""
+    if not isinstance(cached, dict) or set(cached) != {"value", "places"} or not isinstance(cached["places"], list):
+        raise CorruptEntry("not a value with its devices")
+    tags = iter(cached["places"])
 
     def put(tensor: Tensor) -> Tensor:
-        word = next(words, None)
-        if word not in places:
-            raise CorruptEntry(f"a tensor on {word!r}")
-        return tensor.to(places[word])
+        tag = next(tags, None)
+        if tag not in devices:
+            raise CorruptEntry(f"a tensor on {tag!r}")
+        return tensor.to(devices[tag])
 
-    value = _mapped(kept["value"], put)
-    if next(words, None) is not None:
-        raise CorruptEntry("more places than tensors")
+    value = _mapped(cached["value"], put)
+    if next(tags, None) is not None:
+        raise CorruptEntry("more devices than tensors")
     return value
 
 
 def nbytes(value: Any) -> int:
-    """Of the tensors in a value."""
+    """Bytes of all tensors in a nesting of dicts, lists and tuples."""
     sizes: list[int] = []
 
     def note(tensor: Tensor) -> Tensor:
@@ -57,8 +57,8 @@ def nbytes(value: Any) -> int:
     return sum(sizes)
 
 
-def _same(a: device, b: device) -> bool:
-    # "cuda" is the current one, which is how ComfyUI names it where there is one
+def _is_same(a: device, b: device) -> bool:
+    # "cuda" without an index is the current device, and ComfyUI names a single one so
     return a.type == b.type and (a.index is None or b.index is None or a.index == b.index)
 
 

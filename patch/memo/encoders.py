@@ -19,7 +19,7 @@ import torch
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, digest, key
 from . import fingerprint
-from .device_tags import Places, packed, unpacked
+from .device_tags import Devices, pack, unpack
 from .fingerprint import HOOKS
 from .instance import opened
 from .observation import Observation, notes_tiles
@@ -80,7 +80,7 @@ def kept_or_computed(
     patched: Any,
     name: Callable[[], Key],
     compute: Callable[[], Any],
-    places: Callable[[], Places],
+    places: Callable[[], Devices],
     fits: Callable[[Any], bool],
     tiles: bool = False,
 ) -> Any:
@@ -109,12 +109,12 @@ def kept_or_computed(
             watched.check(tiles)
             if not fits(value):
                 raise NotCacheable("no value of the form that was asked for")
-            return packed(value, where)
+            return pack(value, where)
         except NotCacheable as reason:
             raise _NotKept(value, f"{asked.kind}: {reason}", time.perf_counter() - started) from None
 
     def restored(found: Any) -> Any:
-        value = unpacked(found, where)
+        value = unpack(found, where)
         if not fits(value):
             raise CorruptEntry("not of the form that this encoder gives")
         return value
@@ -140,7 +140,7 @@ def _check_interrupted() -> None:
 # VAE
 
 
-def vae_places(vae: Any) -> Places:
+def vae_places(vae: Any) -> Devices:
     return {"output": torch.device(vae.output_device), "cpu": torch.device("cpu")}
 
 
@@ -204,7 +204,7 @@ def _vae_class(base: Any) -> Any:
 # CLIP
 
 
-def clip_places(clip: Any) -> Places:
+def clip_places(clip: Any) -> Devices:
     from comfy import model_management
 
     return {

@@ -1,4 +1,4 @@
-"""The one memo of this process, and where its owner says what it may use: the environment, then ComfyUI's settings.
+"""The encode cache of this process and its settings, from the environment or ComfyUI's settings; the environment takes precedence.
 
     environment                 comfy.settings.json          meaning                                         default
     SKIPSTONE_MEMO              Skipstone.Memo               on or off                                       on
@@ -19,9 +19,9 @@
     SKIPSTONE_METRICS           (none)                       /skipstone/metrics, for Prometheus              off
     SKIPSTONE_PROVIDER          Skipstone.Provider           also keep what ComfyUI's own nodes return       off
 
-Never a widget: a workflow comes from strangers. With several users (--multi-user) the settings are theirs and not the
-owner's, and only the environment counts. A value that makes no sense is said once, and the default taken. Every page can read
-the settings: an address with a password is taken from the environment alone. What is changed counts after a restart.
+None of them is a widget, because workflows come from strangers. With --multi-user, the settings belong to the users and not to the
+machine's owner, so only the environment is read. An invalid value is logged once and the default is used. Every page can read the settings,
+so an address with a password is accepted from the environment alone. Changes apply after a restart.
 """
 
 from __future__ import annotations
@@ -41,143 +41,154 @@ from ...core.memo.tiers.disk import DiskTier
 from ...core.memo.tiers.redis_address import with_password
 
 FOLDER = ("skipstone", "memo")
-DISK_SECONDS, REDIS_SECONDS = 5.0, 0.03  # that the first who asks waits for a tier to be there
-LARGEST = 4 << 20  # bytes of a settings file that is read
+DISK_SECONDS, SHARED_SECONDS = (
+    5.0,
+    0.03,
+)  # for which the first call of opened() waits for the disk tier and for shared tiers
+LARGEST = 4 << 20  # bytes of the largest settings file that is read
 _YES, _NO = {"1", "true", "yes", "on"}, {"0", "false", "no", "off", ""}
 
 log = logging.getLogger(__name__)
 _lock = threading.Lock()
-_held: list[Store | None] = []
-_began: dict[str, Any] = {}  # the choices that are in force
+_store: list[Store | None] = []  # empty until it is first needed
+_in_force: dict[str, Any] = {}  # settings that were read when the store or the provider was made
 
 
 def opened() -> Store | None:
-    """This process's memo, made when first asked for; None where it is switched off. Never raises."""
-    if not _held:
+    """The encode cache of this process, opened by the first call. None if it is switched off. Never raises."""
+    if not _store:
         with _lock:
-            if not _held:
-                _held.append(_made())
-    return _held[0]
+            if not _store:
+                _store.append(_open())
+    return _store[0]
 
 
-def use(store: Store | None) -> None:
-    """Take another from now on; for tests and benchmarks. Who made a store closes it."""
+def set_store(store: Store | None) -> None:
+    """Replace the store of this process, for tests and benchmarks. The caller closes it."""
     with _lock:
-        _held[:] = [store]
+        _store[:] = [store]
 
 
-def reopen() -> None:
-    """Close the memo, and make it anew from the settings when it is next asked for."""
+def reset() -> None:
+    """Close the store. The next call of opened() opens one by the settings of that time."""
     with _lock:
-        if _held and _held[0] is not None:
-            _held[0].close()
-        _held.clear()
-        _began.pop("memo", None)
+        if _store and _store[0] is not None:
+            _store[0].close()
+        _store.clear()
+        _in_force.pop("memo", None)
 
 
 def provider_wanted() -> bool:
-    _began["provider"] = _provider(SettingsReader())
-    return bool(_began["provider"])
+    """Whether results of ComfyUI's own nodes are to be cached."""
+    _in_force["provider"] = _provider(SettingsReader())
+    return bool(_in_force["provider"])
 
 
 def metrics_wanted() -> bool:
-    """Whether /skipstone/metrics is there: the environment alone decides, as whoever reaches the server can read it."""
+    """Whether /skipstone/metrics is to be served. Read from the environment alone, because everybody who reaches the server sees it."""
     return _is_on(os.environ.get("SKIPSTONE_METRICS", ""))
 
 
-def standing() -> dict[str, Any]:
-    """How what is said now stands to what is in force: `changed`, so that ComfyUI is to be restarted; `environment`, names of settings
-    that it overrules; `several_users`, so that no setting counts. Opens nothing, logs nothing.
+def settings_status() -> dict[str, Any]:
+    """How the settings relate to those in force. Opens and logs nothing.
+
+    `changed`: whether a restart is needed to apply them. `environment`: names of settings that environment variables override.
+    `several_users`: whether settings are ignored because of --multi-user.
     """
     from comfy.cli_args import args
 
-    said = SettingsReader(quiet=True)
-    now = {"memo": _choices(said), "provider": _provider(said)}
+    reader = SettingsReader(quiet=True)
+    now = {"memo": _configured(reader), "provider": _provider(reader)}
     return {
-        "changed": any(now[what] != choice for what, choice in _began.items()),
-        "environment": sorted(said.of_environment),
+        "changed": any(now[name] != value for name, value in _in_force.items()),
+        "environment": sorted(reader.overridden),
         "several_users": bool(getattr(args, "multi_user", False)),
     }
 
 
 class SettingsReader:
-    """What the machine's owner said, as text or as JSON has it. of_environment: the names asked for that it overrules."""
+    """Reads settings from the environment and from ComfyUI's settings file. Values are as text or JSON has them.
+
+    quiet: log nothing. overridden: names of settings that were asked for and that the environment sets.
+    """
 
     def __init__(self, quiet: bool = False) -> None:
         self._file = _settings_file()
         self._quiet = quiet
-        self.of_environment: set[str] = set()
+        self.overridden: set[str] = set()
 
     def get(self, variable: str, name: str) -> Any:
-        """None where nothing is said."""
-        said = os.environ.get(f"SKIPSTONE_{variable}")
-        if said is None:
+        """The value of SKIPSTONE_<variable>, or of the setting `name`; None if neither is set."""
+        value = os.environ.get(f"SKIPSTONE_{variable}")
+        if value is None:
             return self._file.get(name)
-        self.of_environment.add(name)
-        return said
+        self.overridden.add(name)
+        return value
 
     def get_place(self, variable: str, name: str) -> Any:
-        """As get(), for a folder or an address: from the settings only where nobody but this machine's users can change them."""
-        said = self.get(variable, name)
-        if said and name not in self.of_environment and not _on_loopback():
-            self.complain(
+        """Like get(), for a folder or an address. Ignores the setting if users of other machines could have changed it."""
+        value = self.get(variable, name)
+        if value and name not in self.overridden and not _on_loopback():
+            self.warn(
                 "encode cache: %s is ignored, as this server can be reached from other machines, whose users can change it: "
                 "set SKIPSTONE_%s instead",
                 name,
                 variable,
             )
             return None
-        return said
+        return value
 
-    def complain(self, what: str, *about: Any) -> None:
+    def warn(self, message: str, *args: Any) -> None:
+        """Log a warning, unless quiet."""
         if not self._quiet:
-            log.warning(f"[Skipstone] {what}", *about)
+            log.warning(f"[Skipstone] {message}", *args)
 
 
-def _made() -> Store | None:
+def _open() -> Store | None:
     try:
-        chosen = _began["memo"] = _choices(SettingsReader())
+        chosen = _in_force["memo"] = _configured(SettingsReader())
         if chosen is None:
             return None
         store = chosen.open()
-        atexit.register(store.close)  # what waits to be written is written
+        atexit.register(store.close)  # writes what is still queued
         store.ready(DISK_SECONDS, DiskTier.name)
-        store.ready(REDIS_SECONDS)
+        store.ready(SHARED_SECONDS)
         return store
     except Exception:
         log.exception("[Skipstone] encode cache: cannot be opened; nothing is cached")
         return None
 
 
-def _choices(said: SettingsReader) -> Settings | None:
-    """None: switched off."""
-    settings = _settings(said)
-    return settings if _switch(said, "MEMO", "Skipstone.Memo", True) else None
+def _configured(reader: SettingsReader) -> Settings | None:
+    """The settings, or None if the cache is switched off."""
+    settings = _settings(reader)
+    return settings if _switch(reader, "MEMO", "Skipstone.Memo", True) else None
 
 
-def _provider(said: SettingsReader) -> bool:
-    return _switch(said, "PROVIDER", "Skipstone.Provider", False)
+def _provider(reader: SettingsReader) -> bool:
+    return _switch(reader, "PROVIDER", "Skipstone.Provider", False)
 
 
-def _settings(said: SettingsReader) -> Settings:
+def _settings(reader: SettingsReader) -> Settings:
     usual = Settings()
     chosen: dict[str, Any] = {
-        "memory": _number(said, "MEMO_MEMORY", "Skipstone.Memo.Memory", usual.memory),
-        "folder": _folder(said),
-        "disk": _number(said, "MEMO_DISK", "Skipstone.Memo.Disk", usual.disk),
-        "disk_days": _number(said, "MEMO_DAYS", "Skipstone.Memo.Days", usual.disk_days) or usual.disk_days,
-        "redis_days": _number(said, "MEMO_REDIS_DAYS", "Skipstone.Memo.RedisDays", usual.redis_days)
+        "memory": _number(reader, "MEMO_MEMORY", "Skipstone.Memo.Memory", usual.memory),
+        "folder": _folder(reader),
+        "disk": _number(reader, "MEMO_DISK", "Skipstone.Memo.Disk", usual.disk),
+        "disk_days": _number(reader, "MEMO_DAYS", "Skipstone.Memo.Days", usual.disk_days) or usual.disk_days,
+        "redis_days": _number(reader, "MEMO_REDIS_DAYS", "Skipstone.Memo.RedisDays", usual.redis_days)
         or usual.redis_days,
-        "redis_entry": _number(said, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", usual.redis_entry) or usual.redis_entry,
+        "redis_entry": _number(reader, "MEMO_REDIS_MB", "Skipstone.Memo.RedisMB", usual.redis_entry)
+        or usual.redis_entry,
     }
-    # the environment alone: every page can read and write the settings
+    # from the environment alone, because every page can read and write the settings
     chosen["read_only"] = _is_on(os.environ.get("SKIPSTONE_MEMO_READ_ONLY", ""))
     chosen["namespace"] = os.environ.get("SKIPSTONE_MEMO_NAMESPACE", "")
     chosen["secret"] = os.environ.get("SKIPSTONE_MEMO_KEY", "")
-    chosen["s3_entry"] = _number(said, "MEMO_S3_MB", "Skipstone.Memo.S3MB", usual.s3_entry) or usual.s3_entry
-    address = str(said.get_place("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
-    if with_password(address) and "Skipstone.Memo.Redis" not in said.of_environment:
-        said.complain(
+    chosen["s3_entry"] = _number(reader, "MEMO_S3_MB", "Skipstone.Memo.S3MB", usual.s3_entry) or usual.s3_entry
+    address = str(reader.get_place("MEMO_REDIS", "Skipstone.Memo.Redis") or "")
+    if with_password(address) and "Skipstone.Memo.Redis" not in reader.overridden:
+        reader.warn(
             "encode cache: Redis is not used: its address holds a password, and every page of this server can read the settings: "
             "give it in SKIPSTONE_MEMO_REDIS instead"
         )
@@ -189,18 +200,18 @@ def _settings(said: SettingsReader) -> Settings:
     for place, where in list(shared.items()):
         try:
             Settings(**chosen, **where)
-        except ValueError as error:  # which does not repeat the address
-            said.complain("encode cache: %s is not used: %s", place, error)
+        except ValueError as error:  # its message does not repeat the address
+            reader.warn("encode cache: %s is not used: %s", place, error)
             del shared[place]
     if not shared:
-        chosen["namespace"] = ""  # which may be the part that is wrong
+        chosen["namespace"] = ""  # which may be the invalid part
     return Settings(**chosen, **{name: value for where in shared.values() for name, value in where.items()})
 
 
-def _folder(said: SettingsReader) -> Path:
+def _folder(reader: SettingsReader) -> Path:
     import folder_paths
 
-    folder = said.get_place("MEMO_FOLDER", "Skipstone.Memo.Folder")
+    folder = reader.get_place("MEMO_FOLDER", "Skipstone.Memo.Folder")
     return (
         Path(folder).expanduser()
         if isinstance(folder, str) and folder
@@ -209,7 +220,7 @@ def _folder(said: SettingsReader) -> Path:
 
 
 def _settings_file() -> dict[str, Any]:
-    """ComfyUI's own, of its default user; {} where there is none that can be read, or where users are strangers."""
+    """The settings of ComfyUI's default user; {} if the file cannot be read, or with --multi-user."""
     import folder_paths
     from comfy.cli_args import args
 
@@ -219,10 +230,10 @@ def _settings_file() -> dict[str, Any]:
     try:
         if path.stat().st_size > LARGEST:
             return {}
-        said = json.loads(path.read_text("utf-8"))
+        settings = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         return {}
-    return said if isinstance(said, dict) else {}
+    return settings if isinstance(settings, dict) else {}
 
 
 def _on_loopback() -> bool:
@@ -237,21 +248,21 @@ def _is_on(word: str) -> bool:
     return word.strip().lower() not in _NO
 
 
-def _switch(said: SettingsReader, variable: str, name: str, default: bool) -> bool:
-    value = said.get(variable, name)
+def _switch(reader: SettingsReader, variable: str, name: str, default: bool) -> bool:
+    value = reader.get(variable, name)
     if value is None:
         return default
     if isinstance(value, bool):
         return value
     word = str(value).strip().lower()
     if word not in _YES | _NO:
-        said.complain("%s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, value)
+        reader.warn("%s (SKIPSTONE_%s) is on or off, not %.40r", name, variable, value)
         return default
     return word in _YES
 
 
-def _number(said: SettingsReader, variable: str, name: str, default: float | None) -> float | None:
-    value = said.get(variable, name)
+def _number(reader: SettingsReader, variable: str, name: str, default: float | None) -> float | None:
+    value = reader.get(variable, name)
     if value is None or value == "":
         return default
     try:
@@ -260,5 +271,5 @@ def _number(said: SettingsReader, variable: str, name: str, default: float | Non
             raise ValueError
         return number
     except (TypeError, ValueError, OverflowError):
-        said.complain("%s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, value)
+        reader.warn("%s (SKIPSTONE_%s) is a number from 0 up, not %.40r", name, variable, value)
         return default

@@ -19,7 +19,7 @@ from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, digest, key
 from ...core.memo.store import Found, Store
 from . import fingerprint, snapshot
-from .device_tags import Places, nbytes, unpacked
+from .device_tags import Devices, nbytes, unpack
 from .encoders import content, memo_clip, memo_vae, vae_key
 from .graph_signature import GetNode, signature
 from .instance import opened
@@ -112,7 +112,7 @@ class Pending:
         if self._memo is None or found is None:
             return None
         self._memo.used(*found)
-        return unpacked(found[1].entry.value, _places())
+        return unpack(found[1].entry.value, _places())
 
     def _learn(self, told: dict[str, Any], modified: bool) -> None:
         """Keep what the graph makes of its files, now that the encoder has been loaded; not if another file or node may have made it."""
@@ -156,7 +156,7 @@ class Pending:
         if name is None or found is None:
             return None
         try:
-            value = unpacked(found.entry.value, _places())
+            value = unpack(found.entry.value, _places())
         except CorruptEntry:  # also where it was on a device that only the encoder knows
             return None
         return (name, found) if self._fits(value, told) else None
@@ -241,7 +241,7 @@ def conditioning(told: dict[str, Any]) -> list[list[Any]]:
     return [[rest.pop("cond"), rest]]
 
 
-def _places() -> Places:
+def _places() -> Devices:
     from comfy import model_management
 
     there = model_management.intermediate_device()

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ...core.memo.keys import key
 from . import fingerprint
-from .device_tags import Places
+from .device_tags import Devices
 from .encoders import content, kept_or_computed, unpatched
 
 VISION, AUDIO = "vision", "audio"
@@ -45,7 +45,7 @@ def _patched(encoder: Any, subclass: Any) -> Any:
         return unpatched(encoder)
 
 
-def _places(encoder: Any) -> Places:
+def _places(encoder: Any) -> Devices:
     from comfy import model_management
 
     return {

@@ -3,8 +3,9 @@
 import json
 import time
 
+from skipstone.core.memo import status
 from skipstone.core.memo.keys import key
-from skipstone.core.memo.status import overview, tried
+from skipstone.core.memo.status import overview
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
@@ -58,7 +59,7 @@ def test_no_place_is_named(tmp_path):
     store.put(key("vae", "a"), 1, 1.0)
     store.flush()
     told = overview(store)
-    ok, text = tried(store)
+    ok, text = status.check_connections(store)
     store.close()
     assert told["tiers"][1]["state"] == "away"
     assert {trouble["tier"] for trouble in told["troubles"]} == {"disk", "redis"}
@@ -69,5 +70,5 @@ def test_no_place_is_named(tmp_path):
 
 def test_trying_a_redis_that_is_not_set():
     store = Store([MemoryTier(1000)])
-    assert tried(store) == (False, "No Redis address is set.")
+    assert status.check_connections(store) == (False, "No Redis address is set.")
     store.close()

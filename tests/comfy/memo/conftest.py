@@ -68,9 +68,9 @@ class Memo:
 def memo():
     """In memory only, and empty."""
     store = Store([MemoryTier(1 << 30, reserve=0)])
-    process.use(store)
+    process.set_store(store)
     yield Memo(store)
-    process.use(None)
+    process.set_store(None)
     store.close()
 
 

@@ -15,7 +15,7 @@ import nodes
 from skipstone.nodes import provider as registration
 from skipstone.patch.memo import source_code
 from skipstone.patch.memo.cache_provider import Provider
-from skipstone.patch.memo.device_tags import packed
+from skipstone.patch.memo.device_tags import pack
 
 
 @pytest.fixture
@@ -181,7 +181,7 @@ def test_a_garbled_entry_is_a_miss(memo, provided, same):
     (name,) = memo.store._near[0]._held
     garbled = [3, [], [truth], [[truth], [truth]], [3], [{}], [[3]], [[{"samples": 3}]], [["x"]]]
     for wrong in (
-        *(packed(v, {"intermediate": torch.device("cpu")}) for v in garbled),
+        *(pack(v, {"intermediate": torch.device("cpu")}) for v in garbled),
         [1, 2],
         {"value": [torch.zeros(1)], "places": ["moon"]},
     ):

@@ -24,11 +24,11 @@ def use():
 
     def used(store):
         made.append(store)
-        process.use(store)
+        process.set_store(store)
         return store
 
     yield used
-    process.use(None)
+    process.set_store(None)
     for store in made:
         store.close(1)
 
@@ -37,9 +37,9 @@ def runs_right(shop, same, times=3):
     """Pictures and prompts through our nodes, restarts between; each as ComfyUI's own nodes give it."""
     for graph in (latent(), prompt("a")):
         process_store = process.opened()
-        process.use(None)
+        process.set_store(None)
         truth = shop.run(**stock(graph))["it"]
-        process.use(process_store)
+        process.set_store(process_store)
         for _ in range(times):
             shop.restart()
             got = shop.run(**graph)

@@ -14,7 +14,7 @@ from skipstone.core.memo.store import Store
 from skipstone.nodes import memo as memo_nodes
 from skipstone.patch.memo import encoders
 from skipstone.patch.memo import instance as process
-from skipstone.patch.memo.device_tags import packed
+from skipstone.patch.memo.device_tags import pack
 from skipstone.patch.memo.encoders import memo_clip, memo_vae
 from skipstone.patch.memo.lazy_encode import PendingLatent, PendingPrompt
 
@@ -319,7 +319,7 @@ def test_nan_comes_back_as_nan(memo, plain_vae, pixels, same):
 
 
 def test_without_a_memo_all_is_computed(plain_vae, plain_clip, loads, pixels, same):
-    process.use(None)
+    process.set_store(None)
     vae, clip = memo_vae(plain_vae), memo_clip(plain_clip)
     assert same(vae.encode(pixels()), plain_vae.encode(pixels()))
     assert same(encode(clip), encode(plain_clip))
@@ -334,7 +334,7 @@ def test_a_value_of_another_make_is_computed_again(memo, loads, plain_vae, plain
         wrongs: list[object] = [{}, [1], {"value": torch.zeros(1), "places": ["moon"]}]
         told = [torch.zeros(1), {"pooled_output": None}, {"cond": None, "pooled_output": None}, [1], 5, None]
         for value in told[1:] if name.kind == VAE else told:
-            wrongs.append(packed(value, {"cpu": torch.device("cpu")}))
+            wrongs.append(pack(value, {"cpu": torch.device("cpu")}))
         for wrong in (*wrongs, {"value": torch.zeros(1), "places": []}):
             memo.store.put(name, wrong, 0.0)
             loads.clear()
@@ -576,10 +576,10 @@ def test_what_a_text_encoder_adds_comes_back(memo, loads, plain_clip, monkeypatc
 
 def test_a_memo_without_tiers_is_harmless(plain_clip, same):
     store = Store([])
-    process.use(store)
+    process.set_store(store)
     assert same(encode(memo_clip(plain_clip)), encode(plain_clip))
     assert same(encode(memo_clip(plain_clip)), encode(plain_clip))
-    process.use(None)
+    process.set_store(None)
     store.close()
 
 

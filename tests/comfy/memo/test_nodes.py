@@ -412,7 +412,7 @@ def test_what_was_not_foreseen_runs_the_loader(memo, shop, same, monkeypatch):
         raise KeyError("another version")
 
     shop.run(**latent())
-    for name in ("signature", "unpacked", "_places"):
+    for name in ("signature", "unpack", "_places"):
         with monkeypatch.context() as changed:
             changed.setattr(lazy_encode, name, fails)
             shop.restart()
@@ -467,7 +467,7 @@ def test_after_a_restart_the_disk_knows(shop, tmp_path, same):
     def opened():
         store = Store([MemoryTier(1 << 28, reserve=0), DiskTier(tmp_path / "kept", spare=0)])
         assert store.ready(10)
-        process.use(store)
+        process.set_store(store)
         return store
 
     first = opened()
@@ -482,7 +482,7 @@ def test_after_a_restart_the_disk_knows(shop, tmp_path, same):
                      c=("CLIPLoader", {"clip_name": "tiny.pt", "type": "stable_diffusion"}),
                      q=("TestEnd", {"value": ["p", 0], "name": "text"}))  # fmt: skip
     assert shop.ran == [] and same(again, truth)
-    process.use(None)
+    process.set_store(None)
     second.close()
 
 
@@ -542,7 +542,7 @@ def test_what_a_clear_node_is_wired_to_goes_through(memo, shop):
 
 
 def test_switched_off(shop, same):
-    process.use(None)
+    process.set_store(None)
     got = shop.run(
         **latent(), stats=("SkipstoneMemoStats", {}), end2=("TestEnd", {"value": ["stats", 0], "name": "text"})
     )

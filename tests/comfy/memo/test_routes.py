@@ -50,12 +50,12 @@ def dead():
 def store(tmp_path):
     """In memory and in a folder, with a latent that was asked for twice and a prompt."""
     made = Store([MemoryTier(1 << 20, reserve=0), DiskTier(tmp_path / "the-folder", 1 << 30, spare=0)])
-    process.use(made)
+    process.set_store(made)
     for name in (key("vae", "a"), key("vae", "a"), key("text", "a")):
         made.compute(name, lambda: [1.0] * 10)
     assert made.flush()
     yield made
-    process.use(None)
+    process.set_store(None)
     made.close()
 
 
@@ -161,7 +161,7 @@ def test_a_tier_that_is_not_there(store):
 
 
 def test_a_memo_that_is_off():
-    process.use(None)
+    process.set_store(None)
     told = ask("GET", MEMO)[1]
     assert told["state"] == "off" and "switched off" in told["text"]
     assert ask("POST", CLEAR, json=ALL) == (409, {"error": memo_nodes.OFF})
@@ -172,11 +172,11 @@ def test_no_place_and_no_password_in_any_answer(tmp_path):
     folder, address = tmp_path / "the-folder", dead()
     folder.write_text("a file: nothing can be written there")
     store = Store([MemoryTier(1 << 20, reserve=0), DiskTier(folder), RedisTier(address)])
-    process.use(store)
+    process.set_store(store)
     store.put(key("vae", "a"), 1, 1.0)
     store.flush()
     told = [ask("GET", MEMO), ask("POST", CLEAR, json=ALL), ask("POST", TEST, json={})]
-    process.use(None)
+    process.set_store(None)
     store.close()
     assert [status for status, _ in told] == [200, 200, 200]
     assert [tier["state"] for tier in told[0][1]["tiers"]][::2] == ["on", "away"]
@@ -242,11 +242,11 @@ def test_memo_stats_names_no_place(tmp_path):
     folder, address = tmp_path / "the-folder", dead()
     folder.write_text("a file: nothing can be written there")
     store = Store([MemoryTier(1 << 20, reserve=0), DiskTier(folder), RedisTier(address)])
-    process.use(store)
+    process.set_store(store)
     store.put(key("vae", "a"), 1, 1.0)
     store.flush()
     text, told = memo_nodes.MemoStats.execute().result
-    process.use(None)
+    process.set_store(None)
     store.close()
     said = text + json.dumps(told)
     assert "disk" in said

@@ -30,7 +30,7 @@ def owner(monkeypatch, tmp_path):
             monkeypatch.delenv(name)
 
     def says(settings=None, **environment):
-        process.reopen()
+        process.reset()
         for name, value in environment.items():
             monkeypatch.setenv(f"SKIPSTONE_{name}", value)
         if settings is not None:
@@ -40,8 +40,8 @@ def owner(monkeypatch, tmp_path):
         return process.opened()
 
     yield says
-    process.reopen()
-    process.use(None)
+    process.reset()
+    process.set_store(None)
 
 
 def write(settings):
@@ -145,25 +145,25 @@ def test_a_password_is_taken_from_the_environment_alone(owner, caplog):
 def test_what_is_changed_counts_after_a_restart(owner, caplog):
     owner({"Skipstone.Memo.Disk": 2})
     said = {"environment": [], "several_users": False}
-    assert process.standing() == {"changed": False, **said}
+    assert process.settings_status() == {"changed": False, **said}
     store = process.opened()
     for changed in ({"Skipstone.Memo.Disk": 3}, {"Skipstone.Memo": False}, {"Skipstone.Memo.Redis": "redis://there"}):
         write(changed)
-        assert process.standing() == {"changed": True, **said}
+        assert process.settings_status() == {"changed": True, **said}
         assert process.opened() is store
     with caplog.at_level(logging.WARNING):
         write({"Skipstone.Memo.Disk": 2, "Skipstone.Memo.RedisDays": 14, "Skipstone.Memo.Memory": "much"})
-        assert process.standing() == {"changed": False, **said}
+        assert process.settings_status() == {"changed": False, **said}
     assert caplog.text == ""  # it was asked by a page, over and over
 
 
 def test_what_the_environment_overrules(owner, monkeypatch):
     owner({"Skipstone.Memo.Disk": 2}, MEMO_DISK="1", PROVIDER="0")
-    assert process.standing()["environment"] == ["Skipstone.Memo.Disk", "Skipstone.Provider"]
+    assert process.settings_status()["environment"] == ["Skipstone.Memo.Disk", "Skipstone.Provider"]
     write({"Skipstone.Memo.Disk": 3})
-    assert not process.standing()["changed"]
+    assert not process.settings_status()["changed"]
     monkeypatch.setattr(comfy.cli_args.args, "multi_user", True)
-    assert process.standing()["several_users"]
+    assert process.settings_status()["several_users"]
 
 
 def test_a_folder_that_cannot_be_made_is_at_worst_a_miss(owner, tmp_path, caplog):

@@ -29,7 +29,7 @@ from skipstone.core.memo.errors import NotCacheable
 from skipstone.patch.memo import environment, fingerprint, modifications, source_code
 from skipstone.patch.memo.cache_provider import Provider
 from skipstone.patch.memo.describe import description
-from skipstone.patch.memo.device_tags import packed
+from skipstone.patch.memo.device_tags import pack
 from skipstone.patch.memo.encoders import memo_clip, memo_vae
 from skipstone.tests.comfy.memo.test_nodes import latent, prompt, stock
 
@@ -848,7 +848,7 @@ def test_a_hit_has_the_form_that_was_asked_for(memo, plain_vae, pixels, same, li
     vae = memo_vae(plain_vae)
     truth = vae.encode(pixels())
     (name,) = memo.store._near[0]._held
-    memo.store.put(name, packed(lie(truth), {"cpu": torch.device("cpu")}), 1.0)
+    memo.store.put(name, pack(lie(truth), {"cpu": torch.device("cpu")}), 1.0)
     assert same(vae.encode(pixels()), truth)
 
 
@@ -858,7 +858,7 @@ def test_a_hit_has_the_form_that_was_asked_for(memo, plain_vae, pixels, same, li
 def test_a_lazy_hit_has_the_form_that_was_learned(memo, shop, same, lie):
     truth = shop.run(**latent())["it"]["samples"]
     (name,) = [n for n in memo.store._near[0]._held if n.kind == "vae"]
-    memo.store.put(name, packed(lie(truth), {"output": torch.device("cpu")}), 1.0)
+    memo.store.put(name, pack(lie(truth), {"output": torch.device("cpu")}), 1.0)
     shop.restart()
     assert same(shop.run(**latent())["it"]["samples"], truth) and shop.ran == ["VAELoader"]
 
@@ -870,7 +870,7 @@ def test_a_hit_has_no_keys_that_no_text_encoder_gives(memo, make_clip, same, ext
     truth = clip.encode_from_tokens_scheduled(tokens)
     (name,) = memo.store._near[0]._held
     told = {"cond": truth[0][0], "pooled_output": truth[0][1]["pooled_output"], **extra}
-    memo.store.put(name, packed(told, {"cpu": torch.device("cpu")}), 1.0)
+    memo.store.put(name, pack(told, {"cpu": torch.device("cpu")}), 1.0)
     assert same(clip.encode_from_tokens_scheduled(tokens), truth)
 
 
@@ -888,5 +888,5 @@ def test_an_embedding_has_the_form_that_was_asked_for(memo, make_clip, same, lie
     truth = clip.encode_from_tokens_scheduled(tokens)
     (name,) = memo.store._near[0]._held
     told = {"cond": truth[0][0], "pooled_output": truth[0][1]["pooled_output"]}
-    memo.store.put(name, packed(lie(told), {"cpu": torch.device("cpu")}), 1.0)
+    memo.store.put(name, pack(lie(told), {"cpu": torch.device("cpu")}), 1.0)
     assert same(clip.encode_from_tokens_scheduled(tokens), truth)
