@@ -98,7 +98,9 @@ class Bench:
     def __init__(self, folder: Path, size: int) -> None:
         self.folder, self.size, self.comfyui = folder, size, Path(os.environ["COMFYUI_PATH"])
         self.threads = len(os.sched_getaffinity(0))
-        self.vae = folder / "bench_flux_vae.safetensors"
+        # in a folder of its own: where files are made as a server runs, the cache does not trust a name
+        self.vae = folder / "vae" / "bench_flux_vae.safetensors"
+        self.vae.parent.mkdir()
         self.logs = 0
         os.environ["SKIPSTONE_MEMO_FOLDER"] = str(folder / "memo")
         os.environ["SKIPSTONE_PROVIDER"] = "0"
