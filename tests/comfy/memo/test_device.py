@@ -1,4 +1,4 @@
-"""Encoders whose weights are on a device (the pretend one of tests/accelerator): what is kept and hit, what is waited for, and what is left."""
+"""Encoders whose weights are on a device (the pretend one of tests/accelerator): what is kept and hit, waited for, and left there."""
 
 from __future__ import annotations
 
