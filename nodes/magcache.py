@@ -120,7 +120,7 @@ class MagCache(MethodNode):
     category = method_node.INSIDE
     description = (
         "Inside the model: skips the blocks where the magnitude of what they add is known to change little. The steps are known before the "
-        "run. For models without published ratios the first run is a learning run without skips. "
+        "run. For models without published ratios the first run is a calibration run without skips. "
         f"{block_presets.NEEDS}"
     )
     aliases = ("magcache", "magnitude aware cache")
@@ -145,8 +145,8 @@ class MagCache(MethodNode):
                 "ratios",
                 [AUTO, MEASURED, *names(MAGCACHE)],
                 AUTO,
-                "how the magnitude changes from step to step. auto: published for the model, otherwise measured. measured: in a learning "
-                "run of your model, which skips nothing.",
+                "how the magnitude changes from step to step. auto: published for the model, otherwise measured. measured: in a "
+                "calibration run of your model, which skips nothing.",
             ),
             block_presets.predictor(),
             *widgets.guards(Guards(warmup=1, start_percent=0.2, max_skips=2, of_steps=True)),

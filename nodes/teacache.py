@@ -110,7 +110,7 @@ class TeaCache(MethodNode):
     category = method_node.INSIDE
     description = (
         "Inside the model: skips the blocks until the change of their output, predicted from the first block's modulated input, adds up to "
-        "a threshold. For models without a published polynomial the first run is a learning run without skips. "
+        "a threshold. For models without a published polynomial the first run is a calibration run without skips. "
         f"{block_presets.NEEDS}"
     )
     aliases = ("teacache", "timestep embedding aware cache")
@@ -137,7 +137,7 @@ class TeaCache(MethodNode):
                 [AUTO, MEASURED, *names(TEACACHE)],
                 AUTO,
                 "predicts the output's change from the input's. auto: the published one for the model, otherwise measured. measured: "
-                "fitted to a learning run of your model, which skips nothing.",
+                "fitted to a calibration run of your model, which skips nothing.",
             ),
             block_presets.predictor(),
             *widgets.guards(Guards(warmup=1, of_steps=True)),

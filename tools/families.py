@@ -139,7 +139,7 @@ def cell(method: Method, family: Family) -> str:
     found = [row.name.partition(",")[0] for row in published(method) if kind_of(row) in family.classes]
     if found:
         return ", ".join(dict.fromkeys(found))
-    return "learned" if method.requires_profile({}, None) else "yes"
+    return "calibrated" if method.requires_profile({}, None) else "yes"
 
 
 def published(method: Method) -> list[Row]:

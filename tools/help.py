@@ -105,7 +105,7 @@ WORDS = {
         default="default costs",
         calibrated="calibrated",
         works="Works on {}.",
-        published="Published numbers are used for {}. For every other model the first run is computed in full, to learn from it.",
+        published="Published numbers are used for {}. For every other model the first run is a calibration run without skips.",
     ),
     "zh": Words(
         on="开",
@@ -126,7 +126,7 @@ WORDS = {
         default="默认代价",
         calibrated="已校准",
         works="支持的模型：{}。",
-        published="以下模型使用公开的数值：{}。其他模型的第一次运行会完整计算，从中学习。",
+        published="以下模型使用公开的数值：{}。其他模型的第一次运行是不跳步的校准运行。",
     ),
 }
 

@@ -254,12 +254,15 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
     for vue in (False, True):
         desk = open_desk(vue=vue, dark=False)
         timelines, page = Timelines(desk), desk.page
+        desk.open(workflow(values=(*BALANCED, "calibrate"), steps=20))
+        timelines.says("No run yet")
+        whole(desk, timelines, "The first run with a model is a calibration run: no step is skipped.")
         graph = workflow(values=(*BALANCED, "record"), steps=20)
         desk.open(graph)
         tab = page.locator(".workflow-tabs").get_by_text(re.compile("Unsaved Workflow"))
         run(desk)
-        timelines.says("Learning run: step")
-        whole(desk, timelines, "Learning run, once per setup: no step is skipped. The next is faster.")
+        timelines.says("Calibration run: step")
+        whole(desk, timelines, "Calibration run: no steps are skipped. The next run is faster.")
         assert timelines.one().locator(".mark.wait").count() == 1  # and no tick: it goes on
         desk.open(workflow(steps=20))  # with the same ids for its nodes
         timelines.says("No run yet")
@@ -268,7 +271,7 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         assert timelines.one().get_by_text("No run yet").count() == 1
         (told,) = journal(desk, graph)
         tab.nth(tab.count() - 2).click()
-        timelines.says("Learning run: all 20 computed")
+        timelines.says("Calibration run: all 20 computed")
         assert page.evaluate(CELLS, timelines.one().element_handle()) == expected(told)
         assert "Measured and saved. Set calibration to auto to use it" in timelines.one().inner_text()
         assert timelines.one().locator(".mark.learned").count() == 1
@@ -276,10 +279,10 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
 
         page.evaluate("() => { app.graph.getNodeById(8).widgets[0].value += 1 }")
         run(desk)
-        timelines.says("Learning run: step")
+        timelines.says("Calibration run: step")
         ask(desk.server, "/interrupt", {})
         timelines.says("Stopped: ")
-        whole(desk, timelines, "Stopped before it had learned: the next run is computed in full again.")
+        whole(desk, timelines, "Stopped before the calibration was complete: nothing was recorded.")
         assert timelines.one().locator(".mark.learned").count() == 0
         _, stopped = journal(desk, graph)
         assert not stopped["running"] and not stopped["report"]["finished"]

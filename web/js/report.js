@@ -27,12 +27,12 @@ export function headline({ running, report }) {
   const { steps, evaluations: total, skipped, computed } = report
   const step = done(report)
   if (running) {
-    if (report.learning) return t("timeline.atLearning", { step, steps })
+    if (report.learning) return t("timeline.atCalibration", { step, steps })
     return skipped ? t("timeline.atSkipped", { step, steps, count: skipped }) : t("timeline.at", { step, steps })
   }
   const all = t("timeline.allComputed", { total })
   const count = skipped ? t("timeline.computedOf", { count: computed, total }) : all
-  if (report.finished) return report.learning ? t("timeline.learned", { total }) : count
+  if (report.finished) return report.learning ? t("timeline.calibrated", { total }) : count
   return total ? t("timeline.stopped", { step, steps }) : t("timeline.stoppedFirst")
 }
 
@@ -63,8 +63,8 @@ function outlook({ outlook: predicted, decibels }) {
 /** What is to be said of a run beside the count: sentences without a full stop. */
 export function message({ running, report }) {
   const { learning, finished, advice, chosen, notes } = report
-  if (learning && running) return [t("timeline.learning")]
-  if (learning && !finished) return [t("timeline.stoppedLearning")]
+  if (learning && running) return [t("timeline.calibrating")]
+  if (learning && !finished) return [t("timeline.stoppedCalibrating")]
   if (advice) return [capital(advice)]
   const found = [chosen, running ? "" : outlook(report)].filter(Boolean)
   return (found.length ? found : notes.slice(0, 1)).map(capital)
@@ -78,7 +78,9 @@ export function remarks(run) {
   // what the server says of a run that learns is true of one that goes on to its end
   const advice = report.learning && !report.finished ? "" : report.advice
   const found = []
-  for (const text of [...message(run), advice, report.chosen, outlook(report), ...report.notes]) {
+  // only a plan has a predicted error, and costs behind it
+  const costs = report.error != null && report.costs ? t("timeline.costs", { costs: report.costs }) : ""
+  for (const text of [...message(run), advice, report.chosen, outlook(report), costs, ...report.notes]) {
     if (text && !found.some((one) => plain(one).includes(plain(text)))) found.push(capital(text))
   }
   return found
@@ -94,7 +96,7 @@ export function settings({ report }) {
 export const title = ({ report }) => `${report.method} ${report.variant}`.trim()
 
 function why(e, report) {
-  if (report.learning && e.computed) return t("timeline.toLearn")
+  if (report.learning && e.computed) return t("timeline.toCalibrate")
   return t(["reasons", e.computed ? "computed" : "skipped", e.reason]) ?? e.reason
 }
 

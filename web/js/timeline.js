@@ -14,8 +14,8 @@ const KEPT = 256 // runs
 const ENDS = ["execution_success", "execution_error", "execution_interrupted"]
 
 const MARKS = { wait: "\u231b\ufe0e", warn: "!", learned: "\u2713" } // and an i
-// Those whose first run only learns, with the widget and the value by which it does
-const LEARNS = { SkipstoneAuto: ["first_run", "learn"], SkipstoneMeanCache: ["calibration", "auto"] }
+// The nodes that can be told to compute the first run with a model in full, with the widget and the value that say so
+const CALIBRATES = { SkipstoneAuto: ["first_run", "calibrate"], SkipstoneMeanCache: ["calibration", "calibrate"] }
 
 const runs = new Map() // number -> message of the server's, see nodes/reporting.py
 const views = new WeakMap() // node -> View
@@ -117,9 +117,9 @@ class View {
 
   /** What a node says before its first run. */
   get empty() {
-    const [name, value] = LEARNS[this.node.comfyClass] ?? []
-    const learns = name && this.node.widgets?.find((widget) => widget.name === name)?.value === value
-    return t(learns ? "timeline.emptyLearns" : "timeline.empty")
+    const [name, value] = CALIBRATES[this.node.comfyClass] ?? []
+    const calibrates = name && this.node.widgets?.find((widget) => widget.name === name)?.value === value
+    return t(calibrates ? "timeline.emptyCalibrates" : "timeline.empty")
   }
 
   page() {

@@ -55,6 +55,8 @@ def text_of(report: Report) -> str:
         lines.append(f"measured change, percentiles {', '.join(map(str, report.percentiles))}: {spread}{against}")
     if report.error is not None:
         lines.append(f"predicted error: {report.error:.1%} of the total displacement")
+    if report.costs:
+        lines.append(f"{'costs of skipping' if report.error is not None else 'published or measured for'}: {report.costs}")
     return "\n".join([*lines, *report.notes, *_advice(report)])
 
 
