@@ -59,8 +59,9 @@ NODES: dict[str, Callable[[], Method]] = {
 }
 MASKS = ("slow", "medium", "fast", "ultra")
 
-# the banner's colours
-NIGHT, WATER, SUN, PALE, FOAM = "#12293c", "#1b4a64", "#ffd479", "#7fc4dc", "#c9f0ff"
+# the ground is the banner's; computed and skipped steps have the colours that they have on the nodes
+NIGHT, WATER, FOAM, GREY = "#12293c", "#1b4a64", "#c9f0ff", "#8fa3b0"
+COMPUTED, SKIPPED = "#56a8dd", "#e69f00"
 WIDE, CELL, LEFT = 14, 11, 18  # from cell to cell, of one, before the first
 BARS = 76  # how high the limit is drawn
 TALL = 28  # letters: the panel of help pages shows a picture at a third of its size
@@ -92,16 +93,16 @@ def drawn(computed: Sequence[bool], bars: Sequence[float | None] = ()) -> str:
             f"M{LEFT + WIDE * i + 2} {top - 12}v-{max(bar * BARS, 1):.0f}h7v{max(bar * BARS, 1):.0f}z"
             for i, bar in marks
         )
-        parts.append(f'<path d="{path}" fill="{PALE}"/>')
+        parts.append(f'<path d="{path}" fill="{GREY}"/>')
         parts.append(
-            f'<path d="M{LEFT} {line}h{WIDE * len(computed)}" stroke="{SUN}" stroke-width="1.5" stroke-dasharray="5 5"/>'
+            f'<path d="M{LEFT} {line}h{WIDE * len(computed)}" stroke="{FOAM}" stroke-width="1.5" stroke-dasharray="5 5"/>'
         )
     full = "".join(f"M{LEFT + WIDE * i} {top}h{CELL}v40h-{CELL}z" for i, c in enumerate(computed) if c)
     hollow = "".join(
         f"M{LEFT + WIDE * i + 1} {top + 1}h{CELL - 2}v38h-{CELL - 2}z" for i, c in enumerate(computed) if not c
     )
-    parts.append(f'<path d="{full}" fill="{SUN}"/>')
-    parts.append(f'<path d="{hollow}" fill="{WATER}" stroke="{PALE}" stroke-opacity=".6"/>')
+    parts.append(f'<path d="{full}" fill="{COMPUTED}"/>')
+    parts.append(f'<path d="{hollow}" fill="{WATER}" stroke="{SKIPPED}" stroke-opacity=".8"/>')
     said = f"{sum(computed)} of {len(computed)} steps computed"
     parts.append(written(LEFT, top + 78, said))
     return (
@@ -126,8 +127,8 @@ def of_masks() -> str:
         computed = step_mask_of(name).on(Grid.of([1 - step / 28 for step in range(29)]))
         y = 18 + 48 * i
         cells = "".join(
-            f'<rect x="{146 + WIDE * s}" y="{y}" width="{CELL}" height="34" fill="{SUN if c else WATER}"'
-            + ("/>" if c else f' stroke="{PALE}" stroke-opacity=".6"/>')
+            f'<rect x="{146 + WIDE * s}" y="{y}" width="{CELL}" height="34" fill="{COMPUTED if c else WATER}"'
+            + ("/>" if c else f' stroke="{SKIPPED}" stroke-opacity=".8"/>')
             for s, c in enumerate(computed)
         )
         text = written(LEFT, y + 26, name)
