@@ -20,6 +20,7 @@ from ..core.memo.status import check_connections, overview
 from ..patch.comfy_server import on_free, server
 from ..patch.memo.instance import metrics_wanted, opened, settings_status
 from ..patch.memo.lazy_encode import forget_held
+from ..patch.step import calibration
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
 
@@ -46,6 +47,8 @@ def add(routes: web.RouteTableDef) -> None:
     routes.post("/skipstone/memo/clear")(_guarded(_clear))
     routes.post("/skipstone/memo/test")(_guarded(_test))
     routes.get("/skipstone/reports")(_guarded(_reports))
+    routes.get("/skipstone/calibration")(_guarded(_calibration))
+    routes.post("/skipstone/calibration/forget")(_guarded(_forget))
     if metrics_wanted():
         routes.get("/skipstone/metrics")(_guarded(_metrics))
 
@@ -134,6 +137,26 @@ async def _reports(request: web.Request) -> web.Response:
 def _reports_of(workflow: str) -> str:
     entries = JOURNAL.of_workflow(workflow) if workflow else []
     return json.dumps([entry.as_dict() for entry in entries], allow_nan=False)
+
+
+# what was recorded of the user's models
+
+
+async def _calibration(request: web.Request) -> web.Response:
+    """The number of setups that are recorded, and their bytes on disk."""
+    return web.json_response(await _off_the_loop(_recorded))
+
+
+async def _forget(request: web.Request) -> web.Response:
+    """Deletes all recordings; the answer is that of `_calibration` afterwards."""
+    await _json(request)  # nothing in it counts
+    await _off_the_loop(calibration.forget)
+    return web.json_response(await _off_the_loop(_recorded))
+
+
+def _recorded() -> dict[str, int]:
+    setups, size = calibration.stored()
+    return {"setups": setups, "bytes": size}
 
 
 # what all have in common

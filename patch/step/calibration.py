@@ -11,6 +11,7 @@ import json
 import logging
 import math
 import os
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
@@ -31,6 +32,7 @@ from .samplers import function_of
 FOLDER = ("skipstone", "calibration")
 LARGEST = 40_000_000  # bytes of a file that is read
 MOST_RECIPES = 256  # in the folder; the oldest are deleted
+OWN_FILE = re.compile(r"[0-9a-f]{32}(\.recipe|\.partial)?\.json")  # named by Recipe.key
 log = logging.getLogger(__name__)
 
 
@@ -214,6 +216,23 @@ def _write(recipe: Recipe, name: str, text: str) -> None:
         part.write_text(content + "\n", "utf-8")
         part.replace(place / target)
     _forget_oldest(place)
+
+
+def stored() -> tuple[int, int]:
+    """What is recorded: the number of setups, and the bytes of their files."""
+    files = _files()
+    return sum(p.name.endswith(".recipe.json") for p in files), sum(p.stat().st_size for p in files)
+
+
+def forget() -> None:
+    """Delete all recordings. Foreign files in the folder are left. Raises OSError for a file that cannot be deleted."""
+    for path in _files():
+        path.unlink(missing_ok=True)
+
+
+def _files() -> list[Path]:
+    """The files that this module writes."""
+    return [p for p in folder().glob("*.json") if OWN_FILE.fullmatch(p.name) and p.is_file()]
 
 
 def _forget_oldest(place: Path) -> None:

@@ -21,6 +21,7 @@ from skipstone.nodes import GROUPS, reporting, routes
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.meancache import method_of
 from skipstone.nodes.method_node import MethodNode
+from skipstone.patch.step import calibration
 
 STEPS = 8
 NODES = [node for group in GROUPS for node in import_module(f"skipstone.nodes.{group}").NODES]
@@ -34,13 +35,16 @@ def has_timeline(node):
 METHODS = [node for node in NODES if has_timeline(node)]
 
 
-def ask(path):
+def ask(path, body=None, kind="application/json"):
+    """GET, or POST with a body."""
+
     async def asked():
         table, app = web.RouteTableDef(), web.Application()
         routes.add(table)
         app.add_routes(table)
         async with TestClient(TestServer(app)) as client:
-            answer = await client.get(path)
+            sent = client.get(path) if body is None else client.post(path, data=body, headers={"Content-Type": kind})
+            answer = await sent
             return answer.status, json.loads(await answer.text())
 
     return asyncio.run(asked())
@@ -133,3 +137,17 @@ def test_a_node_and_its_copy_have_each_a_model_of_their_own(monkeypatch, kind):
     keys = CacheKeySetInputSignature(prompt, ["4", "9"], SimpleNamespace(get=unchanged))
     asyncio.run(keys.add_keys(["4", "9"]))
     assert keys.get_data_key("4") != keys.get_data_key("9")
+
+
+def test_what_was_recorded_of_models_is_told_and_deleted(tmp_path, monkeypatch):
+    """Of the folder only what Skipstone wrote there."""
+    monkeypatch.setattr(calibration, "folder", lambda: tmp_path)
+    assert ask("/skipstone/calibration") == (200, {"setups": 0, "bytes": 0})
+    names = [f"{key * 32}{end}" for key in "ab" for end in (".json", ".partial.json", ".recipe.json")]
+    others = ["notes.json", f"{'c' * 32}.json.bak", f"{'g' * 32}.json"]
+    for name in (*names, *others):
+        (tmp_path / name).write_text("12345")
+    assert ask("/skipstone/calibration") == (200, {"setups": 2, "bytes": 30})
+    assert ask("/skipstone/calibration/forget", b"", "application/x-www-form-urlencoded")[0] == 415
+    assert ask("/skipstone/calibration/forget", b"{}", "application/json") == (200, {"setups": 0, "bytes": 0})
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(others)

@@ -14,7 +14,7 @@ const STATES = {
   away: { memory: "away", disk: "away", redis: "away", s3: "away" },
   off: { memory: "off", disk: "off", redis: "off", s3: "off" },
 }
-const SHARED = ["redis", "s3"] // tiers that other machines may use too
+const SHARED = new Set(["redis", "s3"]) // tiers that other machines may use too
 const SIDEBAR = "Skipstone.Sidebar" // the setting that says when the tab is there
 export const USED = "used"
 const LATER = 400 // ms
@@ -71,7 +71,7 @@ const STYLES = `
 `
 
 /** 1234567 as 1.2 MB; a GB is 2**30 bytes, as in the settings. */
-const size = (n) => {
+export const size = (n) => {
   const units = ["bytes", "kB", "MB", "GB"]
   let [number, unit] = [n, 0]
   for (; number >= 1024 && unit < 3; unit++) number /= 1024
@@ -194,7 +194,7 @@ class Panel {
     const all = kind === "all"
     const values = { entries: entries(used), size: size(used.bytes), place: from(tier.name), kind: kindName(kind) }
     const question = [t(all ? "panel.confirmTier" : "panel.confirmKind", values)]
-    if (SHARED.includes(tier.name)) question.push(t("panel.shared"))
+    if (SHARED.has(tier.name)) question.push(t("panel.shared"))
     const press = () => this.clear(tier.name, kind, question.join(" "))
     return this.button(t(all ? "panel.clearAll" : "panel.clear"), `${tier.name}/${kind}`, press, {
       disabled: !used.entries,
@@ -210,7 +210,7 @@ class Panel {
     if (!told) return el("div", { className: "foot" }, settings)
     const there = told.tiers.filter((tier) => tier.state !== "off").map((tier) => tier.name)
     const question = [t("panel.confirmAll", { places: there.map(from).join(", ") })]
-    if (there.some((name) => SHARED.includes(name))) question.push(t("panel.shared"))
+    if (there.some((name) => SHARED.has(name))) question.push(t("panel.shared"))
     const press = () => this.clear("all", "all", question.join(" "))
     const clear = this.button(t("panel.clearEverything"), "all/all", press, {
       disabled: !told.tiers.some((tier) => tier.entries),
@@ -323,10 +323,10 @@ export async function asked(path, body) {
   return told
 }
 
-async function confirmed(message) {
+export async function confirmed(message, title = t("panel.confirmTitle")) {
   const dialog = app.extensionManager?.dialog
   if (!dialog?.confirm) return window.confirm(message)
-  return (await dialog.confirm({ title: t("panel.confirmTitle"), message, type: "delete" })) === true
+  return (await dialog.confirm({ title, message, type: "delete" })) === true
 }
 
 /** ComfyUI's settings, at our page. The front end's command opens them at its own first page: ours is then chosen as a person would. */

@@ -60,23 +60,31 @@ function wrongAddress(text) {
   return ""
 }
 
-/** Tries the server that ComfyUI was started with, whatever stands in the field. */
-function trial() {
+/** A button with a line of text below it. work(say): what a click does; `say(text, bad)` sets the line. An error is said there. */
+export function action(label, work) {
   const said = status()
-  const button = el("button", { type: "button" }, t("fields.test"))
+  const say = (text, bad = false) => {
+    said.textContent = text
+    said.className = bad ? "bad" : ""
+  }
+  const button = el("button", { type: "button" }, label)
   button.addEventListener("click", async () => {
     button.disabled = true
-    said.className = ""
-    said.textContent = t("fields.asking")
-    const told = await asked("/skipstone/memo/test", {}).catch(({ message }) => ({ ok: false, text: message }))
-    said.textContent = `${told.ok ? "✓" : "✗"} ${told.text}`
-    said.className = told.ok ? "" : "bad"
-    button.disabled = false
+    const off = await work(say).catch(({ message }) => say(`✗ ${message}`, true))
+    button.disabled = off === true
     button.focus()
     said.scrollIntoView({ block: "nearest" })
   })
-  return framed(button, said)
+  return { element: framed(button, said), button, say }
 }
+
+/** Tries the server that ComfyUI was started with, whatever stands in the field. */
+const trial = () =>
+  action(t("fields.test"), async (say) => {
+    say(t("fields.asking"))
+    const { ok, text } = await asked("/skipstone/memo/test", {})
+    say(`${ok ? "✓" : "✗"} ${text}`, !ok)
+  }).element
 
 const amount = (max, step, digits = 1) => ({ min: 0, max, step, maxFractionDigits: digits, showButtons: true })
 

@@ -170,6 +170,14 @@ const ENGLISH = {
       redis: "Shares entries between machines. Set its address in the settings or in SKIPSTONE_MEMO_REDIS.",
     },
   },
+  calibration: {
+    none: "Nothing recorded.",
+    stored: "{setups} setups, {size}",
+    one: "1 setup, {size}",
+    forget: "Delete all",
+    confirmTitle: "Delete the recordings",
+    confirm: "Delete what was recorded of your models ({what})? The next runs skip by built-in costs and record again.",
+  },
   fields: {
     password:
       "Not saved: it holds a password, and every page of this server can read the settings. Set SKIPSTONE_MEMO_REDIS instead.",
