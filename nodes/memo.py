@@ -8,6 +8,7 @@ from comfy_api.latest import io, ui
 
 from ..core.memo import status
 from ..core.memo.stats import WORDS, size
+from ..patch.comfy_server import place, show_text
 from ..patch.memo.encoders import memo_clip, memo_vae
 from ..patch.memo.instance import opened
 from ..patch.memo.lazy_encode import PendingLatent, PendingPrompt, conditioning
@@ -164,6 +165,7 @@ class CachedVAEEncode(io.ComfyNode):
     def execute(cls, image: Any, vae: Any = None) -> io.NodeOutput:
         pending = _pending(cls, PendingLatent, "vae", image)
         latent = pending.encode(vae) if vae is not None else pending.get()
+        _show(pending)
         if latent is None:
             raise RuntimeError(GONE.format("VAE"))
         return io.NodeOutput({"samples": latent})
@@ -203,8 +205,11 @@ class CachedTextEncode(io.ComfyNode):
     def execute(cls, text: str, clip: Any = None) -> io.NodeOutput:
         pending = _pending(cls, PendingPrompt, "clip", text)
         if clip is not None:
-            return io.NodeOutput(pending.encode(clip))
+            encoded = pending.encode(clip)
+            _show(pending)
+            return io.NodeOutput(encoded)
         told = pending.get()
+        _show(pending)
         if told is None:
             raise RuntimeError(GONE.format("CLIP"))
         return io.NodeOutput(conditioning(told))
@@ -219,6 +224,17 @@ def _pending(node: Any, kind: Any, encoder: str, content: Any) -> Any:
     except Exception:  # no graph, as where a script calls the node
         link = None
     return kind(get_node, link, content)
+
+
+def _show(pending: Any) -> None:
+    """Show on the executed node where its value came from."""
+    found = pending.found
+    if found is None:
+        text = "Encoder loaded"
+    else:
+        saved = f", {found.entry.cost:.1f} s saved" if found.entry.cost >= 0.1 else ""
+        text = f"From {found.tier} in {1000 * found.seconds:.1f} ms{saved}"
+    show_text(text, place().sampler)
 
 
 class MemoStats(io.ComfyNode):

@@ -43,6 +43,13 @@ def place() -> Place:
     return Place(_workflow(context.prompt_id), context.prompt_id, str(context.node_id))
 
 
+def show_text(text: str, node: str) -> None:
+    """Show a line of text on a node of a running graph, in every page. No-op without a server, a node, or ComfyUI's part for it."""
+    show = getattr(server(), "send_progress_text", None)
+    if node and show is not None:
+        show(text, node)
+
+
 def _workflow(prompt: str) -> str:
     """The front end's id of a running prompt's workflow; "" for prompts of scripts without one."""
     _, beside = running_prompt(prompt) or ({}, {})

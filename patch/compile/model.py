@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch.nn import Module
 
 from ...core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings, advice
+from ..comfy_server import place, show_text
 from ..step.attach import KEY as OWN_KEY
 from .module_swap import State, stage_of, token
 from .registry import backends, offered
@@ -74,15 +75,18 @@ def compile_model(model: Any, settings: Settings) -> Any:
     if patched.get_wrappers(WrappersMP.APPLY_MODEL, KEY):
         log.info("[Skipstone] Compile Model+ replaces the compiling node before it")
         patched.remove_wrappers_with_key(WrappersMP.APPLY_MODEL, KEY)
-    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, CompiledModel(settings))
+    patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, KEY, CompiledModel(settings, place().sampler))
     return patched
 
 
 class CompiledModel:
     """The APPLY_MODEL wrapper. ComfyUI shares it between clones of a model."""
 
-    def __init__(self, settings: Settings) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, node: str = "") -> None:
+        """node: id of the node in its graph, on which the state is shown; "" for none."""
+        self.settings, self.node = settings, node
+        self.seconds = 0.0  # spent compiling
+        self.problem = False
         self.told: set[str] = set()
         self.seen: dict[State, tuple[State, int]] = {}  # the state itself, and the number of the call that first had it
         self.calls = 0
@@ -118,9 +122,17 @@ class CompiledModel:
         if sentence not in self.told:
             self.told.add(sentence)
             log.log(level, "[Skipstone] Compile Model+: %s", sentence)
+            self.problem |= level >= logging.WARNING
+            show_text(sentence[:1].upper() + sentence[1:], self.node)
 
     def starts(self) -> None:
         self.tell(f"compiling with {self.settings.backend}: the first step takes longer, up to minutes", logging.INFO)
+
+    def compiled(self, seconds: float) -> None:
+        """A part was compiled and has run once, which took so long."""
+        self.seconds += seconds
+        if not self.problem:
+            show_text(f"Compiled in {self.seconds:.{0 if self.seconds >= 10 else 1}f} s", self.node)
 
     def failed(self, error: BaseException) -> None:
         remedy, inner = advice(error), getattr(error, "inner_exception", error)

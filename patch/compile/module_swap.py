@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 import types
 import weakref
 from collections import OrderedDict
@@ -41,6 +42,9 @@ class Node(Protocol):
 
     def starts(self) -> None:
         """Compilation starts."""
+
+    def compiled(self, seconds: float) -> None:
+        """A part was compiled and has run once, which took so long."""
 
     def failed(self, error: BaseException) -> None:
         """Compilation failed."""
@@ -240,7 +244,7 @@ class StandIn(Module):
         if compiled.failed is not None:
             node.failed(compiled.failed)
             return self.original.forward(*args, **kwargs)
-        kept = (args, kwargs)
+        kept, started = (args, kwargs), time.perf_counter()
         if not compiled.proven:
             node.starts()
             if self.stage.writes:
@@ -255,6 +259,8 @@ class StandIn(Module):
             node.failed(error)
             log.debug("[Skipstone] the compiler's error", exc_info=error)
         else:
+            if not compiled.proven:
+                node.compiled(time.perf_counter() - started)
             compiled.proven = True
         return result
 

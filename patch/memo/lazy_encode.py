@@ -85,6 +85,7 @@ class Pending:
         self._settled = False
         self._about: Key | None = None  # the small entry's
         self._ticket = ""
+        self.found: Found | None = None  # what get() returned
         if self._memo is None:
             return
         try:
@@ -112,6 +113,7 @@ class Pending:
         if self._memo is None or found is None:
             return None
         self._memo.used(*found)
+        self.found = found[1]
         return unpack(found[1].entry.value, _places())
 
     def _learn(self, told: dict[str, Any], modified: bool) -> None:

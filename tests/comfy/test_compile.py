@@ -622,6 +622,20 @@ def test_a_wrapper_of_the_network_that_comes_later(studio, flux):
     assert not close(pictures[1], pictures[2])
 
 
+@pytest.mark.parametrize("works", [True, False])
+def test_its_node_shows_the_state(monkeypatch, works):
+    shown: list[tuple[str, str]] = []
+    monkeypatch.setattr(compiling, "show_text", lambda text, node: shown.append((node, text)))
+    base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"), "7")
+    if not works:
+        monkeypatch.setattr(code.ByTorch, "run", lambda *args: 1 / 0)
+    for _ in range(2):
+        call(wrapper, base, torch.randn(1, 4, 8), {})
+    first, last = shown
+    assert first == ("7", "Compiling with eager: the first step takes longer, up to minutes")
+    assert last[1].startswith("Compiled in " if works else "Parts that could not be compiled run uncompiled (Zero")
+
+
 def test_options_that_change_all_the_time(said):
     """What is new of them runs uncompiled, rather than have the model compiled at every step; it is said which they are."""
     base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"))
