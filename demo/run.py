@@ -1,6 +1,6 @@
 """make demo: pictures from a real ComfyUI, without and with the MeanCache node, side by side.
 
-Starts ComfyUI on this machine's CPU with the demo's small trained model, queues workflows/api/meancache.json over HTTP
+Starts ComfyUI on this machine's CPU with the demo's small trained model, queues demo/graphs/api/meancache.json over HTTP
 for several prompts, without the node and with each preset in turn, and writes the pictures, compare.png,
 flip.webp and report.json. Set COMFYUI_PATH to the folder of a ComfyUI; `make demo` does.
 """
@@ -28,7 +28,7 @@ from comfy_server import DemoError, Server, running
 from results import Line, Pair, Shot
 
 PACK = Path(__file__).resolve().parent.parent
-WORKFLOW = PACK / "workflows" / "api" / "meancache.json"
+WORKFLOW = PACK / "demo" / "graphs" / "api" / "meancache.json"
 MODELS = {
     "diffusion_models": "skipstone_demo_flux.safetensors",
     "vae": "skipstone_demo_vae.safetensors",

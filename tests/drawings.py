@@ -1,4 +1,4 @@
-"""The graphs to share as the front end draws them, and where things stand in a drawing. Boxes are left, top, right, bottom."""
+"""The templates as the front end draws them, and where things stand in a drawing. Boxes are left, top, right, bottom."""
 
 from __future__ import annotations
 
@@ -19,6 +19,27 @@ def drawn(name: str) -> dict[str, Any]:
 def exported(name: str) -> dict[str, Any]:
     """In the API's format."""
     told: dict[str, Any] = json.loads((FOLDER / "api" / f"{name}.json").read_text("utf-8"))
+    return told
+
+
+# files that people have, and the demo's that stand for them where a template is run
+STAND_INS = {"unet_name": "skipstone_demo_flux.safetensors", "vae_name": "skipstone_demo_vae.safetensors"}
+CLIP = {"clip_name": "skipstone_demo_clip.pt", "type": "stable_diffusion", "device": "default"}
+
+
+def with_demo_models(graph: dict[str, Any], steps: int = 8) -> dict[str, Any]:
+    """A template in the API's format, with the demo's models, their size of image, and so many steps."""
+    told: dict[str, Any] = {}
+    for number, node in graph.items():
+        kind, inputs = node["class_type"], dict(node["inputs"])
+        if kind in ("CLIPLoader", "DualCLIPLoader"):
+            kind, inputs = "CLIPLoader", dict(CLIP)
+        inputs |= {name: file for name, file in STAND_INS.items() if name in inputs}
+        if kind == "EmptySD3LatentImage":
+            inputs |= {"width": 128, "height": 128}
+        if kind == "KSampler":
+            inputs["steps"] = steps
+        told[number] = {"class_type": kind, "inputs": inputs}
     return told
 
 

@@ -6,7 +6,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_a_run_and_what_it_cost_are_seen_on_the_nodes(desk, request):
-    desk.open(ROOT / "workflows" / "meancache.json")
+    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
     found = {n["type"]: str(n["id"]) for n in desk.saved()["nodes"]}
     cache, loader, sampler, decode = (found[k] for k in ("SkipstoneMeanCache", "UNETLoader", "KSampler", "VAEDecode"))
     report = desk.add("SkipstoneStepReport", 1180, 500)

@@ -17,7 +17,7 @@ def test_every_node_can_be_dropped(desk):
 
 
 def test_the_demos_workflow_opens_and_runs(desk, request):
-    desk.open(ROOT / "workflows" / "meancache.json")
+    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
     desk.queue()
     desk.shoot(f"meancache-{request.node.callspec.id}")
 
@@ -26,7 +26,7 @@ BYPASSED, MUTED = 4, 2
 
 
 def test_a_bypassed_node_is_not_in_the_prompt(desk):
-    desk.open(ROOT / "workflows" / "meancache.json")
+    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
     (node,) = (str(n["id"]) for n in desk.saved()["nodes"] if n["type"] == "SkipstoneMeanCache")
     before = desk.prompt()
     loader = before[node]["inputs"]["model"]

@@ -88,7 +88,7 @@ def refusals(desk, prompt):
 
 
 def test_they_go_before_every_sampler_and_out_again(desk):
-    desk.open(ROOT / "workflows" / "meancache.json")
+    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
     command(desk, ADD)
     told(desk, "Every sampler has a step cache already")
     full = kinds(desk)
@@ -137,7 +137,7 @@ def test_they_go_before_every_sampler_and_out_again(desk):
 def test_inside_subgraphs(desk, request):
     """The sampler in a subgraph of a subgraph, the loader outside: what the run came to is told outside."""
     page = desk.page
-    desk.open(ROOT / "workflows" / "meancache.json")
+    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
     command(desk, REMOVE)
     desk.evaluate(
         """() => {

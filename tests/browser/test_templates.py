@@ -1,13 +1,18 @@
-"""The graphs to share: found in the template browser, opened with no error, what they say over the API, and run."""
+"""The templates: found in the template browser, opened with no error, what they say over the API, and run."""
 
 import json
+import os
+import re
+from pathlib import Path
 
-from served import ask
+from served import ask, ran, running, wait_until_up
 
-from skipstone.tests.drawings import FOLDER, NAMES, exported
+from skipstone.tests.browser.desk import Desk
+from skipstone.tests.drawings import FOLDER, NAMES, exported, with_demo_models
 
-# run here, with fewer steps; the memo's are run in tests/comfy/memo
-QUICK = ("text_to_image", "compare", "compile_and_cache")
+ROOT = Path(__file__).resolve().parents[2]
+# run here with the demo's models; the encode cache's are run in tests/comfy/memo
+QUICK = ("Step Cache - text to image", "Compare - judge it on your model", "Step Cache - with torch.compile")
 
 
 def test_they_open_and_run(open_desk):
@@ -32,8 +37,25 @@ def test_they_open_and_run(open_desk):
             if node["class_type"].startswith("Skipstone"):  # to others a front end may add its own
                 assert told.keys() - ours.keys() <= has.get("optional", {}).keys()
         if name in QUICK:
-            desk.evaluate(
-                """() => app.graph._nodes.filter(n => n.type === "KSampler")
-                    .forEach(n => { n.widgets.find(w => w.name === "steps").value = 8 })"""
-            )
-            desk.queue()
+            ran(desk.server, with_demo_models(api))
+
+
+def test_a_missing_model_is_offered_for_download(chromium, tmp_path):
+    """In a ComfyUI without any model: what the front end lists as missing is what can be downloaded."""
+    with running(Path(os.environ["COMFYUI_PATH"]), {"skipstone": ROOT}, {}, 1, tmp_path / "log") as server:
+        wait_until_up(server)
+        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
+        try:
+            for name in NAMES:
+                desk = Desk(context.new_page(), server)
+                desk.open(FOLDER / f"{name}.json")
+                files = {m["name"] for node in desk.saved()["nodes"] for m in node["properties"].get("models", [])}
+                page = desk.page
+                page.get_by_role("button", name="View details").first.click()
+                for file in files:
+                    page.get_by_text(file, exact=True).first.wait_for()
+                page.get_by_role("button", name=re.compile("^Download")).first.wait_for()
+                desk.shoot(f"template-missing-{NAMES.index(name)}")
+                page.close()
+        finally:
+            context.close()

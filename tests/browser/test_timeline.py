@@ -22,7 +22,7 @@ CELLS = """(element) => [...element.querySelectorAll('.skipstone-cell')].map(
 
 def workflow(kind=FIRST, values=("Balanced",), steps=STEPS):
     """The demo's, with an id of its own."""
-    graph = json.loads((ROOT / "workflows" / "meancache.json").read_text())
+    graph = json.loads((ROOT / "demo" / "graphs" / "meancache.json").read_text())
     graph["id"] = str(uuid.uuid4())
     seed = uuid.uuid4().int % 10**9  # what ComfyUI has cached is not run
     for node in graph["nodes"]:

@@ -620,7 +620,7 @@ def workflow(pack, monkeypatch):
         paths, extensions = folder_paths.folder_names_and_paths[kind]
         monkeypatch.setitem(folder_paths.folder_names_and_paths, kind, ([*paths, str(MODELS)], extensions))
     folder_paths.filename_list_cache.clear()
-    yield json.loads((ROOT / "workflows" / "api" / "meancache.json").read_text("utf-8"))
+    yield json.loads((ROOT / "demo" / "graphs" / "api" / "meancache.json").read_text("utf-8"))
     folder_paths.filename_list_cache.clear()
 
 

@@ -1,5 +1,6 @@
-"""The graphs to share, as files: what the front end draws of them. They are opened and run in tests/browser and tests/comfy/memo."""
+"""The templates, as files: what the front end draws of them. They are opened and run in tests/browser and tests/comfy/memo."""
 
+import re
 from itertools import combinations
 
 import pytest
@@ -40,6 +41,27 @@ def test_it_is_drawn_from_left_to_right_with_nothing_on_top_of_anything(name):
     for node in nodes.values():
         assert all(inside(box(node), group) or apart(box(node), group) for group in groups), node["type"]
     assert sum(n["type"] == NOTE for n in nodes.values()) == 1, "a note that explains"
+
+
+@named
+def test_a_model_that_is_missing_can_be_downloaded(name):
+    """The front end offers it where the node says from where: of these hosts, and in these formats only."""
+    for node in drawn(name)["nodes"]:
+        files = {v for v in node.get("widgets_values") or () if str(v).endswith((".safetensors", ".pt", ".sft"))}
+        offered = node["properties"].get("models", [])
+        assert {model["name"] for model in offered} == files, node["type"]
+        for model in offered:
+            assert re.fullmatch(r"https://huggingface\.co/[\w./-]+/" + re.escape(model["name"]), model["url"])
+            assert model["directory"] in ("diffusion_models", "text_encoders", "vae", "checkpoints")
+
+
+@named
+def test_it_is_legible_when_it_is_opened(name):
+    """The front end fits it into three quarters of the window; below 60 % the classic canvas draws no text. Window: 1600 x 1000."""
+    boxes = [box(node) for node in drawn(name)["nodes"]]
+    width = max(b[2] for b in boxes) - min(b[0] for b in boxes)
+    height = max(b[3] for b in boxes) - min(b[1] for b in boxes)
+    assert min(0.75 * 1600 / width, 0.75 * 1000 / height) > 0.6
 
 
 @named

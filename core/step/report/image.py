@@ -56,7 +56,9 @@ def text_of(report: Report) -> str:
     if report.error is not None:
         lines.append(f"predicted error: {report.error:.1%} of the total displacement")
     if report.costs:
-        lines.append(f"{'costs of skipping' if report.error is not None else 'published or measured for'}: {report.costs}")
+        lines.append(
+            f"{'costs of skipping' if report.error is not None else 'published or measured for'}: {report.costs}"
+        )
     return "\n".join([*lines, *report.notes, *_advice(report)])
 
 
