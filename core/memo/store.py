@@ -4,9 +4,8 @@
     name = key("vae", weights, pixels)               # everything that the value depends on
     latent = store.compute(name, lambda: vae.encode(pixels))
 
-compute() runs the function on a miss alone. What it returns then is the function's own value; on a hit it is a copy that
-is equal to the bit, its tensors on the CPU, and the caller's to write to. Whatever a tier does, nothing is raised but
-what the function raises.
+compute() calls the function only on a miss, and returns its value. On a hit it returns a copy that is equal bit for bit, with its tensors
+on the CPU, that the caller may write to. Failures of tiers raise nothing; exceptions of the function are passed on.
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Found:
-    """What look() found: where, the entry, and the seconds that it took."""
+    """Result of Store.look(): the tier, the entry, and the duration of the look-up in seconds."""
 
     tier: str
     entry: Entry
@@ -45,7 +44,7 @@ class Found:
 
 
 class Store:
-    """Tiers in order, the nearest first: those that are a LowerTier work behind threads of their own. Thread-safe."""
+    """A cache of several tiers, looked up in the order given. A LowerTier works in threads of its own. Thread-safe."""
 
     def __init__(self, tiers: Sequence[Tier], stats: Stats | None = None) -> None:
         self.stats = Stats() if stats is None else stats
@@ -62,10 +61,10 @@ class Store:
     # values
 
     def compute(self, key: Key, function: Callable[[], T], waiting: Callable[[], None] | None = None) -> T:
-        """The value of key: kept, or computed by function and then kept.
+        """The value of `key` from a tier, or as `function` computes it, which is then cached.
 
-        Where another thread, process or machine that shares a tier is at it already, it is waited for, but no longer than
-        computing took so far. waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
+        If another thread, process or machine that shares a tier is computing the value, waits for it, but no longer than computing is
+        estimated to take. waiting: called repeatedly during the wait; an exception that it raises ends the wait and is passed on.
         """
         started = time.perf_counter()
         found = self._find(key, waiting=waiting)
@@ -84,7 +83,7 @@ class Store:
             self._release(key)
 
     def renew(self, key: Key, function: Callable[[], T]) -> T:
-        """The value as function computes it, kept in place of what there is."""
+        """Compute the value and replace the cached one."""
         for worker in self._workers:
             worker.delete(key)
         return self._computed(key, function)
@@ -97,7 +96,7 @@ class Store:
         return value
 
     def get(self, key: Key) -> Any:
-        """The value, the caller's own, or None."""
+        """A copy of the value, or None."""
         started = time.perf_counter()
         found = self._find(key)
         if found is None:
@@ -108,17 +107,17 @@ class Store:
         return entry.value
 
     def look(self, key: Key) -> Found | None:
-        """What there is, the caller's own; in no statistics. For who only asks whether something has to be loaded first."""
+        """A copy of the entry, or None, without counting the look-up. Used to decide whether an encoder has to be loaded."""
         started = time.perf_counter()
         found = self._find(key, again=True)
         return None if found is None else Found(*found, time.perf_counter() - started)
 
     def used(self, key: Key, found: Found) -> None:
-        """What look() found was a hit after all."""
+        """Count the result of look() as a hit."""
         self.stats.hit(found.tier, key.kind, found.entry.cost, found.seconds)
 
     def put(self, key: Key, value: Any, cost: float) -> bool:
-        """Keep a value that took `cost` seconds to compute; whether it can be kept: the reason why not is in the statistics."""
+        """Cache a value that took `cost` seconds to compute. Returns whether it can be cached; if not, the statistics have the reason."""
         self._learn(key, cost)
         self.stats.spent(key.kind, cost)
         try:
@@ -141,7 +140,7 @@ class Store:
         return {tier.name: tier for tier in (*self._near, *(worker.tier for worker in self._workers))}
 
     def serves(self, tier: str) -> bool:
-        """Whether that tier is asked for values now: not one that is not there yet, or failed of late."""
+        """Whether a tier is asked for values at present. It is not before its first connection and for some time after a failure."""
         return any(near.name == tier for near in self._near) or any(
             worker.name == tier and worker.serves for worker in self._workers
         )
@@ -149,9 +148,9 @@ class Store:
     # what is kept
 
     def usage(self, timeout: float = 5.0, patient: bool = False) -> dict[str, dict[str, Usage] | None]:
-        """What each tier holds, by kind; None for one that does not say within so many seconds.
+        """Entries and bytes of each tier, by kind; None for a tier that does not answer within `timeout` seconds.
 
-        One that does not answer as fast as in a run says nothing and rests; with `patient` it is waited for, and left as it is.
+        Unless `patient`, a tier that is slower than a run would wait for counts as failed.
         """
         told: dict[str, dict[str, Usage] | None] = {tier.name: tier.usage() for tier in self._near}
         return told | {worker.name: worker.usage(timeout, patient) for worker in self._workers}
@@ -163,9 +162,9 @@ class Store:
         older_than: float | None = None,
         timeout: float = 60.0,
     ) -> dict[str, Usage | None]:
-        """Remove entries of one tier or all, of one kind or all, not used for so many seconds or all; what was removed, by tier.
+        """Remove entries, optionally only of one tier, of one kind, or unused for `older_than` seconds. Returns what was removed, by tier.
 
-        None for a tier that failed or is still at it. Raises ValueError for a tier that is not there.
+        The result is None for a tier that failed or has not finished. Raises ValueError for an unknown tier.
         """
         names = [t.name for t in self._near] + [worker.name for worker in self._workers]
         if tier is not None and tier not in names:
@@ -198,25 +197,25 @@ class Store:
                 yield "bytes", {"tier": tier.name, "kind": kind}, used.bytes
 
     def text(self) -> str:
-        """The same for people."""
+        """The statistics as text."""
         return self.stats.text(self.usage())
 
     # its threads
 
     def ready(self, timeout: float = 5.0, tier: str | None = None) -> bool:
-        """Wait until all tiers serve, or this one; whether they do. A run need not: a tier that is not there yet is a miss."""
+        """Wait until all tiers serve, or one of them. Returns whether they do. Runs need not wait: a tier that does not serve is a miss."""
         deadline = time.monotonic() + timeout
         there = [worker.ready(deadline - time.monotonic()) for worker in self._workers if tier in (None, worker.name)]
         return all(there)
 
     def flush(self, timeout: float = 5.0) -> bool:
-        """Wait until all is written; whether it is."""
+        """Wait until all queued writes are done. Returns whether they are."""
         deadline = time.monotonic() + timeout
         written = [worker.flush(deadline - time.monotonic()) for worker in self._workers]
         return all(written)
 
     def close(self, timeout: float = 2.0) -> None:
-        """Write what waits, as far as that many seconds go, and end the threads. Afterwards all is a miss."""
+        """Do the queued writes for at most `timeout` seconds, and end the threads. Afterwards every look-up is a miss."""
         for worker in self._workers:
             worker.close(timeout)
         for tier in self._near:
@@ -227,7 +226,7 @@ class Store:
     def _find(
         self, key: Key, again: bool = False, waiting: Callable[[], None] | None = None
     ) -> tuple[str, Entry] | None:
-        """The name of the tier that has it, and what it has. again: this look is not one more in the statistics."""
+        """The name of the first tier with an entry, and the entry. again: do not count the look-up in the statistics."""
         left = LIMIT if (estimate := self._estimate(key.kind)) is None else estimate  # for all tiers together
         above: list[Tier] = []
         for tier in self._near:
@@ -282,7 +281,7 @@ class Store:
     # one computes, the others wait
 
     def _turn(self, key: Key, waiting: Callable[[], None] | None) -> tuple[str, Entry] | None:
-        """None when it is our turn to compute; what another computed meanwhile, if we had to wait for it."""
+        """Wait for another process that computes the value. Returns its entry, or None if this one is to compute it."""
         claim = self._claim(key)
         if claim.ours:
             return self._find(key, again=True)  # who had the claim before us may have been done just now

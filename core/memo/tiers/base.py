@@ -1,4 +1,4 @@
-"""What a tier is: bytes by key. It may raise what it likes: the store makes a miss of it, and says it once."""
+"""Interfaces of tiers, which store bytes by key. A tier may raise any exception: the store logs it once and treats it as a miss."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Protocol, runtime_checkable
 from ..keys import Key
 
 Progress = Callable[[], None]
-"""Called whenever a read got on: who reads is waited for as long as that goes on, and `stall_timeout` more."""
+"""Called whenever a read makes progress. A read is abandoned after `stall_timeout` seconds without a call."""
 
 
 NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
@@ -18,7 +18,7 @@ NAMESPACE = re.compile(r"[a-z0-9][a-z0-9-]{0,31}")
 
 @dataclass(frozen=True)
 class Usage:
-    """What a tier holds, or what was removed from it. bytes: as the tier stores them."""
+    """Number and bytes of entries that a tier holds, or that were removed. bytes: as stored in the tier."""
 
     entries: int = 0
     bytes: int = 0
@@ -28,8 +28,10 @@ class Usage:
 
 
 class Unavailable(Exception):
-    """The tier cannot serve now. The message says what is wrong and how to mend it: no passwords, and the same words every time,
-    as it is said once; what varies is a second argument.
+    """The tier cannot be used at present.
+
+    The message tells the cause and the remedy, without passwords. It has to be the same for each occurrence, because it is logged once;
+    `detail` is for what varies.
     """
 
     def __init__(self, what: str, detail: str = "") -> None:
@@ -42,7 +44,7 @@ class Unreachable(Unavailable):
 
 
 class Tier(Protocol):
-    """Bytes by key. Methods may be called from several threads.
+    """A store of bytes by key. Methods may be called from several threads.
 
     It may also have `budget`, the bytes it holds at most, and `where`, the place as its own messages name it.
     """
@@ -50,21 +52,21 @@ class Tier(Protocol):
     name: str  # for statistics and clearing
 
     def get(self, key: Key, on_progress: Progress) -> bytes | bytearray | None:
-        """The bytes that were put, as far as the tier can tell; None where there are none. Counts as a use."""
+        """The bytes that were put, or None. Counts as a use of the entry. Raises CorruptEntry for bytes that cannot be an entry."""
         ...
 
     def put(self, key: Key, data: bytes) -> None:
-        """Keep them, in place of what was there. Raises NotCacheable for what this tier does not take."""
+        """Store bytes. Raises NotCacheable for an entry that this tier does not accept, such as one that is too large."""
         ...
 
     def delete(self, key: Key) -> None: ...
 
     def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
-        """Remove all entries, or those of a kind, or those not used for so many seconds; what was removed."""
+        """Remove entries, optionally only of a kind, or unused for `older_than` seconds. Returns what was removed."""
         ...
 
     def usage(self) -> dict[str, Usage]:
-        """What is held, by kind."""
+        """Entries and bytes by kind."""
         ...
 
     def close(self) -> None: ...
@@ -87,7 +89,7 @@ class LowerTier(Tier, Protocol):
 
 @dataclass(frozen=True)
 class Lease:
-    """Who computes a value: we, or another, who expects to need so many seconds (None: does not know)."""
+    """Whether this process computes a value (`ours`) or another does, and the estimate of that one in seconds, if it has one."""
 
     ours: bool
     estimate: float | None = None
@@ -95,10 +97,10 @@ class Lease:
 
 @runtime_checkable
 class LeasingTier(Protocol):
-    """A tier through which processes tell each other what they are computing."""
+    """A tier through which processes coordinate which of them computes a value."""
 
     def claim(self, key: Key, estimate: float | None) -> Lease:
-        """Ours if nobody else's. A claim lapses a few seconds after its last renewal."""
+        """Take the lease of a key unless another process holds it. A lease lapses a few seconds after its last renewal."""
         ...
 
     def renew(self, key: Key) -> None: ...
