@@ -33,6 +33,7 @@ class EvaluationHook:
         self.calls = 0
         self.told = 0  # bytes that ComfyUI was told of
         self.unused = ""  # the name of conditionings that ComfyUI will not run
+        self.latent: Sequence[int] = ()  # shape of the whole latent
 
     def record(self, observe: Callable[..., None], *args: Any) -> None:
         """Have the recording observe an evaluation. Its failure ends the recording and never the sampling."""
@@ -64,7 +65,8 @@ class EvaluationHook:
         """PREPARE_SAMPLING: ComfyUI is told of what will be held before it loads the model, as of a larger batch."""
         if (self.run.device is None or self.run.device.type != "cpu") and not _spread(model):
             used = [c for name, several in conds.items() if name != self.unused for c in several or ()]
-            self.told = self.size(model, noise_shape, used)
+            # a slot for each context window, of whose shape `noise_shape` is
+            self.told = self.size(model, noise_shape, used) * _windows(kwargs.get("model_options"), self.latent)
             row = model.memory_required([1, *noise_shape[1:]])
             noise_shape = [noise_shape[0] + round(self.told / max(row, 1)), *noise_shape[1:]]
         return executor(model, noise_shape, conds, *args, **kwargs)
@@ -115,6 +117,18 @@ class EvaluationHook:
         if self.at is None or timestep is self.at:
             return self.at is not None
         return bool(timestep.flatten()[0] == self.at.flatten()[0])
+
+
+def _windows(model_options: dict[str, Any] | None, latent: Sequence[int]) -> int:
+    """The number of ComfyUI's context windows over a latent: of those that overlap as little as they may. 1 without, and for several
+    latents that are packed into one, whose shape ComfyUI leaves whole."""
+    handler = (model_options or {}).get("context_handler")
+    dim, length = getattr(handler, "dim", None), getattr(handler, "context_length", 0)
+    if dim is None or dim >= len(latent) or length < 1 or (len(latent) == 3 and latent[1] == 1):
+        return 1
+    step = max(length - getattr(handler, "context_overlap", 0), 1)
+    rest = latent[dim] if getattr(handler, "closed_loop", False) else latent[dim] - length + step
+    return max(-(-rest // step), 1)
 
 
 def _spread(patcher: Any) -> bool:

@@ -155,7 +155,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         profiler = BlockProfiler(grid) if learning else None
         session.recorder = profiler
         session.hook = BlockHook(run, reader, support, offload, profiler)
-    session.hook.unused = _unused(guider)
+    session.hook.unused, session.hook.latent = _unused(guider), _shape(latent)
     return session
 
 
@@ -165,6 +165,11 @@ def _highest(sampling: Any) -> float | None:
         return float(sampling.sigma_max)
     except (AttributeError, TypeError, ValueError):
         return None
+
+
+def _shape(latent: Any) -> tuple[int, ...]:
+    """Of a latent; () where it has none."""
+    return tuple(getattr(latent, "shape", ()))
 
 
 def _unused(guider: Any) -> str:
