@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 from calibrated import calibrate, own_user_folder
 from judge import LEARNED, Bench, Cell, pairs
@@ -35,7 +35,7 @@ SOURCES = (
 TAUGHT = (1, 2, 4, 8)
 
 
-def planned(calibration: str, budget: float) -> Any:
+def planned(calibration: Literal["auto", "known"], budget: float) -> Any:
     from skipstone.nodes.meancache import method_of
     from skipstone.nodes.widgets import CUSTOM
 

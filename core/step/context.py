@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from .calibration.block_profile import BlockProfile
@@ -28,6 +28,7 @@ class RunContext:
     block_profile: block-level measurements of full runs of the model; None where none were recorded.
     evaluations_per_step: how often the sampler evaluates the model per step: 2 for heun.
     margin: dB that errors predicted with these costs may be worse.
+    parts: lengths of the modalities in a packed latent; empty for others.
     forced: for each step, whether it is computed whatever later policies decide.
     max_skipped_steps: the longest sequence of steps that may be skipped.
     """
@@ -40,6 +41,7 @@ class RunContext:
     block_profile: BlockProfile | None = None
     evaluations_per_step: int = 1
     margin: float = 0.0
+    parts: Sequence[int] = ()
     forced: list[bool] = field(init=False)
     max_skipped_steps: float = math.inf
 

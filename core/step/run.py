@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -52,6 +52,7 @@ class Run:
     evaluations_per_step: of the sampler.
     computes_on: the model's device, whose clock times evaluations; None: the host.
     pinnable: bytes of the host's memory that may be page-locked.
+    parts: lengths of the modalities in a packed latent.
     """
 
     def __init__(
@@ -69,6 +70,7 @@ class Run:
         evaluations_per_step: int = 1,
         computes_on: torch.device | None = None,
         pinnable: float = float("inf"),
+        parts: Sequence[int] = (),
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
         self.need = predictor.need
@@ -85,6 +87,7 @@ class Run:
             block_profile,
             evaluations_per_step,
             MARGIN[origin],
+            tuple(parts),
         )
         rules: list[Policy] = [LastStep(), ConditioningChanges(frozenset(events))]
         if learning:

@@ -81,7 +81,7 @@ class StepCache:
     ) -> Any:
         guider = executor.class_obj
         _refuse_second(self.method, guider.model_options, {}, own=self)
-        session = start_run(self.method, guider, sampler, sigmas, latent)
+        session = start_run(self.method, guider, sampler, sigmas, latent, kwargs.get("latent_shapes"))
         run = session.run
         run.reports.watch = partial(self._send, self.watchers) if self.watchers else None
         # on a copy: an outer wrapper may call us twice, and has to find the options unchanged

@@ -98,10 +98,14 @@ class RunSession:
         report.note(f"{hint} (setup: {text}; runs recorded: {kept.runs})", warning=False)
 
 
-def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: Any, latent: Any) -> RunSession:
+def start_run(
+    method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: Any, latent: Any, shapes: Any = None
+) -> RunSession:
     """The session of a run that `guider` (a comfy CFGGuider or the like) is about to sample.
 
-    latent: shape (B, C, ...). Raises StepCacheError where the method cannot work on the model's blocks.
+    latent: shape (B, C, ...). shapes: of the modalities in a packed latent, (B, 1, elements of all); None for others.
+
+    Raises StepCacheError where the method cannot work on the model's blocks.
     """
     # from the patcher: object patches (shift nodes) are not on the model yet
     patcher = guider.model_patcher
@@ -116,6 +120,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
     support = block_support_of(method, patcher.model.diffusion_model) if method.blocks else None
     network = known(patcher, conds)
 
+    parts = [math.prod(shape[1:]) for shape in shapes or ()] if len(shapes or ()) > 1 else []
     calibration = _Calibration(method, guider, sampler, grid, latent, support)
     learning = calibration.computes_in_full(method.requires_profile(network, calibration.profile))
     make = partial(
@@ -129,6 +134,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         evaluations_per_step=evaluations_per_step(sampler),
         computes_on=patcher.load_device,
         pinnable=pinnable(patcher.load_device),
+        parts=parts,
     )
     costs = calibration.costs()
     run = make(costs=costs, block_profile=calibration.profile, learning=learning)
@@ -146,7 +152,7 @@ def start_run(method: Method | AutoMethod, guider: Any, sampler: Any, sigmas: An
         # a run that computes every step for another reason than learning teaches as much
         skips = len(run.report.planned) < grid.steps
         recorded = learning or (calibration.records_partly and skips)
-        recorder = GramRecorder(grid, run.keeps, guidance_of(guider)) if recorded else None
+        recorder = GramRecorder(grid, run.keeps, guidance_of(guider), parts) if recorded else None
         session.recorder = recorder
         session.hook = OutputHook(run, reader, recorder, offload)
         session.plan_with = lambda: make(costs=calibration.costs())

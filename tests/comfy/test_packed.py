@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import comfy.sample
 import pytest
 import torch
+
+from skipstone.core.step.calibration.gram_recorder import GramRecorder
+from skipstone.core.step.indicators.reading import SAMPLE
+from skipstone.patch.step import run_setup
 
 from .packed import SOUND, VIDEO, latent, packed
 
@@ -42,3 +49,21 @@ def test_both_modalities_are_predicted_well(studio, model, meancache):
     assert reports[0].skipped > 0
     for out, plain, wanted in zip(outs, few, full, strict=True):
         assert 0 < distance(out, wanted) < distance(plain, wanted)
+
+
+def test_the_sound_weighs_as_much_as_the_video_in_what_is_recorded(studio, model, meancache, monkeypatch):
+    """It is 640 of 8,832 numbers of the latent."""
+    made: list[GramRecorder] = []
+
+    class Watched(GramRecorder):
+        def __init__(self, *args: Any, **how: Any) -> None:
+            super().__init__(*args, **how)
+            made.append(self)
+
+    monkeypatch.setattr(run_setup, "GramRecorder", Watched)
+    cached, reports = meancache(preset="Balanced", model=model, calibration="auto")
+    studio.sample(cached, latent=latent(), steps=8)
+    (recorder,) = made
+    assert reports[0].finished and list(recorder.parts) == [math.prod(VIDEO), math.prod(SOUND)]
+    row = next(iter(recorder.rows.values()))
+    assert abs(len(row) - SAMPLE) < 0.2 * SAMPLE

@@ -10,8 +10,9 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipstone.core.step.clock import Grid
+from skipstone.core.step.context import RunContext
 from skipstone.core.step.indicators.output import InputChange
-from skipstone.core.step.indicators.reading import subsample
+from skipstone.core.step.indicators.reading import SAMPLE, subsample
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import Corrected, Reuse
@@ -395,3 +396,29 @@ def test_a_subsample_sees_every_column_and_every_channel(width):
     sample = subsample(value).long()
     assert sample.remainder(1000).unique().numel() == width
     assert sample.div(1000, rounding_mode="floor").unique().numel() == 16
+
+
+def test_each_modality_of_a_packed_latent_weighs_the_same():
+    """Sound of a few hundred numbers beside a video of a hundred thousand."""
+    video, sound = torch.zeros(2, 1, 100_000), torch.ones(2, 1, 300)
+    packed = torch.cat([video, sound], -1)
+    seen = subsample(packed, parts=(100_000, 300))
+    assert 0.4 < float(seen.mean()) < 0.6 and len(seen) <= 1.5 * SAMPLE
+    assert float(subsample(packed).mean()) < 0.01
+    assert torch.equal(subsample(packed, parts=(5, 7)), subsample(packed)), "a latent of another form"
+
+
+def test_a_change_of_the_sound_alone_is_noticed():
+    parts = (50_000, 200)
+    states = [InputChange().start(RunContext(FLOW, Reuse(), parts=p)) for p in (parts, ())]
+    readings = []
+    for state in states:
+        for step in range(4):
+            x = torch.ones(1, 1, sum(parts))
+            x[..., parts[0] :] += step
+            state.observe_input(x)
+            reading = state.read()
+            state.observe_output(x)
+        assert reading is not None
+        readings.append(reading.value)
+    assert readings[0] > 20 * readings[1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,12 +26,14 @@ class GramRecorder:
     grid: the run's.
     keeps: "denoised" records D, anything else the velocity (x - D) / sigma.
     cfg: the guidance scale; None where the guider has none.
+    parts: lengths of the modalities in a packed latent, which weigh the same.
     """
 
-    def __init__(self, grid: Grid, keeps: str, cfg: float | None = None) -> None:
+    def __init__(self, grid: Grid, keeps: str, cfg: float | None = None, parts: Sequence[int] = ()) -> None:
         self.grid = grid
         self.keeps = keeps
         self.cfg = cfg
+        self.parts = parts
         self.steps = {int(i) for i in np.linspace(0, grid.steps - 1, min(grid.steps, MOST)).round()}
         self.rows: dict[int, Tensor] = {}
         self.passes: dict[int, tuple[Tensor, Tensor]] = {}  # conditional and unconditional
@@ -67,8 +71,8 @@ class GramRecorder:
         return step if abs(sigma - at) <= SAME_STEP * at else None
 
     def _value(self, sigma: float, x: Tensor, denoised: Tensor) -> Tensor:
-        d = subsample(denoised)
-        return d if self.keeps == "denoised" else (subsample(x) - d) / sigma
+        d = subsample(denoised, parts=self.parts)
+        return d if self.keeps == "denoised" else (subsample(x, parts=self.parts) - d) / sigma
 
     def gram(self, recipe: str, full: bool = True) -> Gram:
         """The Gram matrix of the run, in one transfer from the device. full: every step was to be computed.

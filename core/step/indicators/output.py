@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -32,14 +33,15 @@ class InputChange(Indicator):
     relative: bool = False
 
     def start(self, context: RunContext) -> InputChangeState:
-        return InputChangeState(self)
+        return InputChangeState(self, context.parts)
 
 
 class InputChangeState(IndicatorState):
     """InputChange in one run."""
 
-    def __init__(self, config: InputChange) -> None:
+    def __init__(self, config: InputChange, parts: Sequence[int] = ()) -> None:
         self.config = config
+        self.parts = parts
         self.clear()
 
     def clear(self) -> None:
@@ -50,14 +52,14 @@ class InputChangeState(IndicatorState):
         self.trend: Tensor | None = None  # EMA of the output's change
 
     def observe_input(self, seen: Tensor, sigma_changed: bool = True) -> None:
-        self.previous, self.input = self.input, subsample(seen)
+        self.previous, self.input = self.input, subsample(seen, parts=self.parts)
         if self.previous is not None and self.previous.shape != self.input.shape:
             self.clear()
-            self.input = subsample(seen)
+            self.input = subsample(seen, parts=self.parts)
 
     def observe_output(self, output: Tensor) -> None:
         assert self.input is not None
-        sample = subsample(output)
+        sample = subsample(output, parts=self.parts)
         if self.anchor is not None:
             change = (sample - self.anchor[1]).abs().mean()
             self.rate = change / (self.input - self.anchor[0]).abs().mean()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +28,16 @@ class Reading:
     ratio: float = 1.0
 
 
-def subsample(value: Tensor, limit: int = SAMPLE) -> Tensor:
-    """About `limit` evenly spaced elements of a tensor of any shape: 1-D, float32, a copy on the same device."""
+def subsample(value: Tensor, limit: int = SAMPLE, parts: Sequence[int] = ()) -> Tensor:
+    """About `limit` evenly spaced elements of a tensor of any shape: 1-D, float32, a copy on the same device.
+
+    parts: lengths along the last dimension of the modalities in a packed latent. Each gives about as many elements, repeated where it has
+    fewer, so that sound is not lost among the pixels of a video.
+    """
+    if len(parts) > 1 and value.shape[-1] == sum(parts):
+        each = max(limit // len(parts), 1)
+        several = [subsample(part, each) for part in value.split(list(parts), -1)]
+        return torch.cat([s.repeat(max(round(each / max(len(s), 1)), 1)) for s in several])
     flat = value.detach().flatten()
     # a stride that shares no factor with the last two dimensions visits every row and column
     stride = max(-(-flat.numel() // limit), 1) | 1
