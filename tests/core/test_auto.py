@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import get_args
 
+import numpy as np
 import pytest
 import torch
 
 from skipstone.core.step.auto.method import WHY, WHY_FEW, AutoMethod, within
 from skipstone.core.step.auto.selection import Choice, SamplerInfo, tolerance
 from skipstone.core.step.calibration.costs import Costs, Origin, default
+from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Budget, Schedule, Warmup
@@ -102,10 +104,21 @@ def test_few_steps_are_said_to_be_few(steps):
     assert WHY_FEW not in run(WISH, 20).chosen
 
 
+def test_where_every_skip_would_be_visible_nothing_is_skipped_and_that_is_said():
+    """Of outputs that have nothing to do with one another, no prediction is any good."""
+    at = grid(8)
+    random = Costs(Gram(at.times[:-1], np.eye(8)), Origin.MEASURED)
+    report = run(WISH, 8, costs=random)
+    assert report.skipped == 0 and report.warnings == []
+    assert report.advice == "8 steps: nothing can be skipped without a visible change"
+    exact = run(replace(WISH, speedup=2.0), 8, costs=random)
+    assert exact.skipped > 0, "who asks for a speed-up gets it"
+
+
 def test_a_run_too_short_to_skip_is_said_to_be_and_is_no_fault():
     report = run(WISH, 3)
     assert report.skipped == 0
-    said = "3 steps are too few to skip any. Step caches help from about 12 steps; bypass this node"
+    said = "3 steps are too few to skip any. Step caches help from about 12 steps; Compile Model+ and the encode cache help here"
     assert (report.advice, report.notes, report.warnings) == (said, [said], [])
 
 

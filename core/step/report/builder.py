@@ -143,7 +143,7 @@ class ReportBuilder:
             report.hint = self._advice()
             reasons = Counter(str(e.reason) for e in report.evaluations)
             why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-            if self._too_short():
+            if self._too_short() or self._no_room():
                 report.note(report.hint, warning=False)
             else:
                 report.note(messages.nothing_skipped(why, report.hint))
@@ -162,9 +162,16 @@ class ReportBuilder:
     def _advice(self) -> str:
         if self._too_short():
             return messages.too_few(self.report.steps)
+        if self._no_room():
+            return messages.no_room(self.report.steps)
         if self.choice:
             return self.choice.advice
         return next(filter(None, (p.advice() for p in self.policies)), messages.TO_SKIP_MORE)
+
+    def _no_room(self) -> bool:
+        """Whether Step Cache (Auto) planned to compute every step, because a skip would be visible."""
+        limited = self.choice is not None and not self.choice.speedup and not self.choice.decibels
+        return limited and len(self.report.planned) == self.report.steps
 
     def _too_short(self) -> bool:
         """Whether a plan computes every step of a short run. A target quality has other remedies than more steps."""

@@ -59,7 +59,14 @@ def nothing_skipped(reasons: str, remedy: str) -> str:
 
 
 def too_few(steps: int) -> str:
-    return f"{steps} step{'s are' if steps > 1 else ' is'} too few to skip any. Step caches help from about {FEW} steps; bypass this node"
+    return (
+        f"{steps} step{'s are' if steps > 1 else ' is'} too few to skip any. Step caches help from about {FEW} steps; Compile Model+ and "
+        "the encode cache help here"
+    )
+
+
+def no_room(steps: int) -> str:
+    return f"{steps} steps: nothing can be skipped without a visible change"
 
 
 # Step Cache (Auto)
