@@ -63,7 +63,7 @@ def plain(studio, flux):
 @pytest.fixture(scope="module")
 def taught(studio, flux):
     """A MODEL with the method on it, and its reports: `model, reports = taught("TeaCache", cfg=1.0)`. TeaCache and MagCache find the
-    block profile that they need: one run in full for each kind of run, which serves both."""
+    block profile that they need: it is recorded by the first run, or carried over from a run of another kind."""
     known = set()
 
     def patched(name, preset="Speed", **how):
@@ -72,7 +72,6 @@ def taught(studio, flux):
         kind = tuple(sorted(how.items()))
         if name in LEARNS and kind not in known:
             studio.sample(model, **{"steps": STEPS, **how})
-            assert reports[0].skipped == 0
             reports.clear()
             known.add(kind)
         return model, reports
