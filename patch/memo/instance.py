@@ -12,7 +12,7 @@
     SKIPSTONE_MEMO_S3           (none)                       s3://bucket or s3://bucket/prefix               none
     SKIPSTONE_MEMO_S3_ENDPOINT  (none)                       address of a store that is not Amazon's         Amazon's
     SKIPSTONE_MEMO_S3_REGION    (none)                       region of the bucket                            boto3's
-    SKIPSTONE_MEMO_S3_MB        Skipstone.Memo.S3MB          largest entry sent to S3                        256
+    SKIPSTONE_MEMO_S3_MB        (none)                       largest entry sent to S3                        256
     SKIPSTONE_MEMO_READ_ONLY    (none)                       read Redis and S3, never write to them          off
     SKIPSTONE_MEMO_NAMESPACE    (none)                       keeps a team's entries in both apart            none
     SKIPSTONE_MEMO_KEY          (none)                       signs entries in both; others are misses        none
