@@ -11,7 +11,7 @@ GROUPS = (
     *("auto", "stepmask"),
     *("meancache", "easycache", "spectrum", "taylorseer"),
     *("firstblock", "dbcache", "teacache", "magcache", "dicache"),
-    *("report_nodes", "memo", "compile"),
+    *("report_nodes", "presets_table", "memo", "compile"),
 )
 # modules that register something beside nodes, and what is missing without them
 SERVICES = {

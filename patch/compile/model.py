@@ -114,6 +114,9 @@ class CompiledModel:
             torch.compiler.cudagraph_mark_step_begin()
         with stage.set(self, base, what, state):
             result = executor(*args, **kwargs)
+        if not self.told:  # nothing had to be compiled
+            self.told.add("")
+            show_text("Already compiled", self.node)
         # the next call overwrites a CUDA graph's output
         return result.clone() if self.settings.graphs and torch.is_tensor(result) else result
 

@@ -633,6 +633,11 @@ def test_its_node_shows_the_state(monkeypatch, works):
         call(wrapper, base, torch.randn(1, 4, 8), {})
     first, last = shown
     assert first == ("7", "Compiling with eager: the first step takes longer, up to minutes")
+    if works:  # another node with these settings, on the same model
+        other = compiling.CompiledModel(Settings(backend="eager"), "8")
+        for _ in range(2):
+            call(other, base, torch.randn(1, 4, 8), {})
+        assert shown.pop() == ("8", "Already compiled") and len(shown) == 2
     assert last[1].startswith("Compiled in " if works else "Parts that could not be compiled run uncompiled (Zero")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import json
+import re
 import sys
 from types import SimpleNamespace
 from typing import Any
@@ -15,8 +16,8 @@ import pytest
 import torch
 
 import nodes
-from skipstone.nodes import report_nodes, reporting
-from skipstone.nodes.meancache import MeanCache
+from skipstone.nodes import presets_table, report_nodes, reporting
+from skipstone.nodes.meancache import PRESETS, MeanCache
 
 STEPS = 8
 prompts = itertools.count(1)
@@ -79,7 +80,7 @@ def end(**values):
 @pytest.fixture
 def graphs(monkeypatch, studio, tmp_path):
     kinds = {
-        **{k.GET_SCHEMA().node_id: k for k in list[Any]([*report_nodes.NODES, MeanCache])},
+        **{k.GET_SCHEMA().node_id: k for k in list[Any]([*report_nodes.NODES, *presets_table.NODES, MeanCache])},
         "TestModel": made("TestModel", ("MODEL",), lambda: (studio.model,)),
         "TestPrompt": made(
             "TestPrompt", ("CONDITIONING",), lambda text: (studio.prompt(text),), {"text": ("STRING", {})}
@@ -316,3 +317,43 @@ def test_the_same_seed_with_and_without_a_step_cache_in_one_graph(graphs, monkey
         text[preset] = graphs.shown["compare"]["text"][0]
     quality, turbo = (float(text[p].split()[1]) for p in ("Quality", "Turbo"))
     assert quality > turbo > 10
+
+
+def test_all_presets_in_one_graph_and_a_table_of_them(graphs, monkeypatch):
+    """The model without a cache first, then each preset: sampled one after the other, and each compared with the first."""
+    seen = []
+
+    def decoded(latent):
+        seen.append(latent["samples"])
+        return (latent["samples"][:, :3].movedim(1, -1).sigmoid(),)
+
+    monkeypatch.setitem(
+        nodes.NODE_CLASS_MAPPINGS, "TestDecode", made("TestDecode", ("IMAGE",), decoded, {"latent": ("LATENT", {})})
+    )
+    monkeypatch.setitem(
+        nodes.NODE_CLASS_MAPPINGS,
+        "TestText",
+        made("TestText", (), end, {"text": ("STRING", {}), "name": ("STRING", {})}, end=True),
+    )
+    graph: dict[str, Any] = {
+        "all": ("SkipstoneAllPresets", {"model": ["model", 0]}),
+        "sampler": ksampler("all", steps=20),
+        "decode": ("TestDecode", {"latent": ["sampler", 0]}),
+        "table": ("SkipstonePresetTable", {"images": ["decode", 0]}),
+        "end": ("TestText", {"text": ["table", 0], "name": "it"}),
+    }
+    text = graphs.run(**START, **graph)["it"]["text"]
+    assert len(seen) == 5
+    assert not any(seen[0].equal(other) for other in seen[1:])
+    lines = text.split("\n")
+    counts = [
+        re.match(rf"{name}: (\d+) of 20 computed, \d\.\dx, PSNR \d", line)
+        for name, line in zip(PRESETS, lines, strict=False)
+    ]
+    computed = [int(count[1]) for count in counts if count]
+    assert len(computed) == 4 and all(2 < count < 20 for count in computed)
+    assert lines[5].startswith("| your model | Quality | Balanced | Speed | Turbo |")
+    assert re.fullmatch(r"\| \.\.\. (\| \d+\.\dx, \d+ dB ){4}\|", lines[7])
+
+    graph["sampler"] = ksampler("model", steps=20)
+    assert graphs.run(**START, **graph)["it"]["text"] == presets_table.NO_RUNS
