@@ -23,7 +23,7 @@ def test_what_was_recorded_is_deleted(open_desk):
     button.click()
     desk.page.get_by_text(re.compile("Delete what was recorded of your models")).wait_for()
     desk.shoot("step-settings-confirm-light")
-    desk.page.get_by_role("button", name=re.compile("^(Delete|Confirm)$")).last.click()
+    desk.page.get_by_role("dialog").last.get_by_text("Delete", exact=True).click()
     expect(told).to_have_text("Nothing recorded.")
     expect(button).to_be_disabled()
     assert not any(file.exists() for file in own) and foreign.exists()
