@@ -32,12 +32,14 @@ class Grid:
     flow: sigma is the share of noise in the latent, 0..1; otherwise noise grows with sigma (eps, v, EDM).
     percent_to_sigma: ComfyUI's map; None for the linear one of a flow.
     highest: the model's highest sigma; None: the grid's first.
+    ended: whether the grid ends a trajectory; None: if its last sigma is zero. Some samplers end at the last one above it.
     """
 
     sigmas: tuple[float, ...]
     flow: bool = True
     percent_to_sigma: Callable[[float], float] | None = field(default=None, compare=False, repr=False)
     highest: float | None = None
+    ended: bool | None = None
 
     @classmethod
     def of(
@@ -46,8 +48,9 @@ class Grid:
         flow: bool = True,
         percent_to_sigma: Callable[[float], float] | None = None,
         highest: float | None = None,
+        ended: bool | None = None,
     ) -> Grid:
-        return cls(tuple(float(s) for s in sigmas), flow, percent_to_sigma, highest)
+        return cls(tuple(float(s) for s in sigmas), flow, percent_to_sigma, highest, ended)
 
     @property
     def times(self) -> NDArray[np.float64]:
@@ -78,6 +81,11 @@ class Grid:
     def steps(self) -> int:
         return max(len(self.sigmas) - 1, 0)
 
+    @property
+    def ends(self) -> bool:
+        """Whether the grid ends a trajectory, as it does at sigma zero."""
+        return (not self.sigmas or self.sigmas[-1] == 0) if self.ended is None else self.ended
+
     @cached_property
     def begins(self) -> bool:
         """Whether the grid begins a trajectory. False where a sampler goes on from another one's latent, or from a picture."""
@@ -86,11 +94,6 @@ class Grid:
         start = self.percent_of(self.sigmas[0])
         end = 1.0 if self.ends else self.percent_of(self.sigmas[-1])
         return start * self.steps <= BEGINS * (end - start)
-
-    @property
-    def ends(self) -> bool:
-        """Whether the grid ends a trajectory, at sigma zero."""
-        return not self.sigmas or self.sigmas[-1] == 0
 
     @cached_property
     def whole(self) -> tuple[float, float]:

@@ -111,7 +111,9 @@ def start_run(
     patcher = guider.model_patcher
     sampling = patcher.get_model_object("model_sampling")
     flow = isinstance(sampling, comfy.model_sampling.CONST)
-    grid = Grid.of(run_sigmas(sampler, sigmas.tolist()), flow, sampling.percent_to_sigma, _highest(sampling))
+    given = sigmas.tolist()
+    ends = not given or given[-1] == 0
+    grid = Grid.of(run_sigmas(sampler, given), flow, sampling.percent_to_sigma, _highest(sampling), ends)
     integrator = integrator_of(sampler)
     method = method.resolve(SamplerInfo(integrator, grid.steps, adaptive_steps(sampler), second_order(sampler)))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": HOST}[method.history_device]

@@ -25,7 +25,7 @@ STEPS = 10
 TURBO = {"preset": "Turbo"}
 
 
-def sound(watch, reports, out):
+def sound(watch, reports, out, ends=True):
     """What holds of every run; the last one's report is meant."""
     report = reports[-1]
     assert torch.isfinite(out).all()
@@ -33,9 +33,10 @@ def sound(watch, reports, out):
     watch.agrees_with(report)
     assert watch.written == []
     assert watch.computed[0]
-    last = report.steps - 1
-    assert all(e.computed for e in report.evaluations if e.step >= last)
-    assert watch.computed[-1], "nothing after the last evaluation could mend it"
+    if ends:
+        last = report.steps - 1
+        assert all(e.computed for e in report.evaluations if e.step >= last)
+        assert watch.computed[-1], "nothing after the last evaluation could mend it"
 
 
 @pytest.mark.parametrize("sampler", comfy.samplers.SAMPLER_NAMES)
@@ -165,7 +166,7 @@ def test_less_than_full_denoise(studio, meancache, watched):
     sound(watch, reports, studio.sample(model, steps=12, denoise=0.6, latent=studio.noise(5)))
     assert reports[0].steps == 12
     assert watch.evaluations[0].sigma == pytest.approx(0.6)
-    assert watch.computed[:2] == [True, True]
+    assert watch.computed[0], "it goes on from a picture: no step but the first is special"
     assert reports[0].skipped > 0
 
 
@@ -176,10 +177,9 @@ def test_two_stages_share_nothing(studio, meancache):
     second: dict[str, Any] = {"steps": 20, "start_step": 10, "last_step": 20, "force_full_denoise": True}
     whole = studio.sample(model, latent=half, noise=torch.zeros_like(half), **second)
     assert [r.steps for r in reports] == [10, 10]
-    for report in reports:
-        assert report.skipped > 0
-        assert [e.computed for e in report.evaluations][:2] == [True, True]
-        assert report.evaluations[-1].computed
+    assert all(report.skipped > 0 for report in reports)
+    first, last = ([e.computed for e in report.evaluations] for report in reports)
+    assert first[:2] == [True, True] and last[0] and last[-1]
     fresh, _ = meancache(**TURBO)
     assert torch.equal(studio.sample(fresh, latent=half, noise=torch.zeros_like(half), **second), whole)
 
@@ -290,7 +290,7 @@ def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(demo, meancache, 
 def test_sigmas_that_end_above_zero(studio, meancache, watched):
     patched, reports = meancache(**TURBO)
     model, watch = watched(patched)
-    sound(watch, reports, studio.sample_custom(model, torch.linspace(1, 0.1, 13)))
+    sound(watch, reports, studio.sample_custom(model, torch.linspace(1, 0.1, 13)), ends=False)
     assert reports[0].steps == 12
     assert reports[0].skipped > 0
 

@@ -208,7 +208,7 @@ def test_guidance_that_begins_in_mid_run(studio, meancache, watched, predictor):
     """It may begin where a skip was decided already: then it alone is computed, and everything at the next evaluation."""
     sparse = {"preset": "Custom", "predictor": predictor, "budget": 0.3}
     patched, reports = meancache(**sparse)
-    studio.sample(patched, steps=20, cfg=1.0)
+    studio.sample(patched, steps=20)
     planned = reports[0].planned
     begin = next(i for i in range(5, 20) if i not in planned and i + 1 not in planned)
     guided = SkipLayerGuidanceDiT.execute(studio.model, 2.0, (begin - 0.5) / 20, 0.9, "0", "1")[0]

@@ -88,6 +88,13 @@ def test_parts_share_the_budget_as_a_plan_of_the_whole_trajectory_does():
         assert abs(ran(part(of)).computed - len(inside)) <= 1
 
 
+def test_a_sampler_that_ends_above_zero_by_itself_ends_a_trajectory():
+    """dpm_fast and dpm_adaptive stop at the last sigma above zero."""
+    grid = Grid.of(part().sigmas[:-1], True, shifted, 1.0, ended=True)
+    assert grid.whole == (0, 19)
+    assert ran(grid).evaluations[-1].reason is Reason.LAST_STEP
+
+
 def test_two_parts_compute_as_many_steps_as_the_whole_run():
     whole, first, second = ran(part()), ran(part(FIRST)), ran(part(SECOND))
     assert whole.computed == 11
@@ -141,7 +148,14 @@ def test_the_cost_of_skipping_to_the_end_is_that_of_a_step_more(predictor):
 def test_plans_of_parts_keep_to_their_budget(steps):
     grid = part(slice(0, steps + 1), 2 * steps)
     asked = Question(
-        Corrected(), grid.sigmas, True, default(grid), int(0.5 * steps), 2.0, tuple(i < 2 for i in range(steps))
+        Corrected(),
+        grid.sigmas,
+        True,
+        default(grid),
+        int(0.5 * steps),
+        2.0,
+        tuple(i < 2 for i in range(steps)),
+        ends=False,
     )
     anchors = solve(asked).anchors
     assert {0, 1} <= set(anchors) and max(anchors) < steps

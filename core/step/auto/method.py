@@ -21,6 +21,8 @@ WHY: dict[Integrator, str] = {
 LOOKS = "decided during the run; best for samplers with two evaluations a step in our tests"
 FREE = "decided during the run, because this sampler chooses its own steps"
 FULL = Method("Full run", "", (Full(Reason.TARGET),), Reuse())
+# dB that a picture typically is above what nine in ten reach: presets are limited by the typical picture (bench/choices.md)
+TYPICAL_SURPLUS = 6.0
 WHY_FEW = "short runs have few steps to skip, whatever the method"
 
 
@@ -66,7 +68,7 @@ class AutoMethod:
             return within(self.planned, tolerance(self.decibels, sampler.integrator)), choice
         if self.speedup or sampler.integrator == "sde":
             return self.planned, choice
-        return limited(self.planned, tolerance(messages.VISIBLE, sampler.integrator)), choice
+        return limited(self.planned, tolerance(messages.VISIBLE - TYPICAL_SURPLUS, sampler.integrator)), choice
 
 
 def within(method: Method, error: float) -> Method:

@@ -110,7 +110,7 @@ def _bounded(grid: Grid) -> Grid:
     if grid.steps <= LONGEST:
         return grid
     chosen = np.linspace(0, grid.steps - 1, LONGEST).round().astype(int)
-    return Grid((*(grid.sigmas[i] for i in chosen), grid.sigmas[-1]), grid.flow)
+    return Grid((*(grid.sigmas[i] for i in chosen), grid.sigmas[-1]), grid.flow, ended=grid.ends)
 
 
 def _read(gram: Gram, grid: Grid, cfg: float) -> Gram:

@@ -32,7 +32,7 @@ def whole_grid(grid: Grid) -> tuple[Grid, int]:
     rest = [grid.sigma_at(p) for p in np.linspace(end, 1, after + 1)[1:-1]]
     zero = [] if grid.ends else [0.0]
     sigmas = [*highest, *before, *grid.sigmas, *rest, *zero]
-    return replace(grid, sigmas=tuple(float(s) for s in sigmas)), len(highest) + len(before)
+    return replace(grid, sigmas=tuple(float(s) for s in sigmas), ended=True), len(highest) + len(before)
 
 
 def part_budget(grid: Grid, share: float, question: Question, kept: Value) -> int:
@@ -55,6 +55,7 @@ def part_budget(grid: Grid, share: float, question: Question, kept: Value) -> in
             forced=tuple(forced),
             max_error=0.0,
             limit=0.0,
+            ends=True,
         )
     )
     return max(sum(first <= i < last for i in plan.anchors), 1)

@@ -38,6 +38,7 @@ class Question:
     max_skipped_steps: steps skipped in a row at most; inf for no limit.
     max_error: above 0, the budget is the smallest whose predicted error is at most this share of the run's displacement.
     limit: above 0, the budget is raised until the predicted error is at most this share.
+    ends: the run ends a trajectory, so its last step is computed.
     """
 
     predictor: Predictor
@@ -50,6 +51,7 @@ class Question:
     max_skipped_steps: float = math.inf
     max_error: float = 0.0
     limit: float = 0.0
+    ends: bool = True
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ def _exact(question: Question) -> Solution:
     grid, steps = Grid(question.sigmas, question.flow), len(question.forced)
     cost, budget, forced = edge_costs(question.predictor, grid, question.costs), question.budget, question.forced
     weights = edge_weights(grid)
-    if grid.ends:
+    if question.ends:
         cost = cost[:, :, :steps]
     else:
         # the end of the run is one more node that every path leads to, and that costs nothing to compute
@@ -117,10 +119,10 @@ def _coarse(question: Question) -> Solution:
     if question.max_error or question.limit:
         budget = max(math.ceil(len(coarse.anchors) * steps / LARGEST), 0 if question.max_error else budget)
     places = [int(edges[i]) for i in coarse.anchors]
-    if question.sigmas[-1] == 0:
+    if question.ends:
         places[-1] = steps - 1
     anchors = _spread(places, budget, question.forced)
-    end = () if question.sigmas[-1] == 0 else (steps,)
+    end = () if question.ends else (steps,)
     capped = _capped((*anchors, *end), question.max_skipped_steps)
     return replace(coarse, anchors=tuple(i for i in capped if i < steps))
 

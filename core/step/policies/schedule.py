@@ -106,6 +106,7 @@ class Schedule(Policy):
             context.max_skipped_steps,
             self.max_error * safety,
             self.limit,
+            grid.ends,
         )
         if not (grid.begins and grid.ends):
             share = self.budget.share(grid.whole[1])
