@@ -21,9 +21,9 @@ from typing import Any, TypeVar
 from .codec import Entry, decode, encode
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key
-from .metrics import TierMetrics
 from .stats import Stats
 from .tensors import is_finite
+from .tier_metrics import TierMetrics
 from .tier_worker import LIMIT, TierWorker
 from .tiers.base import Lease, LowerTier, Tier, Usage
 

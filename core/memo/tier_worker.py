@@ -20,8 +20,8 @@ from typing import Any, TypeVar
 
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key, key
-from .metrics import TierMetrics
 from .stats import Stats
+from .tier_metrics import TierMetrics
 from .tiers.base import Lease, LeasingTier, LowerTier, Unavailable, Unreachable, Usage
 
 WINDOW = 120.0

@@ -275,7 +275,7 @@ def test_conditionings_that_run_one_after_the_other(studio):
 def test_a_run_can_teach_what_its_blocks_do(studio, user):
     model = model_of(Network)
     _, first = sampled(studio, model, magcache_of("Custom", threshold=1e9, warmup=1))
-    assert (first.computed == STEPS and "saved" in first.hint) or "learn" in first.hint
+    assert (first.computed == STEPS and "saved" in first.hint) or "calibrated" in first.hint
     _, second = sampled(studio, model, magcache_of("Custom", threshold=1e9, warmup=1))
     assert second.skipped
 

@@ -7,6 +7,7 @@ import pytest
 from skipstone.core.memo import metrics
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
+from skipstone.core.memo.tier_metrics import BUCKETS
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.tests.memo.fakes import Fake, boom
@@ -70,7 +71,7 @@ def test_what_happened_is_what_is_counted(store):
     assert value(found, "budget_bytes", tier="memory") == 1 << 20
     assert all(value(found, "up", tier=tier) == 1 for tier in ("memory", "disk", "fake"))
     for tier in ("memory", "disk", "fake"):
-        bounds = [*map(str, metrics.BUCKETS), "+Inf"]
+        bounds = [*map(str, BUCKETS), "+Inf"]
         counts = [value(found, "read_seconds_bucket", tier=tier, le=le) for le in bounds]
         assert counts == sorted(counts) and counts[-1] == value(found, "read_seconds_count", tier=tier) > 0
 
