@@ -32,15 +32,24 @@ def running_prompt(prompt: str) -> tuple[dict[str, Any], dict[str, Any]] | None:
 
 def place() -> Place:
     """The place of the calling code's execution: empty where no server executes it (a script, a test)."""
-    try:
-        from comfy_execution.utils import get_executing_context
-
-        context: Any = get_executing_context()
-    except ImportError:
-        return Place()
+    context = _context()
     if context is None:
         return Place()
     return Place(_workflow(context.prompt_id), context.prompt_id, str(context.node_id))
+
+
+def prompt_id() -> str:
+    """The id of the prompt that is executed; "" where no server executes one."""
+    context = _context()
+    return "" if context is None else str(context.prompt_id)
+
+
+def _context() -> Any | None:
+    try:
+        from comfy_execution.utils import get_executing_context
+    except ImportError:
+        return None
+    return get_executing_context()
 
 
 def show_text(text: str, node: str) -> None:

@@ -16,7 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch.nn import Module
 
 from ...core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings, advice
-from ..comfy_server import place, show_text
+from ..comfy_server import place, prompt_id, show_text
 from ..step.attach import KEY as OWN_KEY
 from .module_swap import State, stage_of, token
 from .registry import backends, offered
@@ -87,6 +87,8 @@ class CompiledModel:
         self.settings, self.node = settings, node
         self.seconds = 0.0  # spent compiling
         self.problem = False
+        self.status = ""  # the last text on the node
+        self.prompt = prompt_id()  # in which it was shown
         self.told: set[str] = set()
         self.seen: dict[State, tuple[State, int]] = {}  # the state itself, and the number of the call that first had it
         self.calls = 0
@@ -97,6 +99,10 @@ class CompiledModel:
         if hasattr(base.diffusion_model, "_orig_mod"):
             self.tell("another node has already compiled the model, so this one does nothing")
             return executor(*args, **kwargs)
+        if self.status and self.prompt != (prompt := prompt_id()):
+            # ComfyUI keeps the MODEL from prompt to prompt, and the page may be a new one
+            self.prompt = prompt
+            show_text(self.status, self.node)
         stage, what = stage_of(base, self.settings), self.settings.what
         if options.get("wrappers", {}).get(WrappersMP.APPLY_MODEL, {}).get(OWN_KEY):
             what = EACH_BLOCK  # a block-level hook cannot run inside one graph
@@ -116,7 +122,7 @@ class CompiledModel:
             result = executor(*args, **kwargs)
         if not self.told:  # nothing had to be compiled
             self.told.add("")
-            show_text("Already compiled", self.node)
+            self.show("Already compiled")
         # the next call overwrites a CUDA graph's output
         return result.clone() if self.settings.graphs and torch.is_tensor(result) else result
 
@@ -126,7 +132,12 @@ class CompiledModel:
             self.told.add(sentence)
             log.log(level, "[Skipstone] Compile Model+: %s", sentence)
             self.problem |= level >= logging.WARNING
-            show_text(sentence[:1].upper() + sentence[1:], self.node)
+            self.show(sentence[:1].upper() + sentence[1:])
+
+    def show(self, text: str) -> None:
+        """Show the state on the node: now, and in every later prompt."""
+        self.status, self.prompt = text, prompt_id()
+        show_text(text, self.node)
 
     def starts(self) -> None:
         self.tell(f"compiling with {self.settings.backend}: the first step takes longer, up to minutes", logging.INFO)
@@ -135,7 +146,7 @@ class CompiledModel:
         """A part was compiled and has run once, which took so long."""
         self.seconds += seconds
         if not self.problem:
-            show_text(f"Compiled in {self.seconds:.{0 if self.seconds >= 10 else 1}f} s", self.node)
+            self.show(f"Compiled in {self.seconds:.{0 if self.seconds >= 10 else 1}f} s")
 
     def failed(self, error: BaseException) -> None:
         remedy, inner = advice(error), getattr(error, "inner_exception", error)
