@@ -15,6 +15,7 @@ from comfy_extras import nodes_audio_encoder, nodes_textgen
 
 import nodes
 from skipstone.nodes import memo as memo_nodes
+from skipstone.patch.memo import observation
 from skipstone.patch.memo.encoders import memo_clip
 from skipstone.patch.memo.perception import memo_audio_encoder, memo_clip_vision
 from skipstone.tests.comfy.memo.conftest import randomized
@@ -95,6 +96,15 @@ def test_a_text_is_generated_once(memo, loads, plain_llm):
     assert generate(clip, mode=greedy) == generate(plain_llm, mode=greedy)
     assert generate(clip, mode=greedy) == generate(plain_llm, mode=greedy)
     assert memo.counts("generated") == (2, 2)
+
+
+def test_generated_texts_are_kept_while_the_provider_observes_encoders(memo, plain_llm, monkeypatch):
+    for kind, name in ((comfy.sd.CLIP, "generate"), (comfy.sd.CLIP, "encode_from_tokens")):
+        monkeypatch.setattr(kind, name, getattr(kind, name))  # as before, after the test
+    observation.watch_encoders()
+    clip = memo_clip(plain_llm)
+    assert generate(clip) == generate(clip) == generate(plain_llm)
+    assert memo.counts("generated") == (1, 1)
 
 
 def test_all_that_decides_a_text_counts(memo, plain_llm):
