@@ -226,7 +226,7 @@ def generated_key(identity: str, tokens: Any, generate: Any, args: Any, kwargs: 
     Raises NotCacheable where tokens are sampled without a seed.
     """
     # of the function itself where it is wrapped, as while the cache provider observes it
-    bound = inspect.signature(generate).bind(tokens, *args, **kwargs)
+    bound = inspect.signature(generate).bind_partial(tokens, *args, **kwargs)
     bound.apply_defaults()
     rest = {name: value for name, value in bound.arguments.items() if name != "tokens"}
     if rest.get("do_sample", True) and rest.get("seed") is None:
