@@ -644,12 +644,11 @@ def test_its_node_shows_the_state(monkeypatch, works):
 def test_the_state_is_shown_again_in_every_prompt(monkeypatch):
     """ComfyUI keeps the MODEL from prompt to prompt, and the page may have been loaded anew."""
     shown: list[str] = []
-    prompts = iter("aabbb")
+    current = ["a"]
     monkeypatch.setattr(compiling, "show_text", lambda text, node: shown.append(text))
     monkeypatch.setattr(compiling, "prompt_id", lambda: current[0])
-    current = ["a"]
     base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"), "7")
-    for prompt in prompts:
+    for prompt in "aabbb":
         current[0] = prompt
         call(wrapper, base, torch.randn(1, 4, 8), {})
     assert len(shown) == 3 and shown[1] == shown[2] and shown[2].startswith("Compiled in ")
