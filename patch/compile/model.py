@@ -111,7 +111,7 @@ class CompiledModel:
             self.tell("this model has no list of blocks and is compiled as a whole", logging.INFO)
         state = self.state(options, what)
         if self.settings.graphs and "multigpu_thread_device" in options:
-            # what marks a step is one for all threads: each GPU's would end the others' in mid-call
+            # cudagraph_mark_step_begin acts on all threads: a step that begins on one GPU would end those of the others
             self.tell(
                 f"mode {self.settings.mode} uses CUDA graphs, which work on one GPU only: this model runs uncompiled on several"
             )

@@ -56,7 +56,7 @@ class RunSession:
     ----------
     recorder: of this run; None where nothing is recorded.
     full: every step is computed for the recording.
-    plan_with: a run like this one with the given costs, to report how many steps the next run computes.
+    replanned: makes a run like this one with the costs known after it, to report how many steps the next run computes.
     always: every run of this node is recorded in full.
     """
 
@@ -66,7 +66,7 @@ class RunSession:
     recipe: Recipe | None = None
     recorder: GramRecorder | BlockProfiler | None = None
     full: bool = False
-    plan_with: Callable[[], Run] | None = None
+    replanned: Callable[[], Run] | None = None
     always: bool = False
 
     def finish(self) -> None:
@@ -91,8 +91,8 @@ class RunSession:
         recorded = self.recorder.profile(text) if isinstance(self.recorder, BlockProfiler) else self.recorder.gram(text)
         kept = keep(self.recipe, recorded)
         hint = "measured and saved. Set calibration to auto to use it" if self.always else messages.learned(None, 0)
-        if self.plan_with and not self.always:
-            planned = self.plan_with().report.planned
+        if self.replanned and not self.always:
+            planned = self.replanned().report.planned
             hint = messages.learned(len(planned), self.run.clock.grid.steps)
         report.hint = hint
         report.note(f"{hint} (setup: {text}; runs recorded: {kept.runs})", warning=False)
@@ -148,23 +148,23 @@ def start_run(
     shared = patcher.load_device == HOST or patcher.load_device.type == "mps"
     offload = HOST if method.history_device == "auto" and not shared else None
     reader, always = SigmaReader(sampler, grid.sigmas, run.memory), method.calibration == "record"
-    session = RunSession(run, OutputHook(run, reader, None, offload), sampler, calibration.recipe, None, learning)
-    session.always = always
     if support is None:
-        # a run that computes every step for another reason than learning teaches as much
+        # a plan without skips is no reason to record: nothing would be skipped with the recording either
         skips = len(run.report.planned) < grid.steps
         recorded = learning or (calibration.records_partly and skips)
-        recorder = GramRecorder(grid, run.keeps, guidance_of(guider), parts) if recorded else None
-        session.recorder = recorder
-        session.hook = OutputHook(run, reader, recorder, offload)
-        session.plan_with = lambda: make(costs=calibration.costs())
-    else:
-        run.report.share = support.share
-        profiler = BlockProfiler(grid) if learning else None
-        session.recorder = profiler
-        session.hook = BlockHook(run, reader, support, offload, profiler)
-    session.hook.unused, session.hook.latent = _unused(guider), _shape(latent)
-    return session
+        recorder = GramRecorder(grid, run.keeps, calibration.cfg, parts) if recorded else None
+        hook: EvaluationHook = OutputHook(run, reader, recorder, offload)
+        hook.unused, hook.latent = _unused(guider), _shape(latent)
+
+        def replanned() -> Run:
+            return make(costs=calibration.costs(anew=True))
+
+        return RunSession(run, hook, sampler, calibration.recipe, recorder, learning, replanned, always)
+    run.report.share = support.share
+    profiler = BlockProfiler(grid) if learning else None
+    hook = BlockHook(run, reader, support, offload, profiler)
+    hook.unused, hook.latent = _unused(guider), _shape(latent)
+    return RunSession(run, hook, sampler, calibration.recipe, profiler, learning, always=always)
 
 
 def _highest(sampling: Any) -> float | None:
@@ -219,10 +219,10 @@ class _Calibration:
             self.problem = f"the model could not be identified ({error})"
         if self.problem or self.recipe is None or method.calibration == "known":
             return
-        wanted = self._obstacle(sampler, support)
+        obstacle = self._obstacle(sampler, support)
         if method.calibration in ("record", "calibrate") or support is not None:
-            self.problem = wanted
-        self._may_record = not wanted
+            self.problem = obstacle
+        self._may_record = not obstacle
         key = self.recipe.key
         partly = sum(r.gram.runs for r in self._known if not r.full and r.recipe.key == key)
         known_enough = self._full_runs(exact=True) or partly >= MOST_RUNS
@@ -254,9 +254,10 @@ class _Calibration:
             return lacks_profile
         return self.method.calibration == "calibrate" and not self._full_runs()
 
-    def costs(self) -> Costs | None:
-        """The costs to plan with, of all recordings there are now; None where nothing is planned."""
+    def costs(self, anew: bool = False) -> Costs | None:
+        """The costs to plan with; None where nothing is planned. anew: the recordings are read again."""
         if self.method.blocks or not self.grid.falling or self.grid.steps < 2:
             return None
-        known = recordings(self.recipe)[0] if self.recipe else []
-        return costs_for(self.recipe, self.cfg, self.grid, self.kept, known)
+        if anew and self.recipe is not None:
+            self._known, _ = recordings(self.recipe)
+        return costs_for(self.recipe, self.cfg, self.grid, self.kept, self._known)

@@ -1,7 +1,7 @@
 """The costs that a run is planned with: recordings of the same model, of its architecture, and shipped ones, read onto the run's grid.
 
-Each recording is read on the grid by itself, and the Gram matrices are averaged. What one run computed, the next one is planned with:
-after a few runs that skip, their anchors have been at most steps.
+Each recording is read on the grid by itself, and the Gram matrices are averaged. A run that skips records the steps that it computed.
+Plans differ from run to run while they improve, so a few such runs cover most steps.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def costs_for(
     own = [(w, r) for w, r in fitting if wanted and r.recipe.shares_weights(wanted)]
     exact = [(w, r) for w, r in own if r.full and wanted and r.recipe.key == wanted.key]
     if exact:
-        return Costs(_read(exact[0][1].gram, grid, scale), Origin.MEASURED, exact[0][1].gram.runs)
+        gram = exact[0][1].gram
+        return Costs(_scaled(grid, gram.guided(scale).on(grid), gram.recipe, gram.kept), Origin.MEASURED, gram.runs)
     chosen = own or fitting
     # recordings of D and of the velocity cannot be averaged: those that the run predicts, or else the others
     same = [(w, r) for w, r in chosen if r.gram.kept == kept] or chosen
@@ -81,7 +82,8 @@ def costs_for(
     weighted = [(w * min(r.gram.runs, MOST_RUNS), r.gram) for w, r in same if r.gram.kept == kind][:MOST]
     measured = any(r.full for _, r in own)
     if not measured:
-        weighted += [(1.0 / len(found), g) for found in (shipped(grid.flow, kind),) for g in found]
+        built_in = shipped(grid.flow, kind)
+        weighted += [(1.0 / len(built_in), gram) for gram in built_in]
     origin = Origin.MEASURED if measured else Origin.LEARNED if own else Origin.RELATED if chosen else Origin.SHIPPED
     total = np.zeros((grid.steps, grid.steps))
     for weight, gram in weighted:
@@ -111,10 +113,6 @@ def _bounded(grid: Grid) -> Grid:
         return grid
     chosen = np.linspace(0, grid.steps - 1, LONGEST).round().astype(int)
     return Grid((*(grid.sigmas[i] for i in chosen), grid.sigmas[-1]), grid.flow, ended=grid.ends)
-
-
-def _read(gram: Gram, grid: Grid, cfg: float) -> Gram:
-    return _scaled(grid, gram.guided(cfg).on(grid), gram.recipe, gram.kept)
 
 
 def _scaled(grid: Grid, products: np.ndarray, recipe: str, kept: Value) -> Gram:

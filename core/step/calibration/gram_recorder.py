@@ -49,7 +49,8 @@ class GramRecorder:
         """The two D of a computed evaluation before they are combined, of x's shape each. The last call of an evaluation counts."""
         step = self._step(sigma)
         if step is not None and conditional.shape == unconditional.shape == x.shape:
-            self.passes[step] = self._value(sigma, x, conditional), self._value(sigma, x, unconditional)
+            seen = self._sample(x)
+            self.passes[step] = self._value(sigma, seen, conditional), self._value(sigma, seen, unconditional)
 
     def observe(self, sigma: float, x: Tensor, denoised: Tensor) -> None:
         """The guided D at the latent x, of a computed evaluation. Evaluations off the grid, and repeated ones, are ignored.
@@ -60,7 +61,7 @@ class GramRecorder:
             raise ValueError("the guider returns something else than one tensor of the latent's shape")
         step = self._step(sigma)
         if step is not None:
-            self.rows[step] = self._value(sigma, x, denoised)
+            self.rows[step] = self._value(sigma, self._sample(x), denoised)
 
     def _step(self, sigma: float) -> int | None:
         """The step to record this evaluation for; None for one that is not recorded."""
@@ -70,9 +71,13 @@ class GramRecorder:
         at = self.grid.sigmas[step]
         return step if abs(sigma - at) <= SAME_STEP * at else None
 
-    def _value(self, sigma: float, x: Tensor, denoised: Tensor) -> Tensor:
-        d = subsample(denoised, parts=self.parts)
-        return d if self.keeps == "denoised" else (subsample(x, parts=self.parts) - d) / sigma
+    def _sample(self, value: Tensor) -> Tensor:
+        return subsample(value, parts=self.parts)
+
+    def _value(self, sigma: float, seen: Tensor, denoised: Tensor) -> Tensor:
+        """The recorded value. seen: the subsample of the latent."""
+        d = self._sample(denoised)
+        return d if self.keeps == "denoised" else (seen - d) / sigma
 
     def gram(self, recipe: str, full: bool = True) -> Gram:
         """The Gram matrix of the run, in one transfer from the device. full: every step was to be computed.

@@ -93,9 +93,7 @@ def similarity(known: Recipe, wanted: Recipe, passes: int = 1) -> float:
 
     passes: of the recording; with two the CFG does not matter.
     """
-    if known.prediction != wanted.prediction or bool(known.blocks) != bool(wanted.blocks):
-        return 0.0
-    if known.blocks != wanted.blocks:
+    if known.prediction != wanted.prediction or known.blocks != wanted.blocks:
         return 0.0
     if known.model == wanted.model:
         factor = 1.0

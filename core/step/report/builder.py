@@ -67,15 +67,15 @@ class ReportBuilder:
             threshold=self._threshold(),
             learning=learning,
         )
+        own = origin in (Origin.MEASURED, Origin.LEARNED)
         if self.choice:
             self.report.chosen = self.choice.sentence(method.name, plan.anchors, steps, learning)
-            own = origin in (Origin.MEASURED, Origin.LEARNED)
             if self.choice.decibels and plan.anchors and not (learning or own):
                 self.report.note(messages.UNCALIBRATED, warning=False)
         for policy in policies:
             if policy.plan is plan and policy.predicted_error is not None:
                 self.report.error = policy.predicted_error
-                if origin in (Origin.MEASURED, Origin.LEARNED) and policy.predicted_error:
+                if own and policy.predicted_error:
                     self.report.decibels = decibels(policy.predicted_error, integrator) - MARGIN[origin]
         if not learning:
             for part in (*policies, indicator):
