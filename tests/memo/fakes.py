@@ -1,12 +1,23 @@
-"""Lower tiers without a disk or a network, that fail as they are told."""
+"""Lower tiers without a disk or a network, that fail as they are told; and entries to put into real ones."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from typing import Any
 
-from skipstone.core.memo.keys import Key
+from skipstone.core.memo.codec import Entry, encode
+from skipstone.core.memo.keys import Key, key
 from skipstone.core.memo.tiers.base import Lease, Progress, Usage
+
+
+def data(value: Any = "x", name: Key | None = None) -> bytes:
+    """An entry; of the key "a" of latents, unless `name` is given."""
+    return encode(name or key("vae", "a"), Entry(value, 1.0, 1.0))
+
+
+def get(tier: Any, name: Key) -> Any:
+    return tier.get(name, lambda: None)
 
 
 class Fake:
@@ -43,8 +54,8 @@ class Fake:
     def usage(self) -> dict[str, Usage]:
         self._called("usage")
         told: dict[str, Usage] = {}
-        for key, data in self.held.items():
-            told[key.kind] = told.get(key.kind, Usage()) + Usage(1, len(data))
+        for name, held in self.held.items():
+            told[name.kind] = told.get(name.kind, Usage()) + Usage(1, len(held))
         return told
 
     def probe(self) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from skipstone.core.memo.codec import Entry, decode, encode
+from skipstone.core.memo.codec import decode
 from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
@@ -25,6 +25,7 @@ from skipstone.core.memo.tiers.base import Unavailable, Usage
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.core.memo.tiers.redis import RedisTier
 from skipstone.core.memo.tiers.redis_address import with_password
+from skipstone.tests.memo.fakes import data, get
 from skipstone.tests.memo.test_codec import HOSTILE
 from skipstone.tests.memo.test_earlier_versions import check
 
@@ -126,14 +127,6 @@ def connected(url, **more):
     one = tier(url, **more)
     one.probe()
     return one
-
-
-def get(one, name):
-    return one.get(name, lambda: None)
-
-
-def data(value="x", name=A):
-    return encode(name, Entry(value, 1.0, 1.0))
 
 
 def place(name):

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from skipstone.core.memo.codec import Entry, encode
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.base import Unavailable, Usage
 from skipstone.core.memo.tiers.redis import RedisTier
 from skipstone.core.memo.tiers.redis_address import parsed, with_password
+from skipstone.tests.memo.fakes import data, get
 from skipstone.tests.memo.test_redis import PROGRAM, Server, free_port, redis, said
 
 pytestmark = pytest.mark.skipif(
@@ -29,14 +29,6 @@ A, B = key("vae", "a"), key("text", "b")
 
 def tier(url, **more):
     return RedisTier(url, **{"stall_timeout": 10.0} | more)  # the machine may be busy
-
-
-def data(value="x", name=A):
-    return encode(name, Entry(value, 1.0, 1.0))
-
-
-def get(one, name):
-    return one.get(name, lambda: None)
 
 
 @contextlib.contextmanager

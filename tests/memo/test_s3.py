@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from skipstone.core.memo import status
-from skipstone.core.memo.codec import Entry, decode, encode
+from skipstone.core.memo.codec import decode
 from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers import s3 as module
 from skipstone.core.memo.tiers.base import LowerTier, Unavailable, Usage
 from skipstone.core.memo.tiers.s3 import S3Tier
+from skipstone.tests.memo.fakes import data, get
 from skipstone.tests.memo.s3_store import CREDENTIALS, S3Store, needs_moto
 from skipstone.tests.memo.test_codec import HOSTILE
 
@@ -52,14 +53,6 @@ def connected(bucket, **more):
     one = tier(bucket, **more)
     one.probe()
     return one
-
-
-def get(one, name):
-    return one.get(name, lambda: None)
-
-
-def data(value="x", name=A):
-    return encode(name, Entry(value, 1.0, 1.0))
 
 
 def objects(shop, bucket):
