@@ -14,7 +14,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test test-all lint style types files format setup train check costs help-pages help-pictures bench-carry bench-session bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
+.PHONY: demo test test-all lint style types files format setup train check costs help-pages help-pictures bench-carry bench-session bench-people bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -78,6 +78,10 @@ bench-carry:
 
 bench-session:
 	$(RUN) bench/session.py $(ARGS)
+
+# the settings that people sample with: evaluations saved at 40 dB; an hour on one core
+bench-people:
+	$(RUN) bench/people.py $(ARGS)
 
 bench-meancache:
 	$(RUN) bench/meancache.py $(ARGS)

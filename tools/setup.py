@@ -21,6 +21,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -44,6 +45,7 @@ PROGRAMS = {
 }
 S3_USERS = {"pytest", "bench/memo.py"}  # tested and measured with an S3-compatible store
 JAVASCRIPT = "tools/javascript.py"  # checks and formats web/js, with programs of its own
+MEASURED = re.compile(r"(demo/run|bench/\w+)\.py$")  # the scripts that compare pictures by LPIPS and FLIP
 STAMP = ".skipstone"  # in each finished folder: the digest of what it was made from
 
 
@@ -65,7 +67,8 @@ def main(args: list[str]) -> None:
         for packages, (programs, users) in PROGRAMS.items():
             if not args or users & set(args[:2]):
                 find_program(packages, programs)
-        environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, os.environ.get("PYTHONPATH"))}
+        measures = find_measures(pins) if not args or MEASURED.match(args[0]) else None
+        environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, measures, os.environ.get("PYTHONPATH"))}
         if version := os.environ.get("FRONTEND"):
             environment["FRONTEND_ROOT"] = str(find_frontend(pins, version))
         if not args or S3_USERS & set(args[:2]):
@@ -188,6 +191,17 @@ def find_javascript_tools(pins: dict[str, Any]) -> Path:
     folder = WORK / "javascript"
     unpack_wheels(folder, pins["javascript"], pins)
     return folder / "bin"
+
+
+def find_measures(pins: dict[str, Any]) -> Path | None:
+    """The folder with LPIPS and FLIP. The demo and the benches do without them where they cannot be had."""
+    folder = WORK / "measures"
+    try:
+        unpack_wheels(folder, pins["measures"], pins)
+    except Problem as problem:
+        say(f"{problem}: pictures are compared without LPIPS and FLIP")
+        return None
+    return folder
 
 
 def find_s3(pins: dict[str, Any]) -> tuple[Path, Path]:

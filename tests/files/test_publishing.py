@@ -90,3 +90,9 @@ def test_pages_are_short_and_their_links_lead_somewhere(subtests):
             titles = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
             headings = {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
             assert {*re.findall(r"\]\(#([^)]+)\)", text)} <= headings
+
+
+def test_all_that_is_pinned_is_installed():
+    pins = tomllib.loads((ROOT / "tools" / "pins.toml").read_text())
+    setup = (ROOT / "tools" / "setup.py").read_text()
+    assert [table for table in pins if not re.search(rf"pins\[['\"]{table}['\"]\]", setup)] == []
