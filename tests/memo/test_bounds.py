@@ -19,6 +19,7 @@ from skipstone.core.memo.keys import key
 from skipstone.core.memo.stats import Stats
 from skipstone.core.memo.store import UNKNOWN, Store
 from skipstone.core.memo.tier_worker import TierWorker
+from skipstone.core.memo.tiers import redis_address
 from skipstone.core.memo.tiers.base import Unavailable
 from skipstone.core.memo.tiers.disk import DAY
 from skipstone.core.memo.tiers.redis import CHUNK, RedisTier
@@ -248,6 +249,36 @@ def test_an_answer_of_gigabytes_is_read_no_further_than_a_reply_may_be_long():
         one.get(A, lambda: None)
     one.close()
     assert 0 < server.sent < 100_000_000, "what the sockets hold, and no more"
+
+
+class Endless(FakeRedis):
+    """Answers every command with the beginning of a reply and then as many bytes of it as are taken. sent: bytes."""
+
+    def __init__(self, beginning, more):
+        self.beginning, self.more, self.sent = beginning, more, 0
+        super().__init__(usual)
+
+    def _talk(self, connection):
+        with contextlib.suppress(OSError):
+            connection.recv(1)
+            connection.sendall(self.beginning)
+            for _ in range(100):
+                connection.sendall(self.more * (1_000_000 // len(self.more)))
+                self.sent += 1_000_000
+
+
+@pytest.mark.parametrize("kind", ["redis://{}", "redis+sentinel://{}/service", "redis+cluster://{}"])
+@pytest.mark.parametrize(
+    ("beginning", "more"),
+    [(b"$3000000000\r\n", b"x"), (b"+", b"x"), (b"*1000000000\r\n", b":1\r\n")],
+    ids=["a string", "a line", "a list"],
+)
+def test_no_reply_of_any_kind_of_server_is_read_without_end(kind, beginning, more, monkeypatch):
+    monkeypatch.setattr(redis_address, "SOCKET", 0.2)
+    server = Endless(beginning, more)
+    with pytest.raises(Unavailable):
+        RedisTier(kind.format(server.url.removeprefix("redis://"))).probe()
+    assert server.sent < 60_000_000, "what the sockets of some attempts hold, and no more"
 
 
 def test_pieces_are_asked_for_at_once():

@@ -353,6 +353,14 @@ def test_the_rights_that_the_page_names_are_enough_in_a_cluster(cluster, caplog)
     assert said(caplog) == []
 
 
+def test_why_a_cluster_cannot_be_used_is_said(cluster):
+    with pytest.raises(Unavailable, match=r"no connection to 127\.0\.0\.1:1: entries are not shared"):
+        tier("redis+cluster://127.0.0.1:1").probe()
+    with pytest.raises(Unavailable, match="another user or password") as raised:
+        tier(cluster_url(cluster).replace("://", "://team:wr0ng@")).probe()
+    assert "wr0ng" not in str(raised.value)
+
+
 def test_a_node_of_a_cluster_that_dies_costs_misses_alone(tmp_path, cluster):
     """The last test of this cluster: it stops a node."""
     with opened(cluster_url(cluster)) as store:

@@ -1,5 +1,6 @@
 """The S3 tier with a real HTTP store: shared, bounded, and however the store behaves at worst a miss."""
 
+import contextlib
 import logging
 import socketserver
 import sys
@@ -15,6 +16,7 @@ from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers import s3 as module
+from skipstone.core.memo.tiers import s3_client
 from skipstone.core.memo.tiers.base import LowerTier, Unavailable, Usage
 from skipstone.core.memo.tiers.s3 import S3Tier
 from skipstone.tests.memo.fakes import data, get
@@ -203,7 +205,6 @@ def test_poison_is_a_miss_and_is_replaced(shop, bucket):
     store = Store([tier(bucket)])
     assert store.ready(10)
     hostile = [HOSTILE[name] for name in ("pickle in disguise", "an unknown dtype", "more after the end")]
-    # boto3 waits a second in each write for a "100 Continue", which moto's server does not send
     for poison in (b"", b"\0", b"x" * 200, b"\1" + data(), b"\2" + data(), *(b"\0" + h for h in hostile)):
         raw(shop, bucket, f"1/vae/{A.digest}", poison)
         assert store.compute(A, lambda: "right") == "right"
@@ -265,9 +266,12 @@ def test_a_bucket_that_is_not_there_is_said(shop, caplog):
 
 
 class Answers:
-    """An HTTP server that sends `answer`, bytes or pieces with pauses between, to each request, and notes the requests."""
+    """An HTTP server that sends `answer`, bytes or pieces with pauses between, to each request, and notes the requests.
 
-    def __init__(self, *answers):
+    early: it answers before it has read the request's body.
+    """
+
+    def __init__(self, *answers, early=False):
         self.asked: list[tuple[str, bytes]] = []
         noted = self
 
@@ -278,7 +282,7 @@ class Answers:
                 while (header := self.rfile.readline()) not in (b"\r\n", b""):
                     headers.append(header)
                 sizes = [int(h.split(b":")[1]) for h in headers if h.lower().startswith(b"content-length")]
-                self.rfile.read(sum(sizes))
+                self.rfile.read(0 if early else sum(sizes))
                 noted.asked.append((line.split()[0].decode(), b"".join(headers).lower()))
                 answer = answers[min(len(noted.asked), len(answers)) - 1]
                 try:
@@ -325,6 +329,54 @@ def test_an_answer_of_gigabytes_is_read_no_further_than_the_largest_entry():
         one = connected(("s3://bucket", server.url))
         assert get(one, A) is None
     assert len(read) < 32, "what the sockets hold, and no more"
+
+
+@pytest.mark.parametrize(
+    ("call", "status"),
+    [
+        ("probe", b"403 Forbidden"),
+        ("put", b"500 Internal Server Error"),
+        ("delete", b"200 OK"),
+        ("clear", b"200 OK"),
+    ],
+)
+@pytest.mark.parametrize(
+    "head",
+    [b"Content-Length: 1099511627776\r\n", b"Connection: close\r\n", b"Transfer-Encoding: chunked\r\n"],
+    ids=["with a length", "without a length", "in chunks"],
+)
+def test_no_page_is_read_without_end(call, status, head):
+    """Error pages and answers to everything but GET, which boto3 reads whole."""
+    sent, piece = [], b"<" * (1 << 20)
+
+    def endless():
+        yield b"HTTP/1.1 %s\r\n%s\r\n" % (status, head)
+        for _ in range(64):
+            sent.append(1)
+            yield b"%x\r\n%s\r\n" % (len(piece), piece) if b"chunked" in head else piece
+
+    with Answers(*[] if call == "probe" else [MISSING], endless) as server:
+        one = tier(("s3://bucket", server.url))
+        with pytest.raises(Unavailable):
+            one.probe()
+            {"put": lambda: one.put(A, data()), "delete": lambda: one.delete(A), "clear": one.clear}[call]()
+    assert len(sent) < 32, "what the sockets hold, and no more"
+
+
+@pytest.mark.parametrize("beginning", [b"HTTP/1.1 100 Continue\r\n", b"HTTP/1.1 100 " + b"x" * 200_000])
+def test_no_answer_before_the_body_holds_a_write_up(beginning):
+    """boto3 would wait for "100 Continue", and read without end where the connection is closed within it."""
+
+    def put():
+        with contextlib.suppress(Unavailable):
+            one.put(A, data())
+
+    with Answers(MISSING, beginning, early=True) as server:
+        one = connected(("s3://bucket", server.url))
+        writer = threading.Thread(target=put, daemon=True)
+        writer.start()
+        writer.join(20)
+        assert not writer.is_alive()
 
 
 def test_an_answer_longer_than_it_says_is_read_as_far_as_it_says():
@@ -448,4 +500,4 @@ def test_an_endpoint_that_is_none_is_refused_without_repeating_it(endpoint):
 
 
 def test_time_outs_are_shorter_than_who_waits_for_them():
-    assert module.SOCKET < module.READING
+    assert s3_client.SOCKET < module.READING

@@ -198,13 +198,13 @@ class RedisTier:
     def _connected(self) -> Any:
         """A client that has had an answer. Raises Unavailable."""
         try:
-            import redis
+            import redis  # noqa: F401
         except ImportError:
             raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
         try:
             client = connected(self._address)
             answers(client)
-        except (redis.exceptions.RedisError, OSError, ValueError, TypeError) as error:
+        except (*_errors(), OSError, ValueError, TypeError) as error:
             why = self._explained(error)
             self._why = why
             raise why from error
@@ -232,11 +232,9 @@ class RedisTier:
             client = self._client
         if client is None:
             raise type(self._why)(str(self._why), self._why.detail)  # a raised one keeps its frames alive
-        import redis
-
         try:
             yield client
-        except redis.exceptions.RedisError as error:
+        except _errors() as error:
             raise self._explained(error) from error
 
     def _fetched(self, client: Any, name: str, on_progress: Progress) -> bytearray | None:
@@ -300,6 +298,8 @@ class RedisTier:
         import redis
 
         known = redis.exceptions
+        if isinstance(error, known.RedisClusterException) and isinstance(error.__cause__, Exception):
+            error = error.__cause__  # the reason for which no node could be used
         text = str(error)
         if isinstance(error, known.AuthenticationError | known.AuthorizationError | known.NoPermissionError):
             return Unavailable(
@@ -345,3 +345,10 @@ class RedisTier:
 
     def _ms(self, seconds: float) -> int:
         return max(int(seconds * 1000), 1)
+
+
+def _errors() -> tuple[Any, ...]:
+    """What the package raises for servers: the errors of its Cluster client have a base class of their own."""
+    import redis
+
+    return redis.exceptions.RedisError, redis.exceptions.RedisClusterException

@@ -124,62 +124,85 @@ def connected(address: Address) -> Any:
 
     none = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the worker tries again later
     usual: dict[str, Any] = {"socket_timeout": SOCKET, "socket_connect_timeout": SOCKET, "retry": none, "protocol": 2}
-    bounded = {} if address.kind == "cluster" else _bounded_parser()  # a Cluster has a parser of its own
     if address.url.startswith("unix:"):
-        return redis.Redis.from_url(address.url, **usual, **bounded)
+        unix = _bounded(redis.UnixDomainSocketConnection)
+        return redis.Redis.from_url(address.url, **usual, connection_class=unix)
     usual["socket_keepalive"] = True
     tls: dict[str, Any] = {n: v for n, v in address.options.items() if n in _TLS}
     if address.tls:
         tls["ssl_check_hostname"] = True
+    connection = _bounded(redis.SSLConnection if address.tls else redis.Connection)
     if address.kind == "server":
-        return redis.Redis.from_url(address.url, **usual, **bounded, **tls)
-    if address.tls:
-        tls["ssl"] = True
+        return redis.Redis.from_url(address.url, **usual, **tls, connection_class=connection)
     if address.kind == "cluster":
-        nodes = [redis.cluster.ClusterNode(host, port) for host, port in address.hosts]
         if int(redis.__version__.partition(".")[0]) < 6:
             usual["cluster_error_retry_attempts"] = 0
-        return redis.cluster.RedisCluster(startup_nodes=nodes, **address.login, **usual, **tls)
+        (host, port), *others = address.hosts
+        return redis.cluster.RedisCluster(
+            url=f"redis://{f'[{host}]' if ':' in host else host}:{port}",  # connection_class is ignored without a URL
+            startup_nodes=[redis.cluster.ClusterNode(*one) for one in others],
+            connection_class=connection,
+            **address.login,
+            **usual,
+            **tls,
+        )
+    if address.tls:
+        tls["ssl"] = True
     own = {n.removeprefix("sentinel_"): v for n, v in address.options.items() if n in _SENTINELS}
     sentinels = redis.sentinel.Sentinel(address.hosts, sentinel_kwargs={**usual, **tls, **own})
-    return sentinels.master_for(address.service, db=address.db, **address.login, **usual, **bounded, **tls)
+    for one in sentinels.sentinels:
+        one.connection_pool.connection_class = connection
+    managed = redis.sentinel.SentinelManagedSSLConnection if address.tls else redis.sentinel.SentinelManagedConnection
+    return sentinels.master_for(
+        address.service, db=address.db, connection_class=_bounded(managed), **address.login, **usual, **tls
+    )
 
 
-def _bounded_parser() -> dict[str, Any]:
-    """An option of connections: a parser that reads no reply further than REPLY bytes. {} where the package has changed too much."""
+def _bounded(connection: Any) -> Any:
+    """A subclass of a connection of the package `redis` that raises OSError for a reply of more than REPLY bytes."""
     try:
         from redis._parsers import _RESP2Parser
-    except ImportError:
-        return {}
+    except ImportError:  # a later version: its usual parser
+        parser = {}
+    else:
+        # the parser in C allocates a list of as many elements as the server announces
+        parser = {"parser_class": _RESP2Parser}
 
-    class Bounded(_RESP2Parser):
-        def on_connect(self, connection: Any) -> None:
-            super().on_connect(connection)
-            buffer: Any = self._buffer
-            if hasattr(buffer, "_sock"):
-                buffer._sock = _Bounded(buffer._sock)
+    class Bounded(connection):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **{**parser, **options})
 
-        def read_response(self, *args: Any, **kwargs: Any) -> Any:
-            there = getattr(self._buffer, "_sock", None)
-            if isinstance(there, _Bounded):
-                there.read = 0
-            return super().read_response(*args, **kwargs)
+        def _connect(self) -> Any:
+            return _BoundedSocket(super()._connect())
 
-    return {"parser_class": Bounded}
+        def read_response(self, *args: Any, **options: Any) -> Any:
+            if isinstance(self._sock, _BoundedSocket):
+                self._sock.received = 0
+            return super().read_response(*args, **options)
+
+    return Bounded
 
 
-class _Bounded:
-    """A socket that raises OSError after REPLY bytes. read: bytes since the last reply."""
+class _BoundedSocket:
+    """A socket that raises OSError after REPLY bytes. received: bytes since the last reply."""
 
     def __init__(self, socket: Any) -> None:
-        self._socket, self.read = socket, 0
+        self._socket, self.received = socket, 0
 
-    def recv(self, size: int) -> Any:
-        data = self._socket.recv(size)
-        self.read += len(data)
-        if self.read > REPLY:
-            raise OSError("a reply that is longer than asked for")
+    def recv(self, *args: Any) -> Any:
+        data = self._socket.recv(*args)
+        self._count(len(data))
         return data
+
+    def recv_into(self, *args: Any) -> int:
+        size = int(self._socket.recv_into(*args))
+        self._count(size)
+        return size
+
+    def _count(self, size: int) -> None:
+        self.received += size
+        if self.received > REPLY:
+            raise OSError("a reply that is longer than asked for")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._socket, name)

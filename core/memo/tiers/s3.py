@@ -26,11 +26,11 @@ from urllib.parse import urlsplit
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import FORMAT, Key, key
 from .base import Progress, Unavailable, Unreachable, Usage
+from .s3_client import client as made_client
 from .signature import HEAD, Envelope
 
 STALL_TIMEOUT = 0.5  # seconds: the first byte of an object takes some tens of milliseconds, at times ten times as long
 CHUNK = 1 << 20  # bytes that have to arrive within one stall_timeout
-SOCKET = 2.0  # seconds without a byte after which a thread of the background gives up on the store
 READING = 30.0  # seconds that one object may take in all, for who waits no longer
 CHECK = 60.0  # seconds between two looks whether the store is there
 COUNTING = 4.0  # seconds for which entries are counted
@@ -194,27 +194,10 @@ class S3Tier:
     def _made(self) -> Any:
         """A client. Raises Unavailable."""
         try:
-            import boto3
-            from botocore.config import Config
+            with self._explaining():
+                return made_client(self._endpoint, self._region)
         except ImportError:
             raise Unavailable('the package `boto3` is missing: pip install "boto3>=1.36"') from None
-        with self._explaining():
-            session = boto3.session.Session()
-            region = self._region or session.region_name or ("us-east-1" if self._endpoint else None)
-            return session.client(
-                "s3",
-                endpoint_url=self._endpoint or None,
-                region_name=region,
-                config=Config(
-                    connect_timeout=SOCKET,
-                    read_timeout=SOCKET,
-                    retries={"total_max_attempts": 1},  # the worker tries again later
-                    s3={"addressing_style": "path" if self._endpoint else "auto"},
-                    # entries have a digest of their own, and not every store knows Amazon's newer check sums
-                    request_checksum_calculation="when_required",
-                    response_checksum_validation="when_required",
-                ),
-            )
 
     @contextmanager
     def _server(self) -> Iterator[Any]:
@@ -230,7 +213,7 @@ class S3Tier:
     def _explaining(self) -> Iterator[None]:
         try:
             yield
-        except (Unavailable, CorruptEntry, NotCacheable):
+        except (Unavailable, CorruptEntry, NotCacheable, ImportError):
             raise
         except Exception as error:
             raise self._explained(error) from error
