@@ -17,6 +17,7 @@ from .context import RunContext
 from .history import History, HostMemory
 from .indicators.reading import Reading
 from .method import Method
+from .modalities import Modalities
 from .plan import Plan
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason
 from .predictors import Integrator
@@ -52,7 +53,7 @@ class Run:
     evaluations_per_step: of the sampler.
     computes_on: the model's device, whose clock times evaluations; None: the host.
     pinnable: bytes of the host's memory that may be page-locked.
-    parts: lengths of the modalities in a packed latent.
+    parts, modalities: lengths and names of the modalities in a packed latent.
     """
 
     def __init__(
@@ -71,6 +72,7 @@ class Run:
         computes_on: torch.device | None = None,
         pinnable: float = float("inf"),
         parts: Sequence[int] = (),
+        modalities: Sequence[str] = (),
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
         self.need = predictor.need
@@ -100,6 +102,7 @@ class Run:
         self.memory = HostMemory(pinnable)
         self.sizes: dict[int, list[float | Readback]] = {}  # by anchor: the largest absolute values of its outputs
         self.indicator = method.indicator.start(context) if method.indicator else None
+        self.modalities = Modalities(parts, modalities)
         self.indicated_slot: Slot | None = None  # the slot that the indicator follows
         self.reading: Reading | None = None
         self.was_read = False  # the indicator, in this evaluation
@@ -136,6 +139,7 @@ class Run:
         self.trajectory.clear()
         for history in self.histories.values():
             history.clear()
+        self.modalities.clear()
         if self.indicator:
             self.indicator.clear()
 
@@ -253,6 +257,7 @@ class Run:
             self.indicator.observe_output((x - denoised) / self.clock.sigma if self.keeps == "denoised" else value)
         if self.keeps == "residual":
             value -= self.input_of(x)
+        self.modalities.observe(slot, self.clock.sigma, value)
         self.keep(slot, value)
 
     def keep(self, slot: Slot, value: Tensor) -> None:
@@ -302,6 +307,7 @@ class Run:
         self.trajectory.clear()
         self.memory.close()
         self.indicator = None
+        self.report.modalities = self.modalities.errors()
         report = self.reports.close(finished, self.clock.grid.falling)
         for listener in listeners:
             listener(report)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,6 +39,7 @@ from .conditioning_changes import changes
 from .hook_base import EvaluationHook
 from .output import OutputHook
 from .samplers import adaptive_steps, evaluations_per_step, integrator_of, observe, run_sigmas, second_order
+from .shared_trajectory import join
 from .sigmas import SigmaReader, pinnable
 from .sparse_attention import sparse_ranges
 
@@ -73,6 +74,7 @@ class RunSession:
         """The run finished: keep the recording and the sampler's behaviour. Failures are reported and change nothing else."""
         try:
             observe(self.sampler, len(self.run.report.evaluations), self.run.clock.grid.steps)
+            join(self.run.clock.grid, self.run.report)
             self._learn()
         except Exception as error:
             log.debug("[Skipstone] nothing was learned", exc_info=True)
@@ -137,6 +139,7 @@ def start_run(
         computes_on=patcher.load_device,
         pinnable=pinnable(patcher.load_device),
         parts=parts,
+        modalities=_names(shapes or ()),
     )
     costs = calibration.costs()
     run = make(costs=costs, block_profile=calibration.profile, learning=learning)
@@ -165,6 +168,13 @@ def start_run(
     hook = BlockHook(run, reader, support, offload, profiler)
     hook.unused, hook.latent = _unused(guider), _shape(latent)
     return RunSession(run, hook, sampler, calibration.recipe, profiler, learning, always=always)
+
+
+def _names(shapes: Sequence[Sequence[int]]) -> list[str]:
+    """Of the modalities in a packed latent: a shape (B, C, T, H, W) is a video's, and what comes with it its sound."""
+    if sum(len(shape) == 5 for shape in shapes) == 1 and len(shapes) == 2:
+        return ["video" if len(shape) == 5 else "audio" for shape in shapes]
+    return [f"part {i + 1}" for i in range(len(shapes))]
 
 
 def _highest(sampling: Any) -> float | None:

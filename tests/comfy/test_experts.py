@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
+from skipstone.patch.step import shared_trajectory
+
 from .conftest import BOUNDARY
 from .floors import SAME_PICTURE
 
@@ -67,3 +69,37 @@ def test_a_part_that_leaves_noise_is_finite_with_every_kind_of_sampler(studio, m
     model, reports = meancache(preset="Turbo")
     half = studio.sample(model, steps=STEPS, last_step=10, force_full_denoise=False, sampler=sampler)
     assert torch.isfinite(half).all() and reports[0].skipped > 0
+
+
+def test_the_second_report_tells_what_both_came_to(studio, meancache, monkeypatch):
+    prompt = "one"
+    monkeypatch.setattr(shared_trajectory, "prompt_id", lambda: prompt)
+    model, reports = meancache(preset="Balanced")
+    two_samplers(studio, model, model)
+    first, second = reports
+    assert first.together is None
+    assert second.together == (first.computed + second.computed, STEPS)
+    assert any("with the sampler before it" in note for note in second.notes)
+
+
+def test_what_another_prompt_left_is_not_counted(studio, meancache, monkeypatch):
+    prompts = iter(["one", "two"])
+    monkeypatch.setattr(shared_trajectory, "prompt_id", lambda: next(prompts))
+    model, reports = meancache(preset="Balanced")
+    two_samplers(studio, model, model)
+    assert [r.together for r in reports] == [None, None]
+
+
+def test_a_batch_by_lists_is_joined_pair_by_pair(studio, meancache, monkeypatch):
+    """ComfyUI runs the first node for the whole list, then the second."""
+    monkeypatch.setattr(shared_trajectory, "prompt_id", lambda: "one")
+    model, reports = meancache(preset="Turbo")
+    change = int(STEPS * BOUNDARY)
+    halves = [
+        studio.sample(model, steps=STEPS, last_step=change, force_full_denoise=False, seed=seed) for seed in (1, 2)
+    ]
+    for half in halves:
+        noise = torch.zeros_like(half)
+        studio.sample(model, steps=STEPS, start_step=change, latent=half, noise=noise, disable_noise=True)
+    assert [r.together is None for r in reports] == [True, True, False, False]
+    assert {r.together[1] for r in reports[2:]} == {STEPS}

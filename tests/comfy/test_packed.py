@@ -67,3 +67,26 @@ def test_the_sound_weighs_as_much_as_the_video_in_what_is_recorded(studio, model
     assert reports[0].finished and list(recorder.parts) == [math.prod(VIDEO), math.prod(SOUND)]
     row = next(iter(recorder.rows.values()))
     assert abs(len(row) - SAMPLE) < 0.2 * SAMPLE
+
+
+def test_the_report_names_the_modality_that_is_harder_to_predict(studio, model, meancache):
+    """The sound here changes smoothly; noise added to its velocity does not."""
+    cached, reports = meancache(preset="Balanced", model=model)
+    studio.sample(cached, latent=latent(), steps=20)
+    quiet = reports[0].modalities
+    assert set(quiet) == {"video", "audio"}
+    assert all(0 < error < 1 for error in quiet.values())
+
+    network, generator = model.model.diffusion_model, torch.Generator().manual_seed(0)
+    plain = network.velocity
+
+    def noisy(x: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        return plain(x, sigma) + 2 * torch.randn(x.shape, generator=generator)
+
+    network.velocity = noisy
+    try:
+        studio.sample(cached, latent=latent(), steps=20)
+    finally:
+        del network.velocity
+    assert reports[1].modalities["audio"] > 2 * reports[1].modalities["video"]
+    assert any(note.startswith("the audio is the hardest to predict") for note in reports[1].notes)

@@ -60,13 +60,18 @@ function outlook({ outlook: predicted, decibels }) {
   return t("timeline.difference", { seen: seen(decibels), decibels: Math.round(decibels) })
 }
 
+/** What the samplers that share a trajectory came to, in a sentence. "" for a run by itself. */
+function together({ together: counts }) {
+  return counts ? t("timeline.together", { count: counts[0], total: counts[1] }) : ""
+}
+
 /** What is to be said of a run beside the count: sentences without a full stop. */
 export function message({ running, report }) {
   const { learning, finished, advice, chosen, notes } = report
   if (learning && running) return [t("timeline.calibrating")]
   if (learning && !finished) return [t("timeline.stoppedCalibrating")]
   if (advice) return [capital(advice)]
-  const found = [chosen, running ? "" : outlook(report)].filter(Boolean)
+  const found = [chosen, together(report), running ? "" : outlook(report)].filter(Boolean)
   return (found.length ? found : notes.slice(0, 1)).map(capital)
 }
 

@@ -147,6 +147,8 @@ class ReportBuilder:
                 report.note(report.hint, warning=False)
             else:
                 report.note(messages.nothing_skipped(why, report.hint))
+        if report.skipped and (sentence := messages.modalities(report.modalities)):
+            report.note(sentence, warning=False)
         if report.learning and not finished:
             report.hint = messages.STOPPED_LEARNING
         report.threshold = self._threshold()

@@ -3,6 +3,8 @@ because the log puts a name before them and the node a full stop after them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 # a run that calibrates
 
 LEARNING = "calibration run: no steps are skipped. The next run is faster"
@@ -42,6 +44,25 @@ def many_skipped(skipped: int, evaluations: int) -> str:
         f"the image may be visibly different: {skipped} of {evaluations} evaluations were skipped. Compare it with a run without "
         "this node, or use a slower preset"
     )
+
+
+# several modalities in one latent, and several samplers on one trajectory
+
+APART = 1.5  # times that one modality's error has to be the next one's to be named
+
+
+def modalities(errors: Mapping[str, float]) -> str:
+    """errors: prediction error by name, as a share of the output's size. "" where none stands out."""
+    several = sorted(errors.items(), key=lambda pair: -pair[1])
+    if len(several) < 2 or several[0][1] < APART * several[1][1]:
+        return ""
+    (worst, error), *others = several
+    rest = ", ".join(f"{name} {one:.1%}" for name, one in others)
+    return f"the {worst} is the hardest to predict (error {error:.1%}; {rest}): check it first"
+
+
+def together(computed: int, evaluations: int) -> str:
+    return f"with the sampler before it: {computed} of {evaluations} evaluations computed"
 
 
 # a run that skips nothing

@@ -56,6 +56,9 @@ class Report:
     decibels: PSNR against the full run that `error` corresponds to, with costs of the user's own model.
     chosen: Step Cache (Auto)'s choice in one sentence.
     learning: computed in full, because the run was recorded.
+    modalities: of a packed latent: prediction error as a share of the output's size, by name.
+    together: evaluations computed and evaluations in all of the samplers that share this run's trajectory, in the order of the prompt; None
+        for a run that is a trajectory by itself.
     hint: advice for a run that skipped nothing, or the result of a recording.
     finished: without an error or an interrupt.
     """
@@ -78,6 +81,8 @@ class Report:
     chosen: str = ""
     decibels: float | None = None
     learning: bool = False
+    modalities: dict[str, float] = field(default_factory=dict)
+    together: tuple[int, int] | None = None
     hint: str = ""
     finished: bool = False
 
