@@ -36,6 +36,7 @@ const ENGLISH = {
     calibrating: "Calibration run: no steps are skipped. The next run is faster.",
     stoppedCalibrating: "Stopped before the calibration was complete: nothing was recorded.",
     costs: "Costs of skipping: {costs}",
+    together: "With the sampler before it: {count} of {total} evaluations computed",
     difference: "Predicted difference: {seen} (about {decibels} dB)",
     invisible: "not visible",
     hard: "hard to see",
