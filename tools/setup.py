@@ -12,6 +12,7 @@ Settings are environment variables, so `make test COMFYUI=0.27.0` needs to know 
 
 What is run finds that ComfyUI's folder in COMFYUI_PATH, the front end's files in FRONTEND_ROOT if one was asked for, packages that
 serve as an S3-compatible store in S3_SERVER, and the pack as `skipstone` on its path, whatever the folder of this checkout is called.
+Bytecode is kept in .work/bytecode, so none is written beside sources.
 What was made once is found again at once; what was interrupted is made anew.
 """
 
@@ -68,7 +69,13 @@ def main(args: list[str]) -> None:
             if not args or users & set(args[:2]):
                 find_program(packages, programs)
         measures = find_measures(pins) if not args or MEASURED.match(args[0]) else None
-        environment = {"COMFYUI_PATH": str(comfyui), "PYTHONPATH": joined(LINK, measures, os.environ.get("PYTHONPATH"))}
+        environment = {
+            "COMFYUI_PATH": str(comfyui),
+            "PYTHONPATH": joined(LINK, measures, os.environ.get("PYTHONPATH")),
+            # compiled once, and not by each of the servers that the tests start: that costs a server half of its start
+            "PYTHONDONTWRITEBYTECODE": "",
+            "PYTHONPYCACHEPREFIX": str(WORK / "bytecode"),
+        }
         if version := os.environ.get("FRONTEND"):
             environment["FRONTEND_ROOT"] = str(find_frontend(pins, version))
         if not args or S3_USERS & set(args[:2]):

@@ -6,7 +6,8 @@ As in encoders.py, a patched encoder is an instance of a subclass of its own cla
 from __future__ import annotations
 
 import copy
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -28,21 +29,33 @@ _AUDIO = {"encoded_audio", "encoded_audio_all_layers", "audio_samples"}
 
 def memo_clip_vision(encoder: Any) -> Any:
     """A copy of a comfy ClipVisionModel that keeps what it encodes. An object that cannot be patched is returned as it is."""
-    return _patched(encoder, _vision_class)
+    return _patched(encoder, "encode_image", _encode_image)
 
 
 def memo_audio_encoder(encoder: Any) -> Any:
     """A copy of a comfy AudioEncoderModel that keeps what it encodes. An object that cannot be patched is returned as it is."""
-    return _patched(encoder, _audio_class)
+    return _patched(encoder, "encode_audio", _encode_audio)
 
 
-def _patched(encoder: Any, subclass: Any) -> Any:
+def _patched(encoder: Any, method: str, memoized: Callable[..., Any]) -> Any:
     try:
         made = copy.copy(encoder)
-        made.__class__ = subclass(encoder.__class__)
+        made.__class__ = _subclass(encoder.__class__, method, memoized)
         return made
     except (TypeError, AttributeError):
         return unpatched(encoder)
+
+
+@cache
+def _subclass(base: Any, method: str, memoized: Callable[..., Any]) -> Any:
+    """A class whose `method` is `memoized(encoder, encode, ...)`, where `encode` is the method of `base`, bound to the encoder."""
+    if getattr(base, "skipstone_perception", False):
+        return base
+
+    def encode(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return memoized(self, partial(getattr(base, method), self), *args, **kwargs)
+
+    return type(f"Memo{base.__name__}", (base,), {"skipstone_perception": True, method: encode})
 
 
 def _places(encoder: Any) -> Devices:
@@ -58,27 +71,15 @@ def _places(encoder: Any) -> Devices:
 # CLIP vision
 
 
-@cache
-def _vision_class(base: Any) -> Any:
-    if getattr(base, "skipstone_perception", False):
-        return base
-
-    class MemoCLIPVision(base):
-        skipstone_perception = True
-
-        def encode_image(self, image: Any, *args: Any, **kwargs: Any) -> Any:
-            encode = super().encode_image
-            told = kept_or_computed(
-                self,
-                lambda: key(VISION, fingerprint.of_model(self).digest, content(image), list(args), kwargs),
-                lambda: _as_data(encode(image, *args, **kwargs)),
-                lambda: _places(self),
-                lambda value: isinstance(value, _Whole) or _is_vision(value, image),
-            )
-            return told.value if isinstance(told, _Whole) else _as_output(told)
-
-    MemoCLIPVision.__name__ = MemoCLIPVision.__qualname__ = f"Memo{base.__name__}"
-    return MemoCLIPVision
+def _encode_image(encoder: Any, encode: Callable[..., Any], image: Any, *args: Any, **kwargs: Any) -> Any:
+    told = kept_or_computed(
+        encoder,
+        lambda: key(VISION, fingerprint.of_model(encoder).digest, content(image), list(args), kwargs),
+        lambda: _as_data(encode(image, *args, **kwargs)),
+        lambda: _places(encoder),
+        lambda value: isinstance(value, _Whole) or _is_vision(value, image),
+    )
+    return told.value if isinstance(told, _Whole) else _as_output(told)
 
 
 class _Whole:
@@ -123,26 +124,14 @@ def _is_vision(value: Any, image: Tensor) -> bool:
 # audio
 
 
-@cache
-def _audio_class(base: Any) -> Any:
-    if getattr(base, "skipstone_perception", False):
-        return base
-
-    class MemoAudioEncoder(base):
-        skipstone_perception = True
-
-        def encode_audio(self, audio: Any, sample_rate: Any) -> Any:
-            encode = super().encode_audio
-            return kept_or_computed(
-                self,
-                lambda: key(AUDIO, fingerprint.of_model(self).digest, content(audio), sample_rate),
-                lambda: encode(audio, sample_rate),
-                lambda: _places(self),
-                _is_audio,
-            )
-
-    MemoAudioEncoder.__name__ = MemoAudioEncoder.__qualname__ = f"Memo{base.__name__}"
-    return MemoAudioEncoder
+def _encode_audio(encoder: Any, encode: Callable[..., Any], audio: Any, sample_rate: Any) -> Any:
+    return kept_or_computed(
+        encoder,
+        lambda: key(AUDIO, fingerprint.of_model(encoder).digest, content(audio), sample_rate),
+        lambda: encode(audio, sample_rate),
+        lambda: _places(encoder),
+        _is_audio,
+    )
 
 
 def _is_audio(value: Any) -> bool:
