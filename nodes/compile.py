@@ -52,7 +52,7 @@ class CompileModel(io.ComfyNode):
             description=(
                 "Compiles the model with torch.compile: faster steps on most GPUs, the same image up to rounding. The first step takes "
                 "longer while it compiles. Put it before or after step caches and LoRAs; LoRA strengths can change without compiling "
-                "again. If it cannot compile, the model runs uncompiled and the log gives the reason."
+                "again. If it cannot compile, the model runs uncompiled and the node gives the reason."
             ),
             search_aliases=[
                 "skipstone",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -18,15 +20,38 @@ from ...core.compile_options import Settings
 GUARDED = ("cond_or_uncond", "patches", "patches_replace", "wrappers", "optimized_attention_override")
 
 _NUMBERS = itertools.count()
+_watching = threading.local()
+
+
+@contextmanager
+def watched(starts: Callable[[], None]) -> Iterator[None]:
+    """Within the context, call `starts` when torch.compile begins to compile in this thread. No-op where torch cannot tell."""
+    with suppress(AttributeError):  # private in torch, which also drops all callbacks at times
+        handler = torch._dynamo.callback.callback_handler
+        if _begins not in handler.start_callbacks:
+            handler.register_start_callback(_begins)
+    before, _watching.starts = getattr(_watching, "starts", None), starts
+    try:
+        yield
+    finally:
+        _watching.starts = before
+
+
+def _begins(about: Any) -> None:
+    starts = getattr(_watching, "starts", None)
+    if starts is not None and getattr(getattr(about, "callback_trigger", None), "name", "") == "DYNAMO":
+        starts()
 
 
 class Compiled:
-    """A compiled forward. proven: it has run without an error. failed: the error that it stopped with."""
+    """A compiled forward. proven: it has run without an error. failed: the error that it stopped with. shapes: those of the tensors that
+    it was compiled for."""
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
         self.proven = False
         self.failed: BaseException | None = None
+        self.shapes: set[tuple[torch.Size, ...]] = set()
 
     def run(self, module: Module, place: int | None, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """module.forward(*args, **kwargs), compiled if necessary. place: position of transformer_options in `args`; None if not there."""

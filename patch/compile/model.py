@@ -86,6 +86,8 @@ class CompiledModel:
         """node: id of the node in its graph, on which the state is shown; "" for none."""
         self.settings, self.node = settings, node
         self.seconds = 0.0  # spent compiling
+        self.blocks = 0  # of the model, that are compiled
+        self.again = ("", 0.0)  # why it was compiled again, and the seconds that this took
         self.problem = False
         self.status = ""  # the last text on the node
         self.prompt = prompt_id()  # in which it was shown
@@ -120,39 +122,63 @@ class CompiledModel:
             torch.compiler.cudagraph_mark_step_begin()
         with stage.set(self, base, what, state):
             result = executor(*args, **kwargs)
-        if not self.told:  # nothing had to be compiled
-            self.told.add("")
-            self.show("Already compiled")
+        if not self.problem and self.status != (text := self.summary()):
+            self.show(text)
         # the next call overwrites a CUDA graph's output
         return result.clone() if self.settings.graphs and torch.is_tensor(result) else result
 
-    def tell(self, sentence: str, level: int = logging.WARNING) -> None:
-        """Log a sentence once per node."""
+    def tell(self, sentence: str, level: int = logging.WARNING, short: str = "") -> None:
+        """Log a sentence once per node, and show it there. short: what to show instead."""
         if sentence not in self.told:
             self.told.add(sentence)
             log.log(level, "[Skipstone] Compile Model+: %s", sentence)
             self.problem |= level >= logging.WARNING
-            self.show(sentence[:1].upper() + sentence[1:])
+            self.show(short or sentence[:1].upper() + sentence[1:])
 
     def show(self, text: str) -> None:
         """Show the state on the node: now, and in every later prompt."""
         self.status, self.prompt = text, prompt_id()
         show_text(text, self.node)
 
-    def starts(self) -> None:
-        self.tell(f"compiling with {self.settings.backend}: the first step takes longer, up to minutes", logging.INFO)
+    def starts(self, number: int, total: int, again: str) -> None:
+        """Compilation of block `number` of `total` starts; 1 of 1 is the whole model. again: why, where it was compiled before."""
+        what = f"block {number} of {total}" if total > 1 else "the model"
+        why = f" again: {again}" if again else f", {_seconds(self.seconds)} so far" if self.seconds else ""
+        short = f"Compiling {what}{why}"
+        if again:
+            self.tell(f"compiling again, because {again}: this step takes longer", logging.INFO, short)
+        else:
+            self.tell(
+                f"compiling with {self.settings.backend}: the first step takes longer, up to minutes",
+                logging.INFO,
+                short,
+            )
+        if not self.problem and self.status != short:
+            self.show(short)
 
-    def compiled(self, seconds: float) -> None:
-        """A part was compiled and has run once, which took so long."""
-        self.seconds += seconds
-        if not self.problem:
-            self.show(f"Compiled in {self.seconds:.{0 if self.seconds >= 10 else 1}f} s")
+    def compiled(self, seconds: float, total: int, again: str) -> None:
+        """One of `total` blocks was compiled and has run once, which took so long."""
+        self.blocks = total
+        if again:
+            self.again = again, self.again[1] + seconds
+        else:
+            self.seconds += seconds
+
+    def summary(self) -> str:
+        """What was compiled, and how long it took."""
+        why, seconds = self.again
+        what = f"{self.blocks} blocks" if self.blocks > 1 else "the model"
+        first = f"Compiled {what} in {_seconds(self.seconds)}" if self.seconds else ""
+        again = f"Compiled again in {_seconds(seconds)}, because {why}" if why else ""
+        return ". ".join(filter(None, (first, again))) or "Already compiled"
 
     def failed(self, error: BaseException) -> None:
         remedy, inner = advice(error), getattr(error, "inner_exception", error)
         reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), "no reason given")
+        told = f"{type(inner).__name__}: {reason[:300]}"
         self.tell(
-            f"parts that could not be compiled run uncompiled ({type(inner).__name__}: {reason[:300]}){remedy and '. ' + remedy}"
+            f"parts that could not be compiled run uncompiled ({told}){remedy and '. ' + remedy}",
+            short=f"Not compiled: {remedy or told}",
         )
 
     def state(self, options: dict[str, Any], what: str) -> State | None:
@@ -212,3 +238,7 @@ def _state(options: Mapping[str, Any], what: str) -> State:
         within = options.get("wrappers", {}).get(WrappersMP.DIFFUSION_MODEL, {})
         found.append(("wrappers", token({k: w for k, w in within.items() if w}, True)))
     return tuple(found)
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.{0 if value >= 10 else 1}f} s"

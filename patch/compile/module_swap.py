@@ -17,11 +17,11 @@ from typing import Any, Protocol
 import torch
 from comfy.model_management import is_oom
 from torch.nn import Module, ModuleDict, ModuleList
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...core.compile_options import EACH_BLOCK, TORCH, Settings
 from ..families import Family, family_of
-from .backends import ByOther, ByTorch, Compiled, of_the_compiler
+from .backends import ByOther, ByTorch, Compiled, of_the_compiler, watched
 from .registry import offered
 
 KINDS = 64  # compiled forwards that are kept; a model has few
@@ -40,11 +40,11 @@ class Node(Protocol):
 
     def tell(self, what: str) -> None: ...
 
-    def starts(self) -> None:
-        """Compilation starts."""
+    def starts(self, number: int, total: int, again: str) -> None:
+        """Compilation of block `number` of `total` starts; 1 of 1 is the whole model. again: why, where it was compiled before."""
 
-    def compiled(self, seconds: float) -> None:
-        """A part was compiled and has run once, which took so long."""
+    def compiled(self, seconds: float, total: int, again: str) -> None:
+        """One of `total` blocks was compiled and has run once, which took so long."""
 
     def failed(self, error: BaseException) -> None:
         """Compilation failed."""
@@ -98,6 +98,7 @@ class ModuleSwapper:
         self.found: tuple[weakref.ref[Module], list[Module]] | None = None
         self.own: OrderedDict[Hashable, Compiled] = OrderedDict()
         self.writes = True  # blocks may write to their arguments
+        self.total = 1  # stand-ins of the call
 
     @contextmanager
     def set(self, node: Node, base: Module, what: str, state: State | None) -> Iterator[None]:
@@ -109,12 +110,15 @@ class ModuleSwapper:
         family = family_of(getattr(base, "diffusion_model", None))
         self.writes = not isinstance(family, Family) or family.inplace or family.unet
         undo: list[tuple[Module, str, Module]] = []
+        places = self._places(base, what)
+        self.total = len(places)
         try:
-            for parent, name in self._places(base, what):
+            for number, (parent, name) in enumerate(places, 1):
                 module = parent._modules.get(name)
                 if module is not None and not isinstance(module, StandIn):
                     undo.append((parent, name, module))
-                    parent._modules[name] = self._stand_in(parent, name, module, parent is base)
+                    stand_in = parent._modules[name] = self._stand_in(parent, name, module, parent is base)
+                    vars(stand_in)["number"] = number
             yield
         finally:
             for parent, name, module in undo:
@@ -201,6 +205,7 @@ class StandIn(Module):
     structure: Hashable  # modules of equal structure share compiled code
     parts: tuple[Module, ...]
     place: int | None
+    number: int  # 1-based, of the stand-ins of a call
     last: tuple[State | None, Any]  # the last state, and the compiled forward for it
 
     def __init__(self, original: Module, stage: ModuleSwapper, whole: bool) -> None:
@@ -213,7 +218,7 @@ class StandIn(Module):
         shapes = tuple((n, tuple(p.shape)) for n, p in original.named_parameters())
         mine["structure"] = (type(original), tuple(map(type, self.parts)), shapes)
         mine["place"] = _place_of_options(original)
-        mine["last"] = (None, None)
+        mine["number"], mine["last"] = 1, (None, None)
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:  # some networks use isinstance on their blocks
@@ -244,13 +249,21 @@ class StandIn(Module):
         if compiled.failed is not None:
             node.failed(compiled.failed)
             return self.original.forward(*args, **kwargs)
-        kept, started = (args, kwargs), time.perf_counter()
+        kept, started, total = (args, kwargs), time.perf_counter(), self.stage.total
+        again: list[str] = []  # why it is compiled, at the first time ""
+
+        def starts() -> None:
+            if not again:
+                again.append(_reason(compiled, args, kwargs))
+                node.starts(self.number, total, again[0])
+
         if not compiled.proven:
-            node.starts()
+            starts()
             if self.stage.writes:
                 kept = _copied(args, kwargs)
         try:
-            result = compiled.run(self.original, self.place, args, kwargs)
+            with watched(starts):
+                result = compiled.run(self.original, self.place, args, kwargs)
         except Exception as error:
             if is_oom(error) or (compiled.proven and not of_the_compiler(error)):
                 raise
@@ -259,8 +272,8 @@ class StandIn(Module):
             node.failed(error)
             log.debug("[Skipstone] the compiler's error", exc_info=error)
         else:
-            if not compiled.proven:
-                node.compiled(time.perf_counter() - started)
+            if again:
+                node.compiled(time.perf_counter() - started, total, again[0])
             compiled.proven = True
         return result
 
@@ -287,6 +300,15 @@ def _place_of_options(module: Module) -> int | None:
     except (TypeError, ValueError):
         return None
     return names.index("transformer_options") if "transformer_options" in names else None
+
+
+def _reason(compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
+    """Why a forward is compiled again, for these arguments; "" at the first time."""
+    rest = {k: v for k, v in kwargs.items() if k != "transformer_options"}
+    shapes = tuple(leaf.shape for leaf in tree_leaves((args, rest)) if isinstance(leaf, torch.Tensor))
+    known, first = shapes in compiled.shapes, not compiled.shapes
+    compiled.shapes.add(shapes)
+    return "" if first else "the model or its options changed" if known else "the size changed"
 
 
 def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

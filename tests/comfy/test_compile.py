@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import logging
+import re
 from types import SimpleNamespace
 from typing import Any
 
@@ -622,36 +623,69 @@ def test_a_wrapper_of_the_network_that_comes_later(studio, flux):
     assert not close(pictures[1], pictures[2])
 
 
-@pytest.mark.parametrize("works", [True, False])
-def test_its_node_shows_the_state(monkeypatch, works):
-    shown: list[tuple[str, str]] = []
-    monkeypatch.setattr(compiling, "show_text", lambda text, node: shown.append((node, text)))
+@pytest.fixture
+def shown(monkeypatch):
+    """Texts on nodes, as (node, text)."""
+    texts: list[tuple[str, str]] = []
+    monkeypatch.setattr(compiling, "show_text", lambda text, node: texts.append((node, text)))
+    return texts
+
+
+def test_its_node_shows_the_state(shown):
     base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"), "7")
-    if not works:
-        monkeypatch.setattr(code.ByTorch, "run", lambda *args: 1 / 0)
     for _ in range(2):
         call(wrapper, base, torch.randn(1, 4, 8), {})
-    first, last = shown
-    assert first == ("7", "Compiling with eager: the first step takes longer, up to minutes")
-    if works:  # another node with these settings, on the same model
-        other = compiling.CompiledModel(Settings(backend="eager"), "8")
-        for _ in range(2):
-            call(other, base, torch.randn(1, 4, 8), {})
-        assert shown.pop() == ("8", "Already compiled") and len(shown) == 2
-    assert last[1].startswith("Compiled in " if works else "Parts that could not be compiled run uncompiled (Zero")
+    assert [node for node, _ in shown] == ["7", "7"]
+    assert shown[0][1] == "Compiling block 1 of 3"
+    assert re.fullmatch(r"Compiled 3 blocks in \d+(\.\d)? s", shown[1][1])
+    other = compiling.CompiledModel(Settings(backend="eager"), "8")  # with these settings, on the same model
+    for _ in range(2):
+        call(other, base, torch.randn(1, 4, 8), {})
+    assert shown[2:] == [("8", "Already compiled")]
 
 
-def test_the_state_is_shown_again_in_every_prompt(monkeypatch):
+def test_its_node_names_the_block_that_is_compiled(shown):
+    network = Network(4)
+    blocks: Any = network.inner.blocks
+    blocks[2].linear = nn.Linear(8, 8, bias=False)  # of another structure
+    call(compiling.CompiledModel(Settings(backend="eager"), "7"), Base(network), torch.randn(1, 4, 8), {})
+    first, second, last = (text for _, text in shown)
+    assert first == "Compiling block 1 of 4"
+    assert re.fullmatch(r"Compiling block 3 of 4, \d+(\.\d)? s so far", second)
+    assert last.startswith("Compiled 4 blocks in ")
+
+
+@BOTH
+def test_its_node_says_why_it_compiles_again(shown, what):
+    settings = Settings(what, backend="eager", dynamic=False)
+    base, wrapper = Base(Network(3)), compiling.CompiledModel(settings, "7")
+    for size in (4, 4, 6, 4):
+        call(wrapper, base, torch.randn(1, size, 8), {})
+    part = "block 1 of 3" if what == EACH_BLOCK else "the model"
+    assert [text for _, text in shown][0::2] == [f"Compiling {part}", f"Compiling {part} again: the size changed"]
+    assert re.fullmatch(r"Compiled .* in .* s\. Compiled again in .* s, because the size changed", shown[-1][1])
+    assert len(shown) == 4
+
+
+def test_its_node_says_why_nothing_is_compiled(shown, monkeypatch):
+    def run(*args):
+        raise RuntimeError("No working C++ compiler found")
+
+    monkeypatch.setattr(code.ByTorch, "run", run)
+    wrapper = compiling.CompiledModel(Settings(backend="eager"), "7")
+    call(wrapper, Base(Network(3)), torch.randn(1, 4, 8), {})
+    assert shown[-1][1].startswith("Not compiled: inductor needs a C and C++ compiler")
+
+
+def test_the_state_is_shown_again_in_every_prompt(shown, monkeypatch):
     """ComfyUI keeps the MODEL from prompt to prompt, and the page may have been loaded anew."""
-    shown: list[str] = []
     current = ["a"]
-    monkeypatch.setattr(compiling, "show_text", lambda text, node: shown.append(text))
     monkeypatch.setattr(compiling, "prompt_id", lambda: current[0])
     base, wrapper = Base(Network(3)), compiling.CompiledModel(Settings(backend="eager"), "7")
     for prompt in "aabbb":
         current[0] = prompt
         call(wrapper, base, torch.randn(1, 4, 8), {})
-    assert len(shown) == 3 and shown[1] == shown[2] and shown[2].startswith("Compiled in ")
+    assert len(shown) == 3 and shown[1] == shown[2] and shown[2][1].startswith("Compiled 3 blocks in ")
 
 
 def test_options_that_change_all_the_time(said):
