@@ -8,10 +8,11 @@ from comfy_api.latest import io, ui
 
 from ..core.memo import status
 from ..core.memo.stats import WORDS, size
-from ..patch.comfy_server import place, show_text
+from ..patch.comfy_server import place
 from ..patch.memo.encoders import memo_clip, memo_vae
 from ..patch.memo.instance import opened
 from ..patch.memo.lazy_encode import PendingLatent, PendingPrompt, conditioning
+from ..patch.memo.node_status import NodeStatus
 from ..patch.memo.perception import memo_audio_encoder, memo_clip_vision
 from .widgets import among
 
@@ -57,7 +58,7 @@ class MemoVAE(io.ComfyNode):
     @classmethod
     def execute(cls, vae: Any, decode: bool = False) -> io.NodeOutput:
         opened()  # tiers start while models are loaded
-        return io.NodeOutput(memo_vae(vae, decode))
+        return io.NodeOutput(memo_vae(vae, decode, _status()))
 
 
 class MemoCLIP(io.ComfyNode):
@@ -82,7 +83,7 @@ class MemoCLIP(io.ComfyNode):
     @classmethod
     def execute(cls, clip: Any) -> io.NodeOutput:
         opened()
-        return io.NodeOutput(memo_clip(clip))
+        return io.NodeOutput(memo_clip(clip, _status()))
 
 
 class MemoCLIPVision(io.ComfyNode):
@@ -106,7 +107,7 @@ class MemoCLIPVision(io.ComfyNode):
     @classmethod
     def execute(cls, clip_vision: Any) -> io.NodeOutput:
         opened()
-        return io.NodeOutput(memo_clip_vision(clip_vision))
+        return io.NodeOutput(memo_clip_vision(clip_vision, _status()))
 
 
 class MemoAudioEncoder(io.ComfyNode):
@@ -130,7 +131,7 @@ class MemoAudioEncoder(io.ComfyNode):
     @classmethod
     def execute(cls, audio_encoder: Any) -> io.NodeOutput:
         opened()
-        return io.NodeOutput(memo_audio_encoder(audio_encoder))
+        return io.NodeOutput(memo_audio_encoder(audio_encoder, _status()))
 
 
 class CachedVAEEncode(io.ComfyNode):
@@ -165,7 +166,6 @@ class CachedVAEEncode(io.ComfyNode):
     def execute(cls, image: Any, vae: Any = None) -> io.NodeOutput:
         pending = _pending(cls, PendingLatent, "vae", image)
         latent = pending.encode(vae) if vae is not None else pending.get()
-        _show(pending)
         if latent is None:
             raise RuntimeError(GONE.format("VAE"))
         return io.NodeOutput({"samples": latent})
@@ -205,11 +205,8 @@ class CachedTextEncode(io.ComfyNode):
     def execute(cls, text: str, clip: Any = None) -> io.NodeOutput:
         pending = _pending(cls, PendingPrompt, "clip", text)
         if clip is not None:
-            encoded = pending.encode(clip)
-            _show(pending)
-            return io.NodeOutput(encoded)
+            return io.NodeOutput(pending.encode(clip))
         told = pending.get()
-        _show(pending)
         if told is None:
             raise RuntimeError(GONE.format("CLIP"))
         return io.NodeOutput(conditioning(told))
@@ -223,18 +220,12 @@ def _pending(node: Any, kind: Any, encoder: str, content: Any) -> Any:
         link = get_node(node.hidden.unique_id)["inputs"].get(encoder)
     except Exception:  # no graph, as where a script calls the node
         link = None
-    return kind(get_node, link, content)
+    return kind(get_node, link, content, place().sampler)
 
 
-def _show(pending: Any) -> None:
-    """Show on the executed node where its value came from."""
-    found = pending.found
-    if found is None:
-        text = "Encoder loaded"
-    else:
-        saved = f", {found.entry.cost:.1f} s saved" if found.entry.cost >= 0.1 else ""
-        text = f"From {found.tier} in {1000 * found.seconds:.1f} ms{saved}"
-    show_text(text, place().sampler)
+def _status() -> NodeStatus:
+    """Of the node that is executed."""
+    return NodeStatus(place().sampler)
 
 
 class MemoStats(io.ComfyNode):

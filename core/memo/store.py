@@ -60,11 +60,18 @@ class Store:
 
     # values
 
-    def compute(self, key: Key, function: Callable[[], T], waiting: Callable[[], None] | None = None) -> T:
+    def compute(
+        self,
+        key: Key,
+        function: Callable[[], T],
+        waiting: Callable[[], None] | None = None,
+        seen: Callable[[Found], None] | None = None,
+    ) -> T:
         """The value of `key` from a tier, or as `function` computes it, which is then cached.
 
         If another thread, process or machine that shares a tier is computing the value, waits for it, but no longer than computing is
-        estimated to take. waiting: called repeatedly during the wait; an exception that it raises ends the wait and is passed on.
+        estimated to take. waiting: called repeatedly during the wait; an exception that it raises ends the wait and is passed on. seen:
+        called on a hit.
         """
         started = time.perf_counter()
         found = self._find(key, waiting=waiting)
@@ -74,9 +81,11 @@ class Store:
             if found is None:
                 found = self._turn(key, waiting)
             if found is not None:
-                tier, entry = found
-                self.stats.hit(tier, key.kind, entry.cost, time.perf_counter() - started)
-                value: T = entry.value
+                hit = Found(*found, time.perf_counter() - started)
+                self.used(key, hit)
+                if seen is not None:
+                    seen(hit)
+                value: T = hit.entry.value
                 return value
             return self._computed(key, function)
         finally:

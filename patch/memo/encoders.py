@@ -22,6 +22,7 @@ from . import fingerprint
 from .device_tags import Devices, pack, unpack
 from .fingerprint import HOOKS
 from .instance import opened
+from .node_status import NodeStatus, show_on, status_of
 from .observation import Observation, notes_tiles
 from .shapes import is_embedding, is_image, is_latent, note_embedding
 
@@ -39,8 +40,8 @@ class _NotKept(Exception):
         self.value, self.reason, self.seconds = value, reason, seconds
 
 
-def memo_vae(vae: Any, decode: bool = False) -> Any:
-    """A copy of a comfy VAE that keeps what it encodes, and with `decode` also what it decodes.
+def memo_vae(vae: Any, decode: bool = False, status: NodeStatus | None = None) -> Any:
+    """A copy of a comfy VAE that keeps what it encodes, and with `decode` also what it decodes. status: of the node that asks for it.
 
     An object that cannot be patched, such as None, is returned as it is.
     """
@@ -48,17 +49,19 @@ def memo_vae(vae: Any, decode: bool = False) -> Any:
         made = copy.copy(vae)
         made.__class__ = _vae_class(vae.__class__)
         made.skipstone_decode = decode
+        show_on(made, status)
         return made
     except (TypeError, AttributeError):
         return unpatched(vae)
 
 
-def memo_clip(clip: Any) -> Any:
+def memo_clip(clip: Any, status: NodeStatus | None = None) -> Any:
     """A clone of a comfy CLIP that keeps the embeddings of its prompts, and the texts that it generates. An object that cannot be patched
-    is returned as it is."""
+    is returned as it is. status: of the node that asks for it."""
     try:
         made = clip.clone()
         made.__class__ = _clip_class(made.__class__)
+        show_on(made, status)
         return made
     except (TypeError, AttributeError):
         return unpatched(clip)
@@ -93,15 +96,19 @@ def kept_or_computed(
     memo = opened()
     if memo is None:
         return compute()
+    status = status_of(patched) or NodeStatus("")
+    started = time.perf_counter()
     try:
         asked, where = name(), places()
-    except Exception as reason:  # whatever another version of ComfyUI raises
-        memo.stats.refused(
-            str(reason) if isinstance(reason, NotCacheable) else f"not understood ({type(reason).__name__})"
-        )
-        return compute()
+    except Exception as error:  # whatever another version of ComfyUI raises
+        reason = str(error) if isinstance(error, NotCacheable) else f"not understood ({type(error).__name__})"
+        memo.stats.refused(reason)
+        value = compute()
+        status.computed(time.perf_counter() - started, reason)
+        return value
 
     def kept() -> dict[str, Any]:
+        status.starts()
         started = time.perf_counter()
         watched = Observation(patched.patcher.load_device)
         value = compute()
@@ -109,9 +116,11 @@ def kept_or_computed(
             watched.check(tiles)
             if not fits(value):
                 raise NotCacheable("no value of the form that was asked for")
-            return pack(value, where)
+            packed = pack(value, where)
         except NotCacheable as reason:
             raise _NotKept(value, f"{asked.kind}: {reason}", time.perf_counter() - started) from None
+        status.computed(time.perf_counter() - started)
+        return packed
 
     def restored(found: Any) -> Any:
         value = unpack(found, where)
@@ -121,13 +130,14 @@ def kept_or_computed(
 
     try:
         try:
-            return restored(memo.compute(asked, kept, _check_interrupted))
+            return restored(memo.compute(asked, kept, _check_interrupted, status.found))
         except CorruptEntry as error:
             memo.stats.trouble("memo", f"an entry of kind {asked.kind} does not fit; it is computed again", str(error))
             return restored(memo.renew(asked, kept))
     except _NotKept as computed:
         memo.stats.spent(asked.kind, computed.seconds)
         memo.stats.refused(computed.reason)
+        status.computed(computed.seconds, computed.reason)
         return computed.value
 
 
@@ -243,6 +253,7 @@ def _clip_class(base: Any) -> Any:
         def clone(self, *args: Any, **kwargs: Any) -> Any:
             made = super().clone(*args, **kwargs)
             made.__class__ = _clip_class(made.__class__)
+            show_on(made, status_of(self))
             return made
 
         def encode_from_tokens(self, tokens: Any, return_pooled: Any = False, return_dict: bool = False) -> Any:

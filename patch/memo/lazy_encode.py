@@ -24,6 +24,7 @@ from .encoders import content, memo_clip, memo_vae, vae_key
 from .graph_signature import GetNode, signature
 from .instance import opened
 from .model_files import embeddings
+from .node_status import NodeStatus
 from .shapes import form_of, is_embedding
 
 LOADER = "loader"
@@ -79,13 +80,14 @@ def forget_held() -> None:
 class Pending:
     """One encoding whose encoder arrives by `link` in the graph. known(): whether it is kept. get(): the value, counted as a hit."""
 
-    def __init__(self, get_node: GetNode, link: Any, content: Any) -> None:
-        """content: what is encoded, as digest() takes it; with `link` it identifies the encoding."""
+    def __init__(self, get_node: GetNode, link: Any, content: Any, node: str = "") -> None:
+        """content: what is encoded, as digest() takes it; with `link` it identifies the encoding. node: id of the node that encodes, on
+        which the source of the value is shown; "" for none."""
+        self._status = NodeStatus(node)
         self._memo = opened()
         self._settled = False
         self._about: Key | None = None  # the small entry's
         self._ticket = ""
-        self.found: Found | None = None  # what get() returned
         if self._memo is None:
             return
         try:
@@ -113,7 +115,7 @@ class Pending:
         if self._memo is None or found is None:
             return None
         self._memo.used(*found)
-        self.found = found[1]
+        self._status.found(found[1])
         return unpack(found[1].entry.value, _places())
 
     def _learn(self, told: dict[str, Any], modified: bool) -> None:
@@ -167,13 +169,13 @@ class Pending:
 class PendingLatent(Pending):
     """Of pixels, (B, H, W, C), by VAE Encode."""
 
-    def __init__(self, get_node: GetNode, link: Any, pixels: Any) -> None:
+    def __init__(self, get_node: GetNode, link: Any, pixels: Any, node: str = "") -> None:
         self._pixels = pixels
         try:
             self._content = content(pixels)
         except NotCacheable:  # the encoder says what is wrong with it
             self._content, link = [], None
-        super().__init__(get_node, link, self._content)
+        super().__init__(get_node, link, self._content, node)
 
     def _loader_key(self, graph: str) -> Key:
         return key(LOADER, "vae", graph)
@@ -187,7 +189,7 @@ class PendingLatent(Pending):
 
     def encode(self, vae: Any) -> Any:
         """The latent, by the VAE itself and through the memo."""
-        made = memo_vae(vae)
+        made = memo_vae(vae, status=self._status)
         latent = made.encode(self._pixels)
         try:
             who = fingerprint.of_vae(made)
@@ -201,9 +203,9 @@ class PendingLatent(Pending):
 class PendingPrompt(Pending):
     """Of a text, by CLIP Text Encode: what encode_from_tokens() returns as a dict."""
 
-    def __init__(self, get_node: GetNode, link: Any, text: str) -> None:
+    def __init__(self, get_node: GetNode, link: Any, text: str, node: str = "") -> None:
         self._text = text
-        super().__init__(get_node, link, text)
+        super().__init__(get_node, link, text, node)
 
     def _loader_key(self, graph: str) -> Key:
         # the CLIP makes the tokens, so the text stands for them, with the files that it may name
@@ -223,7 +225,7 @@ class PendingPrompt(Pending):
 
     def encode(self, clip: Any) -> Any:
         """The CONDITIONING, by the CLIP itself and through the memo."""
-        made = memo_clip(clip)
+        made = memo_clip(clip, self._status)
         tokens = made.tokenize(self._text)
         encoded = made.encode_from_tokens_scheduled(tokens)
         try:

@@ -17,6 +17,7 @@ from ...core.memo.keys import key
 from . import fingerprint
 from .device_tags import Devices
 from .encoders import content, kept_or_computed, unpatched
+from .node_status import NodeStatus, show_on
 
 VISION, AUDIO = "vision", "audio"
 """Kinds of entries: what CLIP vision models and audio encoders give."""
@@ -27,20 +28,23 @@ _OUTPUTS = {
 _AUDIO = {"encoded_audio", "encoded_audio_all_layers", "audio_samples"}
 
 
-def memo_clip_vision(encoder: Any) -> Any:
-    """A copy of a comfy ClipVisionModel that keeps what it encodes. An object that cannot be patched is returned as it is."""
-    return _patched(encoder, "encode_image", _encode_image)
+def memo_clip_vision(encoder: Any, status: NodeStatus | None = None) -> Any:
+    """A copy of a comfy ClipVisionModel that keeps what it encodes. An object that cannot be patched is returned as it is. status: of the
+    node that asks for it."""
+    return _patched(encoder, "encode_image", _encode_image, status)
 
 
-def memo_audio_encoder(encoder: Any) -> Any:
-    """A copy of a comfy AudioEncoderModel that keeps what it encodes. An object that cannot be patched is returned as it is."""
-    return _patched(encoder, "encode_audio", _encode_audio)
+def memo_audio_encoder(encoder: Any, status: NodeStatus | None = None) -> Any:
+    """A copy of a comfy AudioEncoderModel that keeps what it encodes. An object that cannot be patched is returned as it is. status: of
+    the node that asks for it."""
+    return _patched(encoder, "encode_audio", _encode_audio, status)
 
 
-def _patched(encoder: Any, method: str, memoized: Callable[..., Any]) -> Any:
+def _patched(encoder: Any, method: str, memoized: Callable[..., Any], status: NodeStatus | None) -> Any:
     try:
         made = copy.copy(encoder)
         made.__class__ = _subclass(encoder.__class__, method, memoized)
+        show_on(made, status)
         return made
     except (TypeError, AttributeError):
         return unpatched(encoder)

@@ -23,7 +23,7 @@ def test_nodes_show_what_they_did(desk, request):
     desk.open(graph)
     desk.queue()
     desk.page.get_by_text(re.compile(r"^(Compiled \d+ blocks in \d+\.?\d* s|Already compiled)$")).first.wait_for()
-    desk.page.get_by_text("Encoder loaded", exact=True).first.wait_for()
+    desk.page.get_by_text(re.compile(r"^Encoded in \d+\.?\d* s, saved for next time$")).first.wait_for()
     known = graph["nodes"][4]["widgets_values"][0]
     for text in ("a blue ring on white", known):
         desk.evaluate("(text) => { app.graph.getNodeById(5).widgets[0].value = text }", text)

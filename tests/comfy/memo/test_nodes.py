@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,11 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nodes
-from skipstone.core.memo.store import Store
+from skipstone.core.memo.store import Found, Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.nodes import memo as memo_nodes
-from skipstone.patch.memo import graph_signature, lazy_encode, snapshot, source_code
+from skipstone.patch.memo import graph_signature, lazy_encode, node_status, snapshot, source_code
 from skipstone.patch.memo import instance as process
 from skipstone.patch.memo.lazy_encode import PendingLatent, PendingPrompt
 from skipstone.patch.memo.modifications import modified_code
@@ -79,6 +81,67 @@ def test_a_known_prompt_needs_no_loader(memo, shop, loads, same):
     loads.clear()
     assert same(shop.run(**prompt())["it"], truth) and shop.ran == [] and not loads
     assert memo.counts("text") == (1, 1)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """Texts on nodes, as (node, text)."""
+    texts: list[tuple[str, str]] = []
+    monkeypatch.setattr(node_status, "show_text", lambda text, node: texts.append((node, text)))
+    return texts
+
+
+def test_encode_nodes_show_the_source_of_their_value(memo, shop, shown):
+    for graph in (latent(), prompt()):
+        shop.run(**graph)
+        shop.restart()
+        shop.run(**graph)
+        first, second, third = (text for node, text in shown if node == "encode")
+        assert first == "Encoding: not in the cache"
+        assert re.fullmatch(r"Encoded in \d+(\.\d)? s, saved for next time", second)
+        assert re.match(r"From memory in \d+\.\d ms", third)
+        shown.clear()
+
+
+@pytest.mark.parametrize("kind", ["SkipstoneMemoVAE", "SkipstoneMemoCLIP"])
+def test_patching_nodes_show_the_source_of_what_is_encoded_behind_them(memo, shop, shown, kind):
+    between: dict[str, Any] = {"cached": (kind, {kind[len("SkipstoneMemo") :].lower(): ["loader", 0]})}
+    graph = stock((latent if kind == "SkipstoneMemoVAE" else prompt)(**between))
+    other = "picture" if kind == "SkipstoneMemoVAE" else "encode"
+    shop.run(**graph)
+    assert [node for node, _ in shown] == ["cached"] * 2
+    assert re.fullmatch(r"Encoded in \d+(\.\d)? s, saved for next time", shown[-1][1])
+    shop.restart()
+    shop.run(**graph)
+    assert re.match(r"From memory in \d+\.\d ms", shown[-1][1])
+    # one prompt with two results, of which one is new
+    shop.restart()
+    told, inputs = graph[other]
+    new = (told, {**inputs, **({"seed": 7} if other == "picture" else {"text": "another"})})
+    graph["other"] = new if other == "encode" else ("VAEEncode", {"pixels": ["new", 0], "vae": ["cached", 0]})
+    if other == "picture":
+        graph["new"] = new
+    shop.run(**graph, last=("TestEnd", {"value": ["other", 0], "name": "other"}))
+    assert shown[-1][0] == "cached" and shown[-1][1].startswith("1 of 2 from the cache")
+
+
+def test_a_result_that_is_not_kept_is_shown_with_the_reason(memo, shown, monkeypatch):
+    status = node_status.NodeStatus("7")
+    status.computed(12.34, "a VAE given something of class dict")
+    assert shown == [("7", "Encoded in 12 s, not cached: a VAE given something of class dict")]
+
+
+def test_the_time_that_was_saved_is_shown(shown, monkeypatch):
+    current = ["one"]
+    monkeypatch.setattr(node_status, "prompt_id", lambda: current[0])
+    status = node_status.NodeStatus("7")
+    entry = SimpleNamespace(cost=7.0)
+    for seconds in (0.0004, 0.0002):
+        status.found(Found("disk", entry, seconds))
+    assert shown[-1][1] == "2 from disk in 0.6 ms, 14 s saved"
+    current[0] = "two"
+    status.found(Found("memory", entry, 0.0001))
+    assert shown[-1][1] == "From memory in 0.1 ms, 7.0 s saved"
 
 
 def test_another_picture_of_the_same_loader_runs_it(memo, shop, same):
