@@ -8,7 +8,7 @@ import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-SHIPPED = ("core", "patch", "nodes", "web", "workflows", "locales")
+SHIPPED = ("core", "patch", "nodes", "web", "workflows", "subgraphs", "locales")
 FILES = [
     ROOT / "__init__.py",
     *(f for d in SHIPPED for f in (ROOT / d).rglob("*") if f.is_file() and "__pycache__" not in f.parts),
