@@ -183,7 +183,7 @@ def test_a_run_that_skipped_nothing_is_told_what_to_turn():
 @pytest.mark.parametrize(
     ("decibels", "said"),
     [
-        (29.4, "visibly different image (predicted similarity about 29 dB)"),
+        (29.4, "visible difference likely (29 dB)"),
         (-3.0, "below 15 dB"),
         (30.0, ""),
         (45.0, ""),

@@ -34,16 +34,13 @@ def outlook(decibels: float) -> str:
 
 
 def visible(decibels: float) -> str:
-    """For a prediction below VISIBLE."""
-    similarity = f"about {decibels:.0f} dB" if decibels >= RUINED else f"below {RUINED:.0f} dB"
-    return f"expect a visibly different image (predicted similarity {similarity}). Use a slower preset or more steps"
+    """For a prediction below VISIBLE. Two lines of a node of default width."""
+    similarity = f"{decibels:.0f} dB" if decibels >= RUINED else f"below {RUINED:.0f} dB"
+    return f"visible difference likely ({similarity}). Use a slower preset or more steps"
 
 
 def many_skipped(skipped: int, evaluations: int) -> str:
-    return (
-        f"the image may be visibly different: {skipped} of {evaluations} evaluations were skipped. Compare it with a run without "
-        "this node, or use a slower preset"
-    )
+    return f"{skipped} of {evaluations} skipped: the image may differ visibly. A slower preset is safer"
 
 
 # several modalities in one latent, and several samplers on one trajectory
