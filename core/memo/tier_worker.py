@@ -455,7 +455,7 @@ class TierWorker:
     def _say(self, error: Exception) -> None:
         if isinstance(error, TimeoutError) and not str(error):
             self.stats.trouble(
-                self.name, f"gave no sign of life for {self.tier.stall_timeout * 1000:.0f} ms; it is not waited for"
+                self.name, f"no response for {self.tier.stall_timeout * 1000:.0f} ms; it is skipped until it responds"
             )
         elif isinstance(error, Unavailable):
             self.stats.trouble(self.name, str(error), error.detail)
