@@ -14,10 +14,15 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from skipstone.core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.run import NOT_FINITE
 from skipstone.nodes import dbcache, dicache, firstblock, magcache, teacache
 from skipstone.patch.blocks.transformer import LEFT_OUT
+from skipstone.patch.compile import model as compiling
+from skipstone.patch.compile import module_swap
+from skipstone.patch.compile.backends import ByTorch
+from skipstone.patch.compile.model import CompiledModel
 from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy.block_observer import every
 
@@ -109,6 +114,64 @@ def test_two_prompts_come_out_as_without_it(studio, flux, graph, monkeypatch, na
     plain = [studio.sample(model, steps=STEPS, seed=seed) for seed in (1, 2)]
     assert all(p.isfinite().all() for p in plain)
     assert all(map(torch.equal, recorded, plain))
+
+
+@pytest.fixture
+def compiled_as_it_is(monkeypatch) -> Iterator[None]:
+    """torch.compile gives the function itself: Compile Model+ then does all but compiling, which cannot be done in a dispatch mode."""
+
+    def clear() -> None:
+        module_swap._KINDS.clear()
+        module_swap._STAGES.clear()
+
+    monkeypatch.setattr(ByTorch, "_compile", lambda self, function: function)
+    clear()
+    yield
+    clear()
+
+
+@pytest.mark.usefixtures("compiled_as_it_is")
+@pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
+@pytest.mark.parametrize("name", [None, "First Block Cache"])
+def test_compile_model_survives_two_prompts(studio, flux, graph, monkeypatch, name, what):
+    """With and without a step cache. What it copies for a second try lives as long as the call."""
+    states: list[CompiledModel] = []
+
+    class Observed(CompiledModel):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            states.append(self)
+
+    monkeypatch.setattr(compiling, "CompiledModel", Observed)
+    model = compiling.compile_model(flux, Settings(what, backend="eager"))
+    reports: list[Any] = []
+    if name is not None:
+        model = attach(model, METHODS[name](), (reports.append,))
+    recorded = [studio.sample(model, steps=STEPS, seed=seed) for seed in (1, 2)]
+    assert all(r.skipped > 0 for r in reports)
+    assert states[0].blocks and not states[0].problem, "it was in use"
+    monkeypatch.setattr(graph, "begin", lambda: None)
+    plain = [studio.sample(model, steps=STEPS, seed=seed) for seed in (1, 2)]
+    assert all(p.isfinite().all() for p in plain)
+    assert all(map(torch.equal, recorded, plain))
+
+
+@pytest.mark.usefixtures("compiled_as_it_is")
+def test_the_double_finds_what_a_compiled_block_keeps(studio, flux, graph, monkeypatch):
+    """As where a compiled block gave out the same memory again, which was allocated in an earlier recording."""
+    run = ByTorch.run
+    kept: dict[int, Any] = {}
+
+    def keeps(self: ByTorch, module: Any, *rest: Any) -> Any:
+        result = run(self, module, *rest)
+        if id(module) in kept:
+            return kept[id(module)]
+        kept[id(module)] = result
+        return result
+
+    monkeypatch.setattr(ByTorch, "run", keeps)
+    model = compiling.compile_model(flux, Settings(EACH_BLOCK, backend="eager"))
+    assert not studio.sample(model, steps=STEPS).isfinite().all()
 
 
 def test_the_double_finds_what_is_kept_of_a_recording(studio, flux, graph, monkeypatch):
