@@ -1,12 +1,13 @@
-"""Every preset at once: a list of models to sample with, and a table of what each preset came to."""
+"""Every preset at once: a list of models to sample with, and a comparison of the images: a slider and a table."""
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from comfy_api.latest import io, ui
 
-from ..core.images.compare import compared
+from ..core.images.compare import compared, ssim_text
 from ..core.step.report.report import Report
 from ..patch.comfy_server import place, sources_of
 from ..patch.step.attach import attach
@@ -45,7 +46,7 @@ class AllPresets(io.ComfyNode):
 
 
 class PresetTable(io.ComfyNode):
-    """A list of five IMAGEs, of All Presets -> a table, and the first image of each as a batch."""
+    """A list of five IMAGEs, of All Presets -> a table. The node shows the first image of each beside the reference, with a slider."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -54,10 +55,10 @@ class PresetTable(io.ComfyNode):
             display_name="Preset Table",
             category=CATEGORY,
             description=(
-                "The table for All Presets: computed steps, speed-up, PSNR and SSIM of each preset, compared with the image that was "
-                "sampled without a step cache; and the same as one row of a Markdown table."
+                "Compares the images of All Presets: a slider between the image without a step cache and that of a preset, and a table of "
+                "computed steps, speed-up, PSNR and SSIM. The table can be copied as one row of Markdown."
             ),
-            search_aliases=["skipstone", "compare presets", "benchmark", "judge", "psnr", "quality"],
+            search_aliases=["skipstone", "compare presets", "slider", "benchmark", "judge", "psnr", "quality"],
             inputs=[
                 io.Image.Input(
                     "images", tooltip="The decoded images of a sampler that takes the models of All Presets."
@@ -73,24 +74,66 @@ class PresetTable(io.ComfyNode):
     def execute(cls, images: list[Any]) -> io.NodeOutput:
         samplers = sources_of(cls.hidden.dynprompt, cls.hidden.unique_id, "images")
         runs = JOURNAL.query(place(), samplers)
-        text = table(images, {_preset(entry.report): entry.report for entry in runs})
-        return io.NodeOutput(text, ui=ui.PreviewText(text))
+        rows = table(images, {_preset(entry.report): entry.report for entry in runs})
+        if not rows:
+            return io.NodeOutput(NO_RUNS, ui=ui.PreviewText(NO_RUNS))
+        row = markdown(rows)
+        text = "\n".join([*(line.text() for line in rows), "", row])
+        reference, *others = (ui.PreviewImage(image[:1], cls=cls).values[0] for image in images)
+        # web/js/compare.js shows these
+        shown = {
+            "skipstone_reference": [reference],
+            "skipstone_presets": [{**asdict(line), "image": image} for line, image in zip(rows, others, strict=True)],
+            "skipstone_row": [row],
+        }
+        return io.NodeOutput(text, ui={**ui.PreviewText(text).as_dict(), **shown})
 
 
-def table(images: list[Any], reports: dict[str, Report]) -> str:
-    """images: of shape (B, H, W, C), the first sampled without a step cache, the others with each of PRESETS. reports: by preset."""
+@dataclass(frozen=True)
+class Row:
+    """A preset's run, compared with the run without a step cache.
+
+    Args:
+        preset (str): its name.
+        computed, evaluations (int): evaluations that were computed in full, and all.
+        speedup (float): a factor.
+        psnr (float): dB.
+        ssim (str): with four digits.
+        similarity (str): PSNR and SSIM in words.
+    """
+
+    preset: str
+    computed: int
+    evaluations: int
+    speedup: float
+    psnr: float
+    ssim: str
+    similarity: str
+
+    def text(self) -> str:
+        return f"{self.preset}: {self.computed} of {self.evaluations} computed, {self.speedup:.1f}x, {self.similarity}"
+
+
+def table(images: list[Any], reports: dict[str, Report]) -> list[Row]:
+    """A row for each preset; none where these are not the five runs of All Presets.
+
+    images: of shape (B, H, W, C), the first sampled without a step cache, the others with each of PRESETS. reports: by preset.
+    """
     if len(images) != 1 + len(PRESETS) or not {*PRESETS} <= {*reports}:
-        return NO_RUNS
-    lines, row = [], []
+        return []
+    rows = []
     for preset, image in zip(PRESETS, images[1:], strict=True):
         report, found = reports[preset], compared(images[0], image)
-        lines.append(
-            f"{preset}: {report.computed} of {len(report.evaluations)} computed, {report.speedup:.1f}x, {found.text()}"
-        )
-        row.append(f"{report.speedup:.1f}x, {found.psnr:.0f} dB")
-    head = ["your model", *PRESETS]
-    markdown = ["| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), ["...", *row])]
-    return "\n".join([*lines, "", *markdown])
+        counts = report.computed, len(report.evaluations), report.speedup
+        rows.append(Row(preset, *counts, found.psnr, ssim_text(found.ssim), found.text()))
+    return rows
+
+
+def markdown(rows: list[Row]) -> str:
+    """The rows as one row of a Markdown table, with its head."""
+    head = ["your model", *(row.preset for row in rows)]
+    cells = ["...", *(f"{row.speedup:.1f}x, {row.psnr:.0f} dB" for row in rows)]
+    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), cells))
 
 
 def _preset(report: Report) -> str:

@@ -43,6 +43,11 @@ def ssim(a: Tensor, b: Tensor) -> float:
     return float(likeness.mean())
 
 
+def ssim_text(value: float) -> str:
+    """SSIM with four digits, rounded down: images that differ have less than 1."""
+    return f"{math.floor(value * 10000) / 10000:.4f}"
+
+
 @dataclass(frozen=True)
 class Pair:
     """An image of each batch, shape (H, W, C), and their similarity."""
@@ -61,7 +66,7 @@ class Pair:
         return self.mse == 0
 
     def text(self) -> str:
-        return "identical" if self.identical else f"PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}"
+        return "identical" if self.identical else f"PSNR {self.psnr:.2f} dB, SSIM {ssim_text(self.ssim)}"
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,7 @@ class Comparison:
         """One line, and one more for each pair if there are several."""
         if len(self.pairs) == 1:
             return "identical to the bit" if self.identical else self.pairs[0].text()
-        whole = f"PSNR {self.psnr:.2f} dB, SSIM {self.ssim:.4f}"
+        whole = f"PSNR {self.psnr:.2f} dB, SSIM {ssim_text(self.ssim)}"
         head = f"{len(self.pairs)} pairs: " + ("all identical to the bit" if self.identical else whole)
         return "\n".join([head, *(f"{i}: {p.text()}" for i, p in enumerate(self.pairs, 1))])
 

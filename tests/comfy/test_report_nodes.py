@@ -354,6 +354,11 @@ def test_all_presets_in_one_graph_and_a_table_of_them(graphs, monkeypatch):
     assert len(computed) == 4 and all(2 < count < 20 for count in computed)
     assert lines[5].startswith("| your model | Quality | Balanced | Speed | Turbo |")
     assert re.fullmatch(r"\| \.\.\. (\| \d+\.\dx, \d+ dB ){4}\|", lines[7])
+    shown = graphs.shown["table"]
+    assert [row["computed"] for row in shown["skipstone_presets"]] == computed
+    assert shown["skipstone_row"] == ["\n".join(lines[5:])]
+    files = [shown["skipstone_reference"][0], *(row["image"] for row in shown["skipstone_presets"])]
+    assert len({file["filename"] for file in files}) == 5 and {file["type"] for file in files} == {"temp"}
 
     graph["sampler"] = ksampler("model", steps=20)
     assert graphs.run(**START, **graph)["it"]["text"] == presets_table.NO_RUNS

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nodes
+from skipstone.core.memo.codec import Entry
 from skipstone.core.memo.store import Found, Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
@@ -135,7 +135,7 @@ def test_the_time_that_was_saved_is_shown(shown, monkeypatch):
     current = ["one"]
     monkeypatch.setattr(node_status, "prompt_id", lambda: current[0])
     status = node_status.NodeStatus("7")
-    entry = SimpleNamespace(cost=7.0)
+    entry = Entry(None, cost=7.0, created=0.0)
     for seconds in (0.0004, 0.0002):
         status.found(Found("disk", entry, seconds))
     assert shown[-1][1] == "2 from disk in 0.6 ms, 14 s saved"
