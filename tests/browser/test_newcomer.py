@@ -5,7 +5,6 @@ import json
 import pytest
 from served import ask
 
-
 # of our nodes' names on the page, the highest is that of the node to begin with
 FIRST = """(names) => {
     const places = [...document.querySelectorAll('body *')]
