@@ -271,7 +271,7 @@ class Store:
             if not is_finite(entry.value):
                 raise CorruptEntry("with NaN or an infinity in it")
         except CorruptEntry as what:
-            worker.broken(key, what, time.perf_counter() - started)
+            worker.on_corrupt_entry(key, what, time.perf_counter() - started)
             return None
         worker.mark_valid()
         return entry

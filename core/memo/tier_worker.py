@@ -1,10 +1,10 @@
 """Runs a lower tier: reads with a deadline, writes in the background, and no reads for some time after a failure.
 
-Time-outs of clients do not cover name resolution, network shares that hang, or servers that send one byte at a time. So a read runs in
-a thread, and the run waits for it here: at most `tier.stall_timeout` seconds without progress, and in all no longer than computing the
-value takes. After that it is a miss, the thread is abandoned, and the tier rests, for so long that waiting in vain costs at most one
-`stall_timeout` in WINDOW seconds. Then the background probes it, and it serves again when that succeeds. Nothing here raises what a
-tier raises.
+Time-outs of clients do not cover name resolution, network shares that hang, or servers that send one byte at a time. A read therefore runs
+in a thread. The run waits for it at most `tier.stall_timeout` seconds without progress, and at most as long as computing the value takes.
+After that the read is a miss, its thread is abandoned, and reads are suspended. The suspension is so long that unsuccessful waits take at
+most one `stall_timeout` per WINDOW seconds. The background thread then probes the tier, and reads resume when a probe succeeds. Exceptions
+of a tier are logged and never passed on to the caller.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ from .stats import Stats
 from .tier_metrics import TierMetrics
 from .tiers.base import Lease, LeasingTier, LowerTier, Unavailable, Unreachable, Usage
 
-WINDOW = 120.0
-RESTS = (2.0, 60.0)  # seconds, the shortest and the longest between two attempts of the background
-BROKEN = 5  # entries in a row after which a tier is not believed
-HELD = 64 << 20  # bytes of writes that are held while there is no connection
-HELD_FOR = 120.0  # seconds; a failover takes some tens
-LEFT = 4  # threads that may be left behind at a time: with more the tier is not asked until one of them is back
-TICK = 1.0
-LIMIT = 5.0  # seconds for which a run waits for one read where nothing is known of how long computing takes
-LISTEN = 0.1  # seconds between two looks whether the run was cancelled
-NOTHING = key("none", "that is never kept")
+WINDOW = 120.0  # seconds; also the longest suspension of reads
+RESTS = (2.0, 60.0)  # shortest and longest time between two attempts of the background thread, in seconds
+MAX_CORRUPT = 5  # consecutive corrupt entries after which reads are suspended
+HELD = 64 << 20  # bytes of writes that are held while the tier cannot be reached
+HELD_FOR = 120.0  # seconds for which a write is held; a failover takes some tens of seconds
+MAX_ABANDONED = 4  # abandoned threads at which reads are suspended until one of the threads ends
+TICK = 1.0  # seconds between two rounds of maintenance
+LIMIT = 5.0  # seconds for which a run waits for one read if the time to compute the value is not known
+CANCEL_CHECK = 0.1  # seconds between two checks whether the run was cancelled
+ABSENT = key("none", "that is never kept")  # the key of no entry
 
 T = TypeVar("T")
 
 
 @dataclass
 class _Reply:
-    """A read for its thread to do, and what came of it."""
+    """A read to be run by a reader thread, and its outcome."""
 
     function: Callable[[], Any]
     done: threading.Event = field(default_factory=threading.Event)
@@ -49,7 +49,7 @@ class _Reply:
 
 
 class _Interrupted(Exception):
-    """Wraps the error that the caller's `waiting` raised."""
+    """Wraps the exception that the caller's `waiting` raised."""
 
     def __init__(self, cause: BaseException) -> None:
         super().__init__()
@@ -57,29 +57,31 @@ class _Interrupted(Exception):
 
 
 class _Reader:
-    """A thread that does reads, one after the other, until it is told to stop or left behind in one. back: called when it comes
-    back from there."""
+    """A thread that runs reads one after the other, until it receives None or is abandoned.
 
-    def __init__(self, name: str, back: Callable[[], None]) -> None:
+    on_ended: called when the read during which the thread was abandoned has ended.
+    """
+
+    def __init__(self, name: str, on_ended: Callable[[], None]) -> None:
         self.jobs: SimpleQueue[_Reply | None] = SimpleQueue()
-        self.left = False
-        self.back = back
+        self.abandoned = False
+        self.on_ended = on_ended
         threading.Thread(target=self._work, name=f"skipstone-{name}-read", daemon=True).start()
 
     def _work(self) -> None:
-        while not self.left and (job := self.jobs.get()) is not None:
+        while not self.abandoned and (job := self.jobs.get()) is not None:
             try:
                 job.result = job.function()
             except Exception as error:
                 job.error = error
             job.done.set()
-        if self.left:
-            self.back()
+        if self.abandoned:
+            self.on_ended()
 
 
 @dataclass
 class _Job:
-    """A piece of work for the background. size: bytes that wait with it."""
+    """A call to be made by the background thread. size: bytes of data that it holds."""
 
     function: Callable[[], Any]
     size: int = 0
@@ -89,7 +91,7 @@ class _Job:
 
 
 class TierWorker:
-    """One lower tier behind its threads. queue: bytes of writes that may wait; what comes on top is not kept."""
+    """A lower tier and its threads. queue: bytes of writes that may be queued; further writes are refused."""
 
     def __init__(
         self, tier: LowerTier, stats: Stats, metrics: TierMetrics | None = None, queue: int = 256 << 20
@@ -99,49 +101,48 @@ class TierWorker:
         self.name = tier.name
         self._state = threading.Condition()
         self._jobs: deque[_Job] = deque()
-        self._waiting = 0  # bytes
+        self._waiting = 0  # bytes of queued writes
         self._busy = False
         self._closing = False
         self._reader: _Reader | None = None
         self._progress = 0
-        self._left = 0
-        self._broken = 0
+        self._abandoned = 0  # abandoned threads that still run
+        self._corrupt = 0  # consecutive corrupt entries
         self._claims: set[Key] = set()
-        self._reads_from = math.inf  # monotonic: not before the first probe
+        self._reads_from = math.inf  # monotonic time; reads start after the first successful probe
         self._probe_at = 0.0
         self._probe_rest = RESTS[0]
         self._writes_from = 0.0
         self._write_rest = RESTS[0]
-        self._unreachable = False  # the reason of the last write that failed
-        self._held: deque[tuple[float, Key, bytes]] = (
-            deque()
-        )  # monotonic time at which it is given up; of the writer's thread alone
+        self._unreachable = False  # whether the last failed write failed for want of a connection
+        # with the monotonic time at which the write is dropped; used by the background thread alone
+        self._held: deque[tuple[float, Key, bytes]] = deque()
         self._writer = threading.Thread(target=self._work, name=f"skipstone-{tier.name}-write", daemon=True)
         self._writer.start()
 
-    # reads: from the run
+    # reads: called by the run
 
     @property
     def serves(self) -> bool:
-        """Whether reads are asked of the tier now."""
+        """Whether the tier is read from at present."""
         return self._reads_from <= time.monotonic()
 
     @property
     def abandoned(self) -> int:
-        """Threads that still wait for a read that the run no longer waits for."""
-        return self._left
+        """Number of threads that still run a read for which no run waits any longer."""
+        return self._abandoned
 
     @property
     def waiting_bytes(self) -> int:
-        """Of writes that are queued or held."""
+        """Bytes of writes that are queued or held."""
         return self._waiting + sum(len(data) for _, _, data in list(self._held))
 
     def get(
         self, key: Key, limit: float = LIMIT, waiting: Callable[[], None] | None = None
     ) -> bytes | bytearray | None:
-        """The tier's value, or None: also if it fails, is paused, or needs more than `limit` seconds in all.
+        """The entry of a key, or None. Also None if the tier fails, is suspended, or takes more than `limit` seconds in all.
 
-        waiting: called now and then meanwhile; what it raises ends the wait and is passed on.
+        waiting: called every CANCEL_CHECK seconds during the wait. An exception that it raises ends the wait and is passed on.
         """
         if not self.serves:
             return None
@@ -157,24 +158,24 @@ class TierWorker:
         size = 0 if got is None or isinstance(got, CorruptEntry) else len(got)
         self.metrics.observe("read", time.perf_counter() - started, size)
         if isinstance(got, CorruptEntry):
-            self.broken(key, got, time.perf_counter() - started)
+            self.on_corrupt_entry(key, got, time.perf_counter() - started)
             return None
         return got
 
-    def broken(self, key: Key, what: CorruptEntry, seconds: float) -> None:
-        """The tier had something else than the entry, which took so many seconds to find out: a tier full of that rests, too."""
-        self.stats.trouble(self.name, "holds what is no entry of ours; it is computed again", str(what))
+    def on_corrupt_entry(self, key: Key, what: CorruptEntry, seconds: float) -> None:
+        """Delete a corrupt entry. seconds: time that reading it took. Reads are suspended after MAX_CORRUPT such entries in a row."""
+        self.stats.trouble(self.name, "returned a corrupt entry; the value is computed again", str(what))
         self.delete(key)
-        self._broken += 1
-        if self._broken >= BROKEN:
-            self._rest(BROKEN * seconds)
+        self._corrupt += 1
+        if self._corrupt >= MAX_CORRUPT:
+            self._suspend_reads(MAX_CORRUPT * seconds)
 
     def mark_valid(self) -> None:
-        """What get() returned was an entry."""
-        self._broken = 0
+        """Note that the bytes returned by get() were a valid entry."""
+        self._corrupt = 0
 
     def claim(self, key: Key, estimate: float | None) -> Lease | None:
-        """See LeasingTier.claim; None where the tier has no claims, or fails."""
+        """See LeasingTier.claim. None if the tier has no leases, or fails."""
         tier = self.tier
         if not isinstance(tier, LeasingTier):
             return None
@@ -182,27 +183,27 @@ class TierWorker:
         if claim is not None and claim.ours:
             with self._state:
                 self._claims.add(key)
-                self._state.notify_all()  # the background shall renew it
+                self._state.notify_all()  # so that the background thread renews it in time
         return claim
 
     def release(self, key: Key) -> None:
-        """Give a claim up, after the writes that wait: who waits for the value finds it then."""
+        """Give up a lease after the queued writes, so that a process that waits for the value finds it."""
         tier = self.tier
         with self._state:
             if key not in self._claims or not isinstance(tier, LeasingTier):
                 return
         shared = tier
 
-        def give_up() -> None:
+        def release() -> None:
             with self._state:
                 self._claims.discard(key)
             shared.release(key)
 
-        self._put_job(_Job(give_up))
+        self._put_job(_Job(release))
 
     def _answers(self) -> bool:
-        """Whether the tier answers within its stall_timeout, and so may be asked for what takes long."""
-        self._ask(lambda: self.tier.get(NOTHING, self._on_progress), None)
+        """Whether the tier answers a read within its stall_timeout. Asked before calls that may take longer."""
+        self._ask(lambda: self.tier.get(ABSENT, self._on_progress), None)
         return self.serves
 
     def _ask(
@@ -220,35 +221,35 @@ class TierWorker:
         except _Interrupted as error:
             raise error.cause from None
         except Exception as error:
-            self._say(error)
+            self._log(error)
             self.metrics.failed("read")
-            self._rest(time.perf_counter() - started)
+            self._suspend_reads(time.perf_counter() - started)
             return otherwise
 
     def _call(self, function: Callable[[], T], limit: float, waiting: Callable[[], None] | None) -> T:
         with self._state:
             if self._reader is None:
-                self._reader = _Reader(self.name, self._back)
+                self._reader = _Reader(self.name, self._on_reader_ended)
             reader = self._reader
         reply, seen = _Reply(function), self._progress
         reader.jobs.put(reply)
         now = time.monotonic()
         deadline, stalled = now + max(limit, self.tier.stall_timeout), now + self.tier.stall_timeout
-        while not reply.done.wait(min(deadline - now, stalled - now, LISTEN)):
+        while not reply.done.wait(min(deadline - now, stalled - now, CANCEL_CHECK)):
             now = time.monotonic()
             if waiting is not None:
                 try:
                     waiting()
                 except BaseException as error:
-                    self._leave(reader)
+                    self._abandon(reader)
                     raise _Interrupted(error) from None
             if now >= deadline:
-                self._leave(reader)
-                raise Unavailable("is slower than computing the value again; it is not waited for")
-            if self._progress != seen:  # another read before this one may be the one that gets on
+                self._abandon(reader)
+                raise Unavailable("is slower than computing the value again; reads are suspended for a while")
+            if self._progress != seen:  # possibly by an earlier read of the same thread
                 seen, stalled = self._progress, now + self.tier.stall_timeout
             elif now >= stalled:
-                self._leave(reader)
+                self._abandon(reader)
                 raise TimeoutError
         self._on_progress()
         if reply.error is not None:
@@ -256,19 +257,19 @@ class TierWorker:
         result: T = reply.result
         return result
 
-    def _leave(self, reader: _Reader) -> None:
-        """Wait no longer for a reader: it ends when its read does, and the next read gets another."""
+    def _abandon(self, reader: _Reader) -> None:
+        """Abandon a reader thread. It ends with its present read, and the next read gets a new thread."""
         with self._state:
-            reader.left = True
-            reader.jobs.put(None)  # it may have come back just now, and wait for another
+            reader.abandoned = True
+            reader.jobs.put(None)  # the read may have ended just now, and the thread wait for the next one
             if self._reader is reader:
                 self._reader = None
-                self._left += 1
+                self._abandoned += 1
 
-    def _back(self) -> None:
-        """A thread that was left behind has ended."""
+    def _on_reader_ended(self) -> None:
+        """Note that an abandoned thread has ended."""
         with self._state:
-            self._left -= 1
+            self._abandoned -= 1
             if not self.serves and self._probe_at == math.inf:
                 self._probe_at = time.monotonic() + RESTS[1]
                 self._state.notify_all()
@@ -276,19 +277,19 @@ class TierWorker:
     def _on_progress(self) -> None:
         self._progress += 1
 
-    def _rest(self, wasted: float) -> None:
+    def _suspend_reads(self, wasted: float) -> None:
         now = time.monotonic()
         rest = min(max(WINDOW * wasted / self.tier.stall_timeout, RESTS[0]), WINDOW)
         with self._state:
-            # ended by a probe, not by the clock alone
+            # reads resume after a successful probe only
             self._reads_from = math.inf
-            self._probe_at = now + rest if self._left < LEFT else math.inf
+            self._probe_at = now + rest if self._abandoned < MAX_ABANDONED else math.inf
             self._state.notify_all()
 
-    # writes and what else nobody waits for
+    # writes and other calls for which no run waits
 
     def put(self, key: Key, data: bytes) -> None:
-        """Have it kept, some time."""
+        """Queue a write."""
 
         def write() -> None:
             if time.monotonic() < self._writes_from:
@@ -302,7 +303,7 @@ class TierWorker:
             except NotCacheable as reason:
                 self.stats.refused(str(reason))
             except Exception as error:
-                self._say(error)
+                self._log(error)
                 self.metrics.failed("write")
                 self._unreachable = isinstance(error, Unreachable)
                 self._not_written(key, data)
@@ -313,45 +314,51 @@ class TierWorker:
             self.stats.refused(f"{self.name}: too many writes at once")
 
     def _not_written(self, key: Key, data: bytes) -> None:
-        """Hold a write if the tier may be reachable again soon. What does not fit, the oldest first, is not kept."""
+        """Hold a write if the tier cannot be reached, and drop the oldest held writes if they exceed HELD bytes."""
         if self._unreachable:
             self._held.append((time.monotonic() + HELD_FOR, key, data))
         else:
-            self.stats.refused(f"{self.name}: takes nothing at present")
+            self.stats.refused(f"{self.name}: accepts no writes at present")
         while self._held and sum(len(held) for _, _, held in self._held) > HELD:
             self._held.popleft()
-            self.stats.refused(f"{self.name}: takes nothing at present")
+            self.stats.refused(f"{self.name}: accepts no writes at present")
 
     def _write_held(self) -> None:
-        """Do the writes that were held, if the tier is there again; give up those that are too old."""
+        """Queue the held writes if the tier can be reached again, and drop those that are too old."""
         now = time.monotonic()
         while self._held and self._held[0][0] <= now:
             self._held.popleft()
-            self.stats.refused(f"{self.name}: takes nothing at present")
+            self.stats.refused(f"{self.name}: accepts no writes at present")
         if self.serves and now >= self._writes_from:
             for _ in range(len(self._held)):
                 _, key, data = self._held.popleft()
                 self.put(key, data)
 
     def delete(self, key: Key) -> None:
-        """Have an entry removed, before the writes that follow."""
+        """Queue the removal of an entry. Later writes follow it."""
         self._put_job(_Job(lambda: self.tier.delete(key)))
 
     def clear(self, kind: str | None, older_than: float | None, timeout: float) -> Usage | None:
-        """Also of what still waits to be written. None where the tier fails, needs longer, or does not answer and is not waited for."""
+        """Remove entries, also those whose write is still queued. None if the tier fails or takes longer than `timeout` seconds.
+
+        A tier that does not answer reads is not waited for.
+        """
         return self._job(lambda: self.tier.clear(kind, older_than), timeout if self._answers() else 0.0)
 
     def usage(self, timeout: float, patient: bool = False) -> dict[str, Usage] | None:
-        """patient: from a thread that may wait; then a slow answer does not make the tier rest."""
+        """Entries and bytes by kind, or None if the tier fails or takes longer than `timeout` seconds.
+
+        patient: the calling thread may wait, so a slow answer does not suspend reads.
+        """
         return self._job(self.tier.usage, timeout) if patient or self._answers() else None
 
     def flush(self, timeout: float) -> bool:
-        """Wait until nothing is left to write; whether that came to pass."""
+        """Wait until all queued calls are done. False after `timeout` seconds."""
         with self._state:
             return self._state.wait_for(lambda: not self._jobs and not self._busy, timeout)
 
     def ready(self, timeout: float) -> bool:
-        """Wait until reads are asked of the tier; whether that came to pass."""
+        """Wait until the tier is read from. False after `timeout` seconds."""
         with self._state:
             return self._state.wait_for(lambda: self.serves, timeout)
 
@@ -383,15 +390,15 @@ class TierWorker:
             return True
 
     def _work(self) -> None:
-        tended = -math.inf
+        maintained_at = -math.inf
         while not self._closing:
             now = time.monotonic()
             if not self.serves and self._probe_at <= now:
                 self._probe()
-            elif self.serves and now - tended >= TICK:
-                tended = now
-                if not self._quietly(self._maintain):
-                    self._rest(0.0)
+            elif self.serves and now - maintained_at >= TICK:
+                maintained_at = now
+                if not self._logged(self._maintain):
+                    self._suspend_reads(0.0)
             if self._held:
                 self._write_held()
             with self._state:
@@ -406,10 +413,10 @@ class TierWorker:
             with self._state:
                 self._busy = False
                 self._state.notify_all()
-        self._quietly(self.tier.close)
+        self._logged(self.tier.close)
 
     def _pause(self) -> float:
-        """Seconds to sleep: until a probe is due, and less while somebody may be waiting for our claims."""
+        """Seconds until the background thread has to act: less while this process holds leases, which have to be renewed."""
         if not self.serves:
             return min(max(self._probe_at - time.monotonic(), 0.0), 10 * TICK)
         return TICK if self._claims else 5 * TICK
@@ -419,14 +426,14 @@ class TierWorker:
             job.result = job.function()
         except Exception as error:
             job.failed = True
-            self._say(error)
+            self._log(error)
         job.done.set()
 
-    def _quietly(self, function: Callable[[], None]) -> bool:
+    def _logged(self, function: Callable[[], None]) -> bool:
         try:
             function()
         except Exception as error:
-            self._say(error)
+            self._log(error)
             return False
         return True
 
@@ -440,7 +447,7 @@ class TierWorker:
         try:
             self.tier.probe()
         except Exception as error:
-            self._say(error)
+            self._log(error)
             self.metrics.failed("probe")
             with self._state:
                 self._probe_at = time.monotonic() + self._probe_rest
@@ -452,7 +459,7 @@ class TierWorker:
             self._reads_from = time.monotonic()
             self._state.notify_all()
 
-    def _say(self, error: Exception) -> None:
+    def _log(self, error: Exception) -> None:
         if isinstance(error, TimeoutError) and not str(error):
             self.stats.trouble(
                 self.name, f"no response for {self.tier.stall_timeout * 1000:.0f} ms; it is skipped until it responds"

@@ -313,7 +313,7 @@ def read_only(folder):
 
 
 @pytest.mark.parametrize(
-    ("broken", "said"), [(full, "no room left"), (read_only, "must not be written to")], ids=["full", "read-only"]
+    ("broken", "said"), [(full, "no space left"), (read_only, "no permission to write")], ids=["full", "read-only"]
 )
 def test_a_disk_that_takes_nothing_is_said_once_and_still_read(tmp_path, caplog, broken, said):
     big = torch.zeros(1 << 16)
@@ -329,14 +329,14 @@ def test_a_disk_that_takes_nothing_is_said_once_and_still_read(tmp_path, caplog,
     messages = [r.getMessage() for r in caplog.records]
     assert len(messages) == 1
     assert said in messages[0]
-    assert told["not_kept"] == {"disk: takes nothing at present": 3}
+    assert told["not_kept"] == {"disk: accepts no writes at present": 3}
     assert [p.name for p in files(folder)] == [f"{TEXT.digest}.memo"]
 
 
 def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
     t = tier(tmp_path)
     t.put(A, data())
-    with full(tmp_path), pytest.raises(Unavailable, match="no room left"):
+    with full(tmp_path), pytest.raises(Unavailable, match="no space left"):
         t.put(A, data(1 << 20))
 
     def killed(*_):
@@ -352,7 +352,7 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 
 def test_a_disk_that_is_nearly_full_is_left_to_others(tmp_path):
     t = tier(tmp_path, spare=1 << 60)
-    with pytest.raises(Unavailable, match="no room left"):
+    with pytest.raises(Unavailable, match="no space left"):
         t.put(A, data())
     assert files(tmp_path) == []
 

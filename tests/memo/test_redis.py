@@ -348,7 +348,7 @@ def test_a_full_server_is_said_and_still_read(start, caplog):
         assert computes(opened)
         assert opened.flush()
         assert opened.get(A) == "x"
-        assert opened.report()["not_kept"]["redis: takes nothing at present"] == 5
+        assert opened.report()["not_kept"]["redis: accepts no writes at present"] == 5
     assert len(said(caplog)) == 1
     assert "maxmemory-policy" in said(caplog)[0]
 

@@ -431,7 +431,7 @@ def test_an_answer_that_drips_costs_a_run_no_more_than_computing(monkeypatch):
         (error(b"403 Forbidden", b"InvalidAccessKeyId"), "credentials"),
         (error(b"400 Bad Request", b"ExpiredToken"), "credentials"),
         (error(b"404 Not Found", b"NoSuchBucket"), "does not exist"),
-        (error(b"503 Slow Down", b"SlowDown"), "too often"),
+        (error(b"503 Slow Down", b"SlowDown"), "too many requests"),
     ],
 )
 def test_what_is_wrong_is_said_once(answer, sentence, caplog):

@@ -11,7 +11,7 @@ from skipstone.core.memo import tier_worker
 from skipstone.core.memo.codec import Entry, encode
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
-from skipstone.core.memo.tier_worker import BROKEN
+from skipstone.core.memo.tier_worker import MAX_CORRUPT
 from skipstone.core.memo.tiers.base import Unavailable, Usage
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.tests.memo.fakes import Fake, Meeting, boom
@@ -192,7 +192,9 @@ def test_a_tier_that_fails_is_a_miss_said_once(opened, caplog, what, failure):
         store.flush()
         store.close()
     said = [
-        r.getMessage() for r in caplog.records if "encode cache" in r.getMessage() and "no entry" not in r.getMessage()
+        r.getMessage()
+        for r in caplog.records
+        if "encode cache" in r.getMessage() and "corrupt entry" not in r.getMessage()
     ]
     assert len(said) == 1
     assert said[0].startswith("[Skipstone] encode cache: fake: ")
@@ -215,11 +217,11 @@ def test_a_tier_that_hung_often_is_used_again_when_it_has_come_back(opened, monk
     hung, go = Fake(held={KEY: kept()}, stall_timeout=0.02), threading.Event()
     hung.on["get"] = lambda: go.wait(20)
     store = opened(hung)
-    for _ in range(tier_worker.LEFT):
+    for _ in range(tier_worker.MAX_ABANDONED):
         assert store.ready(10)
         assert store.get(KEY) is None
     assert not store.ready(0.3), "so many threads hang that no more are sent after them"
-    assert hung.calls.count("get") == tier_worker.LEFT
+    assert hung.calls.count("get") == tier_worker.MAX_ABANDONED
     hung.on.clear()
     go.set()
     assert store.ready(10)
@@ -303,7 +305,7 @@ def test_a_tier_full_of_rubbish_is_not_asked_for_ever(opened):
     far = Fake(held=dict.fromkeys(names, b"rubbish"))
     store = opened(far)
     assert [store.get(name) for name in names] == [None] * 50
-    assert far.calls.count("get") == BROKEN
+    assert far.calls.count("get") == MAX_CORRUPT
 
 
 def test_one_tier_that_fails_leaves_the_others_alone(opened):

@@ -76,7 +76,7 @@ class Tier(Protocol):
 class LowerTier(Tier, Protocol):
     """A tier behind memory: slow or far, so it works in threads of its own (tier_worker.py)."""
 
-    stall_timeout: float  # seconds for which a run waits without a response from it
+    stall_timeout: float  # seconds without progress after which a run no longer waits for a read
 
     def probe(self) -> None:
         """Connect or look; returns when the tier can serve, and raises if it cannot. From the background."""

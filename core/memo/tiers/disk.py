@@ -1,15 +1,15 @@
-"""The second tier: files that outlive the process. One file an entry, and the folder itself is the index.
+"""The second tier: one file per entry. The folder itself is the index.
 
     <folder>/<kind>/<first two digits>/<digest>.memo
 
-Why files and no embedded store: entries are few and large, a tenth of a megabyte to many, so a look-up is one open() and a
-read, and listing ten thousand takes a blink. SQLite would keep values that large in files too, beside a database that can be
-locked, and that must not lie on a network share (its own documentation); it would then have to agree with the files.
-diskcache is that, unpickles what it finds (CVE-2025-69872), and is no longer maintained. Rename is atomic, needs no lock
-between processes, and what a crash leaves is a temporary file that is swept.
+Why files and no embedded database: entries are few and large (0.1 MB to many MB), so a look-up is one open() and a read, and ten thousand
+files are listed in milliseconds. SQLite recommends files for values of that size, and must not be used on network shares. diskcache
+combines SQLite with files, unpickles what it reads (CVE-2025-69872) and is no longer maintained. Renaming a file is atomic and needs no
+lock between processes. A crash leaves at most a temporary file, which is removed later.
 
-No fsync: after a power cut an entry may be empty or torn, and the digest in it makes that a miss. Last use is the file's
-modification time, set by hand to a clock that does not jump while the process lives; times from the future count as unknown.
+There is no fsync: after a power failure an entry may be empty or incomplete, which its digest reveals, so it is a miss. The time of the
+last use is the file's modification time. It is set from a clock that does not jump while the process runs; times in the future count as
+unknown.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from .base import Progress, Unavailable, Usage
 
 GB = 1 << 30
 DAY = 86400.0
-STALL_TIMEOUT = 5.0  # seconds: a disk that slept has spun up, a machine with too much to do has got round to it
+STALL_TIMEOUT = 5.0  # seconds: enough for a disk to spin up, and for a busy machine
 CHUNK = 4 << 20
-TOUCH = 60.0  # seconds: a use that soon after the last is not written down
-ABANDONED = 3600.0  # seconds after which a temporary file is nobody's any more
-SCAN = 300.0  # seconds between two looks at what other processes made of the folder
-SHARES = 20  # of the limit: after so much was written the folder is looked at again
-FULL = 0.9  # of the limit is what eviction leaves
+TOUCH = 60.0  # seconds after a use within which another use is not recorded
+ABANDONED = 3600.0  # seconds after which a temporary file is removed
+SCAN = 300.0  # seconds between two scans of the folder, to which other processes write as well
+SHARES = 20  # the folder is scanned again after limit / SHARES bytes were written
+FULL = 0.9  # share of the limit to which eviction reduces the folder
 
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
 _ENTRY = re.compile(r"([0-9a-f]{40})\.memo")
 _TEMPORARY = re.compile(r"[0-9a-f]{40}\.[0-9a-f]{16}\.tmp")
 
-# not through links, not into a pipe that nobody writes to, and on Windows not as text
+# do not follow links, do not block on pipes, and do not convert line ends on Windows
 _FLAGS = sum(getattr(os, name, 0) for name in ("O_NOFOLLOW", "O_NONBLOCK", "O_BINARY", "O_CLOEXEC"))
 
 
@@ -56,14 +56,14 @@ class _File:
     path: Path
     kind: str
     bytes: int
-    used: float  # seconds since 1970, by the file system
+    used: float  # time of the last use, in seconds since 1970, from the file system
 
 
 class DiskTier:
     """Entries as files below `folder`, which several processes may use at once.
 
-    limit: bytes in all. age: seconds without use after which an entry goes. spare: bytes that stay free on the disk. Of what
-    else lies in the folder nothing is read, counted or removed.
+    limit: largest number of bytes in all. age: seconds without use after which an entry is removed. spare: bytes that stay free on the
+    disk. Other files in the folder are not read, counted or removed.
     """
 
     name = "disk"
@@ -80,15 +80,14 @@ class DiskTier:
         self.limit, self.age, self.spare, self.stall_timeout = limit, age, spare, stall_timeout
         self._began = time.time() - time.monotonic()
         self._lock = threading.Lock()
-        self._bytes: int | None = None  # in all, as of the last scan and what we wrote since
+        self._bytes: int | None = None  # in all: of the last scan and of our own writes since
         self._scanned = 0.0
         self._written = 0  # bytes, since the last scan
-        self._gap: tuple[float, float] | None = (
-            None  # seconds without any use before this process began, and when they began
-        )
+        # length in seconds and beginning of the time before this process started in which no process used the folder
+        self._gap: tuple[float, float] | None = None
 
     def now(self) -> float:
-        """Seconds since 1970, from a clock that is set once: one that is changed under us makes nothing look old."""
+        """Seconds since 1970, from a clock that is read once, so a change of the system's clock does not make entries look old."""
         return self._began + time.monotonic()
 
     @property
@@ -117,19 +116,19 @@ class DiskTier:
             about = os.fstat(file)
             size = about.st_size
             if not stat.S_ISREG(about.st_mode) or size > LARGEST + 2 * HEADER:
-                raise CorruptEntry("no file that we wrote")
+                raise CorruptEntry("not an entry")
             head = opened.read(PREFIX + 8) or b""
             if not plausible(head, size):
-                raise CorruptEntry("no file that we wrote")
+                raise CorruptEntry("not an entry")
             head += opened.read(header_size(head) - len(head)) or b""
-            if not plausible(head, size):  # a size that is not the one its header gives: do not read it
-                raise CorruptEntry("no file that we wrote")
+            if not plausible(head, size):  # the size differs from the one in the header: do not read the rest
+                raise CorruptEntry("not an entry")
             data, got = bytearray(size), len(head)
             data[:got] = head
             while got < size:
                 read = opened.readinto(memoryview(data)[got : got + CHUNK])
                 if not read:
-                    raise CorruptEntry("a file that is shorter than it was")
+                    raise CorruptEntry("the file became shorter while it was read")
                 got += read
                 on_progress()
         if abs(self.now() - about.st_mtime) > TOUCH:
@@ -182,15 +181,15 @@ class DiskTier:
     # housekeeping
 
     def probe(self) -> None:
-        """A folder that is not there is empty; one that cannot be looked at raises."""
+        """Raises OSError if the folder cannot be accessed. A missing folder counts as empty."""
         with suppress(FileNotFoundError):
             os.stat(self.folder)
 
     def maintain(self) -> None:
-        """Look at the whole folder now and then, remove what is too old, too much or half-written."""
+        """Scan the folder at intervals. Remove entries that are too old or exceed the limit, and abandoned temporary files."""
         with self._lock:
             due = self._bytes is None or self._bytes > self.limit or time.monotonic() - self._scanned > SCAN
-            # other processes may write as much as this one
+            # other processes may have written as much as this one
             due = due or self._written > self.limit / SHARES
             self._written = 0 if due else self._written
         if not due:
@@ -199,7 +198,7 @@ class DiskTier:
         self._sweep()
         kept, files = [], list(self._files())
         if self._gap is None:
-            # a clock set wrong must not empty the folder: time in which nobody used it does not count
+            # time in which no process used the folder does not count: a wrong clock must not empty the folder
             newest = max((file.used for file in files if file.used <= self.now()), default=self.now())
             away = self.now() - newest
             self._gap = (away if away > DAY else 0.0), newest
@@ -211,7 +210,7 @@ class DiskTier:
                 kept.append(file)
         total = sum(file.bytes for file in kept)
         if total > self.limit:
-            # unknown last uses first: nothing shall live because a clock was wrong once
+            # entries with a last use in the future first: they were used while a clock was wrong
             kept.sort(key=lambda file: (file.used <= self.now() + DAY, file.used))
             for file in kept:
                 if total <= FULL * self.limit:
@@ -227,7 +226,7 @@ class DiskTier:
     # files
 
     def _is_linked(self, path: Path) -> bool:
-        """Whether the folder of a kind or a shard is a link: what lies behind it would be neither counted nor cleared."""
+        """Whether the folder of the kind or of the shard is a link. Files behind it would be neither counted nor cleared."""
         return os.path.islink(path.parent) or os.path.islink(path.parent.parent)
 
     def _path(self, key: Key) -> Path:
@@ -244,14 +243,14 @@ class DiskTier:
         try:
             os.replace(temporary, path)
         except PermissionError:
-            # Windows: another process reads it; then it is there, and content by content the same
+            # Windows: another process reads the file, which therefore exists and has the same content
             if os.name != "nt" or not path.exists():
                 raise
 
     def _remove(self, file: _File) -> Usage:
         try:
             file.path.unlink()
-        except OSError:  # another process did, or somebody reads it on Windows
+        except OSError:  # another process removed it, or reads it on Windows
             return Usage()
         with self._lock:
             if self._bytes is not None:
@@ -259,7 +258,7 @@ class DiskTier:
         return Usage(1, file.bytes)
 
     def _idle(self, file: _File) -> float:
-        """Seconds since its last use; 0 for one in the future."""
+        """Seconds since the last use; 0 if that is in the future."""
         return max(self.now() - file.used, 0.0)
 
     def _files(self) -> Iterator[_File]:
@@ -269,7 +268,7 @@ class DiskTier:
                     yield _File(shard / name, kind, about.st_size, about.st_mtime)
 
     def _sweep(self) -> None:
-        """Remove what writers that died left behind."""
+        """Remove temporary files of processes that ended while writing."""
         for _, shard in self._shards():
             for name, about in _listed(shard):
                 if _TEMPORARY.fullmatch(name) and abs(self.now() - about.st_mtime) > ABANDONED:
@@ -286,16 +285,18 @@ class DiskTier:
     def _explained(self, error: OSError) -> Unavailable:
         kept = "entries are kept in memory alone"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return Unavailable(f"no room left for {self.folder}: {kept}; make room on that disk, or clear the memo")
+            return Unavailable(
+                f"no space left for {self.folder}: {kept}; free some on that disk, or clear the encode cache"
+            )
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
             return Unavailable(
-                f"{self.folder} must not be written to: {kept}; allow it, or choose another folder in the settings"
+                f"no permission to write to {self.folder}: {kept}; grant it, or choose another folder in the settings"
             )
         return Unavailable(f"{self.folder} cannot be written to ({error.strerror}): {kept}")
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Names in a folder and what they are, links not followed; what vanishes meanwhile is left out."""
+    """Names in a folder and their status. Links are not followed; entries that vanish meanwhile are left out."""
     try:
         names = os.scandir(folder)
     except (FileNotFoundError, NotADirectoryError):

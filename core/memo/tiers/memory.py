@@ -1,4 +1,4 @@
-"""The first tier: this process's memory, least recently used out first, out of the way before memory runs short."""
+"""The first tier: entries in memory. The least recently used are removed first, also when the machine runs short of memory."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from ..errors import NotCacheable
 from ..keys import Key
 from .base import Progress, Usage
 
-SHARE = 0.1  # of the machine's memory, if no budget is given
-WATCH = 2.0  # seconds between two looks at what is free
+SHARE = 0.1  # default budget as a share of the machine's memory
+WATCH = 2.0  # seconds between two checks of the free memory
 
 
 def free() -> int:
-    """Bytes that programs can have without swapping."""
+    """Bytes of memory that are available without swapping."""
     return int(psutil.virtual_memory().available)
 
 
 class MemoryTier:
-    """Entries as bytes that nobody else can write to.
+    """Entries as immutable bytes.
 
-    budget: bytes at most. reserve: bytes that are to stay free on the machine: the tier gives up its oldest entries where
-    there are fewer. ComfyUI starts to drop its own results at a tenth of the memory, 2 to 10 GB: ours go a quarter before that.
+    budget: largest number of bytes in all. reserve: bytes that are to stay free on the machine. If fewer are free, the tier removes its
+    oldest entries. ComfyUI drops its own results when less than a tenth of the memory is free (at least 2 GB, at most 10 GB), so the
+    default reserve is a quarter larger. free: returns the bytes of free memory.
     """
 
     name = "memory"
@@ -37,7 +38,7 @@ class MemoryTier:
         self.reserve = int(1.25 * min(max(total // 10, 2 << 30), 10 << 30)) if reserve is None else reserve
         self._free = free
         self._lock = threading.RLock()
-        self._held: OrderedDict[Key, tuple[bytes, float]] = OrderedDict()  # and when last used, monotonic
+        self._held: OrderedDict[Key, tuple[bytes, float]] = OrderedDict()  # with the monotonic time of the last use
         self._bytes = 0
         self._watch: threading.Thread | None = None
         self._closed = threading.Event()
@@ -59,7 +60,7 @@ class MemoryTier:
             self._bytes += len(data)
             self.shrink()
             if self._watch is None and self._held and not self._closed.is_set():
-                self._watch = threading.Thread(target=self._look, name="skipstone-memory", daemon=True)
+                self._watch = threading.Thread(target=self._watch_memory, name="skipstone-memory", daemon=True)
                 self._watch.start()
 
     def delete(self, key: Key) -> None:
@@ -68,7 +69,7 @@ class MemoryTier:
             self._bytes -= len(data)
 
     def shrink(self) -> None:
-        """Drop the entries used least recently until budget and reserve hold."""
+        """Remove the least recently used entries until budget and reserve are kept."""
         with self._lock:
             excess = max(self._bytes - self.budget, self.reserve - self._free())
             while excess > 0 and self._held:
@@ -96,8 +97,8 @@ class MemoryTier:
         self._closed.set()
         self.clear()
 
-    def _look(self) -> None:
-        """Models are loaded while nobody asks the memo for anything: look while there is something to give up."""
+    def _watch_memory(self) -> None:
+        """Check the free memory while there are entries: models are also loaded at times when the memo is not used."""
         while not self._closed.wait(WATCH):
             with self._lock:
                 self.shrink()

@@ -1,11 +1,11 @@
 """The third tier: a Redis or Valkey that several processes and machines share. Needs the package `redis` (skipstone[redis]).
 
-The address comes from the machine's owner (settings or environment), never from a workflow, and is in no message but for host and port.
-What the server sends is not trusted: sizes are asked for before anything is read, pieces of another length are a miss, and the store
-checks every entry. Time-outs here only end threads; how long a run waits is decided in tier_worker.py.
+The address comes from the machine's owner (settings or environment), never from a workflow. Messages contain its host and port only.
+Replies of the server are not trusted: sizes are requested before data is read, pieces of another length are a miss, and the store checks
+every entry. The time-outs set here end threads of the background; tier_worker.py decides how long a run waits.
 
     skipstone:<format>:<kind>:<digest>             the entry in its envelope (signature.py)
-    skipstone:<format>:<kind>:<digest>:computing   which process computes it, and how long that takes: "<token> <seconds>"
+    skipstone:<format>:<kind>:<digest>:computing   the lease: which process computes the value, and its estimate: "<token> <seconds>"
 
 With a namespace the format is followed by @<namespace>. In a Cluster the digest stands in braces, so that an entry and its lease are in
 one hash slot.
@@ -15,31 +15,31 @@ from __future__ import annotations
 
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
-from ..errors import CorruptEntry, NotCacheable
+from ..errors import CorruptEntry
 from ..keys import FORMAT, Key
 from .base import Lease, Progress, Unavailable, Unreachable, Usage
 from .redis_address import answers, connected, disconnect, parsed, pool_of
-from .signature import Envelope
+from .shared import SharedTier
 
 CHUNK = 256 << 10  # bytes that have to arrive within one stall_timeout: 6 MB/s are enough
-CLAIM = 5.0  # seconds for which a claim holds without being renewed
-PING = 15.0
-COUNTING = 4.0  # seconds for which entries are counted
+CLAIM = 5.0  # seconds after which a lease lapses unless it is renewed
+PING = 15.0  # seconds between two checks of the connection
+COUNTING = 4.0  # longest time for counting entries, in seconds
 
 _CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
 
 
-class RedisTier:
-    """Entries in a shared Redis, each for `ttl` seconds after its last use. largest: bytes of an entry, as stored.
+class RedisTier(SharedTier):
+    """Entries in a shared Redis, each kept for `ttl` seconds after its last use.
 
-    url: see redis_address.py; the certificate is checked with TLS. namespace, read_only, secret: see Settings. stall_timeout: seconds for
-    which a run waits without progress. Raises ValueError for a URL that names no server, without repeating it.
+    url: see redis_address.py; with TLS the certificate is checked. largest: bytes of the largest entry, as stored. stall_timeout: seconds
+    without progress after which a run stops waiting. namespace, read_only, secret: see Settings. Raises ValueError for an invalid URL, with
+    a message that does not contain the URL.
     """
 
     name = "redis"
@@ -55,15 +55,10 @@ class RedisTier:
         secret: str = "",
     ) -> None:
         self._url, self._address = url, parsed(url)
-        self.where = self._address.where
-        self.ttl, self.largest, self.stall_timeout = ttl, largest, stall_timeout
+        super().__init__(self._address.where, largest, stall_timeout, read_only, secret)
+        self.ttl = ttl
         self._token = secrets.token_hex(8)
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._why: Unavailable = Unreachable(f"no connection to {self.where}: entries are not shared")
         self._pinged = 0.0
-        self._read_only = read_only
-        self._envelope = Envelope(secret)
         self._prefix = f"skipstone:{FORMAT}{'@' if namespace else ''}{namespace}:"
         self._braces = ("{", "}") if self._address.kind == "cluster" else ("", "")
         opening, closing = (re.escape(brace.encode()) for brace in self._braces)
@@ -77,21 +72,6 @@ class RedisTier:
             data = self._fetched(client, self._name(key), on_progress)
         return None if data is None else self._envelope.unwrap(self._name(key), data)
 
-    def put(self, key: Key, data: bytes) -> None:
-        if self._read_only:
-            return
-        name = self._name(key)
-        if len(data) + self._envelope.overhead > self.largest:
-            raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
-        with self._server() as client:
-            client.set(name, self._envelope.wrap(name, data), px=self._ms(self.ttl))
-
-    def delete(self, key: Key) -> None:
-        if self._read_only:
-            return
-        with self._server() as client:
-            client.delete(self._name(key))
-
     def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
         removed = Usage()
         if self._read_only:
@@ -99,7 +79,7 @@ class RedisTier:
         with self._server() as client:
             for names in self._names(client, kind):
                 sizes = self._each(client, "strlen", names)
-                # a use sets the time to live anew
+                # each use resets the time to live
                 left = [None] * len(names) if older_than is None else self._each(client, "pttl", names)
                 gone = [
                     (name, size)
@@ -124,28 +104,25 @@ class RedisTier:
                     raise Unavailable("has too many entries to count them")
         return held
 
-    # who computes what
+    # leases
 
     def claim(self, key: Key, estimate: float | None) -> Lease:
         import redis
 
         if self._read_only:
             return Lease(ours=True)
-        name, says = (
-            self._name(key) + ":computing",
-            f"{self._token} {'' if estimate is None else f'{min(estimate, 9999):.3f}'}",
-        )
+        name = self._name(key) + ":computing"
+        lease = f"{self._token} {'' if estimate is None else f'{min(estimate, 9999):.3f}'}"
         with self._server() as client:
             try:
-                if client.set(name, says, nx=True, px=self._ms(CLAIM)):
+                if client.set(name, lease, nx=True, px=self._ms(CLAIM)):
                     return Lease(ours=True)
-                asked = client.pipeline(transaction=False).getrange(name, 0, 99).pttl(name)
-                said, left = asked.execute()
-            except redis.exceptions.ResponseError:  # full, or a replica: then nobody can be told
+                held, left = client.pipeline(transaction=False).getrange(name, 0, 99).pttl(name).execute()
+            except redis.exceptions.ResponseError:  # the server is full, or a replica: leases cannot be shared
                 return Lease(ours=True)
-        theirs = _CLAIM.fullmatch(said)
+        theirs = _CLAIM.fullmatch(held)
         if theirs is None or not 0 <= left <= self._ms(CLAIM):
-            return Lease(ours=True)  # nobody's who would renew it: not to be waited for
+            return Lease(ours=True)  # no process of ours renews such a lease, so it is ignored
         return Lease(theirs[1].decode() == self._token, float(theirs[2]) if theirs[2] else None)
 
     def renew(self, key: Key) -> None:
@@ -160,7 +137,7 @@ class RedisTier:
 
     @contextmanager
     def _own_claim(self, key: Key) -> Iterator[tuple[Any, str]]:
-        """The name of our claim, "" if it lapsed and is another's."""
+        """The client, and the name of our lease, or "" if the lease lapsed and another process took it."""
         name = self._name(key) + ":computing"
         if self._read_only:
             yield None, ""
@@ -171,14 +148,14 @@ class RedisTier:
     # the connection
 
     def probe(self) -> None:
-        """Connect anew, and try what a run will ask for."""
+        """Open a new connection and send a command of the kind that a run sends."""
         self.close()
         client = self._connected()
         with self._lock:
             self._client, self._pinged = client, time.monotonic()
 
     def trial(self) -> float:
-        """Seconds that the server takes to keep a word and to say it again, asked over a connection of its own.
+        """Seconds that the server takes to store a short value and to return it, over a connection of its own.
 
         Raises Unavailable.
         """
@@ -190,60 +167,41 @@ class RedisTier:
                 started = time.perf_counter()
                 client.set(name, word, px=self._ms(CLAIM))
                 if client.getrange(name, 0, len(word) - 1) != word:
-                    raise Unavailable(f"{self.where} does not keep what it is given")
+                    raise Unavailable(f"{self.where} does not keep values")
                 return time.perf_counter() - started
         finally:
             one.close()
 
     def _connected(self) -> Any:
-        """A client that has had an answer. Raises Unavailable."""
+        """A client that has received a reply. Raises Unavailable."""
         try:
             import redis  # noqa: F401
         except ImportError:
             raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
+        errors: tuple[type[Exception], ...] = (*self._errors(), OSError, ValueError, TypeError)
         try:
             client = connected(self._address)
             answers(client)
-        except (*_errors(), OSError, ValueError, TypeError) as error:
+        except errors as error:
             why = self._explained(error)
             self._why = why
             raise why from error
         return client
 
     def maintain(self) -> None:
-        """Notice a server that went away before a run has to."""
+        """Check the connection every PING seconds, so that a lost connection is noticed before a run needs it."""
         if time.monotonic() - self._pinged > PING:
             self._pinged = time.monotonic()
             with self._server() as client:
                 answers(client)
 
-    def close(self) -> None:
-        """Also the connections that threads left behind still wait for."""
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            with suppress(Exception):
-                disconnect(client)
-
-    @contextmanager
-    def _server(self) -> Iterator[Any]:
-        """The client; what it raises inside says what is wrong."""
-        with self._lock:
-            client = self._client
-        if client is None:
-            raise type(self._why)(str(self._why), self._why.detail)  # a raised one keeps its frames alive
-        try:
-            yield client
-        except _errors() as error:
-            raise self._explained(error) from error
-
     def _fetched(self, client: Any, name: str, on_progress: Progress) -> bytearray | None:
-        """The value of a name, or None where there is none, or less of it than the server said. Two round trips."""
+        """The value of a name, or None if there is none or its size differs from the one that the server reported. Two round trips."""
         asked = client.pipeline(transaction=False).strlen(name).getrange(name, 0, CHUNK - 1)
         if not self._read_only:
             asked.pexpire(name, self._ms(self.ttl))
         size, head = asked.execute(raise_on_error=False)[:2]
-        for answer in (size, head):  # a replica that may not be written to need not note the use
+        for answer in (size, head):  # an error of PEXPIRE, as on a replica, does not matter
             if isinstance(answer, Exception):
                 if "WRONGTYPE" in str(answer) or "wrong kind" in str(answer):
                     raise CorruptEntry("of another type")
@@ -258,7 +216,7 @@ class RedisTier:
         ):
             return None
         if len(head) != min(size, CHUNK):
-            return None  # a server that sends what it likes
+            return None  # the server did not send what was requested
         if not self._envelope.plausible(head, size):
             raise CorruptEntry("not an entry")
         data = bytearray(size)
@@ -267,13 +225,13 @@ class RedisTier:
         for piece in self._pieces(client, name, range(got, size, CHUNK), size):
             on_progress()
             if len(piece) != min(CHUNK, size - got):
-                return None  # gone meanwhile, or a server that sends what it likes
+                return None  # the entry was removed meanwhile, or the server did not send what was requested
             data[got : got + len(piece)] = piece
             got += len(piece)
         return data if got == size else None
 
     def _pieces(self, client: Any, name: str, starts: range, size: int) -> Iterator[bytes]:
-        """Pieces of a value, all asked for at once and yielded as they arrive."""
+        """The pieces of a value, requested all at once and yielded as they arrive."""
         if not starts:
             return
         pool = pool_of(client, name)
@@ -290,7 +248,7 @@ class RedisTier:
                 left -= 1
                 yield piece if isinstance(piece, bytes) else b""
         finally:
-            if left:  # answers that nobody reads
+            if left:  # unread replies
                 connection.disconnect()
             pool.release(connection)
 
@@ -307,16 +265,33 @@ class RedisTier:
             )
         if isinstance(error, getattr(known, "OutOfMemoryError", ())) or text.startswith("OOM"):
             return Unavailable(
-                f"{self.where} is full and takes nothing more: give it a maxmemory-policy such as allkeys-lru, or more memory"
+                f"{self.where} is full and accepts no more entries: give it a maxmemory-policy such as allkeys-lru, or more memory"
             )
         if isinstance(error, known.ReadOnlyError):
-            return Unavailable(f"{self.where} is a replica that must not be written to: set the address of its master")
+            return Unavailable(f"{self.where} is a read-only replica: set the address of its master")
         if isinstance(error, known.ResponseError):
-            return Unavailable(f"{self.where} refuses", text[:80])
+            return Unavailable(f"{self.where} rejects a command", text[:80])
         if isinstance(error, ValueError | TypeError):
-            # the text might repeat the address
-            return Unavailable("the address in the settings is not understood", type(error).__name__)
+            # the text of the error might contain the address
+            return Unavailable("the address in the settings is not valid", type(error).__name__)
         return Unreachable(f"no connection to {self.where}: entries are not shared", type(error).__name__)
+
+    # the interface of SharedTier
+
+    def _errors(self) -> tuple[type[Exception], ...]:
+        import redis
+
+        # the exceptions of the Cluster client have a base class of their own
+        return redis.exceptions.RedisError, redis.exceptions.RedisClusterException
+
+    def _write(self, client: Any, name: str, data: bytes) -> None:
+        client.set(name, data, px=self._ms(self.ttl))
+
+    def _remove(self, client: Any, name: str) -> None:
+        client.delete(name)
+
+    def _disconnect(self, client: Any) -> None:
+        disconnect(client)
 
     # names and bytes
 
@@ -325,7 +300,7 @@ class RedisTier:
         return f"{self._prefix}{key.kind}:{opening}{key.digest}{closing}"
 
     def _names(self, client: Any, kind: str | None) -> Iterator[list[bytes]]:
-        """The names of our entries, some hundred at a time."""
+        """The names of our entries, some hundreds at a time."""
         found: set[bytes] = set()
         for name in client.scan_iter(match=self._prefix + "*", count=1000):
             ours = self._entry.fullmatch(name)
@@ -345,10 +320,3 @@ class RedisTier:
 
     def _ms(self, seconds: float) -> int:
         return max(int(seconds * 1000), 1)
-
-
-def _errors() -> tuple[Any, ...]:
-    """What the package raises for servers: the errors of its Cluster client have a base class of their own."""
-    import redis
-
-    return redis.exceptions.RedisError, redis.exceptions.RedisClusterException

@@ -15,14 +15,14 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
 
-SOCKET = 2.0  # seconds after which a thread of the background gives up on the server
+SOCKET = 2.0  # time-out of sockets in seconds, for threads of the background
 ESCAPES = "in a password, write / as %2F, ? as %3F, # as %23, @ as %40"
 _SCHEMES = {
     **{"redis": ("server", False), "rediss": ("server", True), "unix": ("server", False)},
     **{"redis+sentinel": ("sentinel", False), "rediss+sentinel": ("sentinel", True)},
     **{"redis+cluster": ("cluster", False), "rediss+cluster": ("cluster", True)},
 }
-REPLY = 1 << 20  # bytes of one reply that are read: entries are asked for in smaller pieces
+REPLY = 1 << 20  # bytes of the longest reply that is read: entries are requested in smaller pieces
 _PORTS = {"server": 6379, "sentinel": 26379, "cluster": 6379}
 _TLS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_password")
 _SENTINELS = ("sentinel_username", "sentinel_password")
@@ -30,7 +30,8 @@ _SENTINELS = ("sentinel_username", "sentinel_password")
 
 @dataclass(frozen=True)
 class Address:
-    """kind: "server", "sentinel" or "cluster". where: hosts and ports, for messages. user, password, db, options: of connections."""
+    """A parsed address. kind: "server", "sentinel" or "cluster". where: hosts and ports, for messages. service: the Sentinels' name of the
+    master. login: user name and password. options: further options of connections."""
 
     kind: str
     where: str
@@ -44,7 +45,7 @@ class Address:
 
 
 def with_password(url: str) -> bool:
-    """Whether an address holds a password, in any of the places where one is looked for."""
+    """Whether an address contains a password, in any place in which the clients accept one."""
     try:
         parts = urlsplit(url)
         misplaced = parts.scheme != "unix" and "@" in f"{parts.path}?{parts.query}#{parts.fragment}"
@@ -55,10 +56,10 @@ def with_password(url: str) -> bool:
 
 
 def parsed(url: str) -> Address:
-    """The address in a URL. Raises ValueError with what is wrong, without repeating any of the URL."""
+    """Parse a URL. Raises ValueError with a message that contains no part of the URL."""
     try:
         parts = urlsplit(url)
-    except ValueError:  # its text may hold a piece of the password
+    except ValueError:  # its text may contain a part of the password
         raise ValueError(f"the address of Redis is no URL: {ESCAPES}") from None
     kind, tls = _SCHEMES.get(parts.scheme, ("", False))
     if not kind:
@@ -67,7 +68,7 @@ def parsed(url: str) -> Address:
         )
     if parts.scheme == "unix":
         return Address(kind, parts.path, tls, url)
-    # an unescaped / ? or # in a password ends the host, and a piece of the password would be taken for it
+    # an unescaped / ? or # in a password would end the host, and a part of the password be taken for the host
     if "@" in f"{parts.path}?{parts.query}#{parts.fragment}":
         raise ValueError(f"the address of Redis has an @ after the host: {ESCAPES}")
     named, _, places = parts.netloc.rpartition("@")
@@ -119,7 +120,7 @@ def _no_path(path: str) -> tuple[str, int]:
 
 
 def connected(address: Address) -> Any:
-    """A client of the package `redis`, which may not have connected yet. Raises what the package raises."""
+    """A client of the package `redis`, which may not have connected yet. Raises the exceptions of the package."""
     import redis
 
     none = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the worker tries again later
@@ -209,7 +210,7 @@ class _BoundedSocket:
 
 
 def answers(client: Any) -> None:
-    """Ask for one small thing, of the kind that a run will ask for. Raises what the package raises."""
+    """Send a short command of the kind that a run sends. Raises the exceptions of the package."""
     client.strlen("skipstone:probe")
 
 
@@ -221,7 +222,7 @@ def pool_of(client: Any, name: str) -> Any:
 
 
 def disconnect(client: Any) -> None:
-    """Close all connections, also those that threads left behind still wait for."""
+    """Close all connections, also those on which abandoned threads wait."""
     if hasattr(client, "connection_pool"):
         pools = [client.connection_pool]
         sentinels = getattr(client.connection_pool, "sentinel_manager", None)

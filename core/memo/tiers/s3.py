@@ -2,51 +2,54 @@
 
     <prefix>/<format>/<kind>/<digest>      the entry in its envelope (signature.py)
 
-With a namespace the format is followed by @<namespace>, and signed entries lie below <format>.signed: an object is never overwritten.
+With a namespace the format is followed by @<namespace>. Signed entries have names of their own, below <format>.signed, because an object is
+never overwritten.
 
-Bucket, endpoint and region come from the environment, never from a workflow; credentials from the usual chain of boto3 (environment,
-profile, container, instance role), never from an address. A look-up is one GET and a write one conditional PUT: nothing is listed but to
-count and to clear. Entries do not age by themselves: the bucket's lifecycle rule removes them (docs/encode-cache-operators.md).
+Bucket, endpoint and region come from the environment, never from a workflow. Credentials come from boto3's usual chain (environment,
+profile, container, instance role), never from an address. A look-up is one GET and a write one conditional PUT. Objects are listed only to
+count and to clear them. Entries do not expire by themselves: a lifecycle rule of the bucket removes them (docs/encode-cache-operators.md).
 
-What the store sends is not trusted: no more than the largest entry is read, and the store checks every entry. Time-outs here only end
-threads; how long a run waits is decided in tier_worker.py.
+Responses of the store are not trusted: at most the size of the largest entry is read, and the store checks every entry. The time-outs set
+here end threads of the background; tier_worker.py decides how long a run waits.
 """
 
 from __future__ import annotations
 
 import re
 import secrets
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..errors import CorruptEntry, NotCacheable
+from ..errors import CorruptEntry
 from ..keys import FORMAT, Key, key
 from .base import Progress, Unavailable, Unreachable, Usage
 from .s3_client import client as made_client
-from .signature import HEAD, Envelope
+from .shared import SharedTier
+from .signature import HEAD
 
-STALL_TIMEOUT = 0.5  # seconds: the first byte of an object takes some tens of milliseconds, at times ten times as long
+STALL_TIMEOUT = (
+    0.5  # seconds: the first byte of an object takes some tens of milliseconds, occasionally ten times as long
+)
 CHUNK = 1 << 20  # bytes that have to arrive within one stall_timeout
-READING = 30.0  # seconds that one object may take in all, for who waits no longer
-CHECK = 60.0  # seconds between two looks whether the store is there
-COUNTING = 4.0  # seconds for which entries are counted
-COUNTED = 60.0  # seconds for which a count is taken for the present one: listing is paid for by the request
+READING = 30.0  # seconds after which the background stops reading an object
+CHECK = 60.0  # seconds between two checks of the connection
+COUNTING = 4.0  # longest time for counting entries, in seconds
+COUNTED = 60.0  # seconds for which a count is reused, because each request for a listing costs money
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"([A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*)?")
 _PROBE = key("none", "that is never kept")
 
 
-class S3Tier:
+class S3Tier(SharedTier):
     """Entries as objects below `address`, s3://bucket or s3://bucket/prefix.
 
-    endpoint: http:// or https:// address of a store that is not Amazon's; "" for Amazon's. region: "" for what boto3's chain says, or
-    us-east-1 for an endpoint. largest: bytes of an entry, as stored. stall_timeout: seconds for which a run waits without progress.
-    namespace, read_only, secret: see Settings. Raises ValueError for an address that is none, without repeating it.
+    endpoint: http:// or https:// address of a store that is not Amazon's; "" for Amazon's. region: "" for the region of boto3's chain, or
+    us-east-1 with an endpoint. largest: bytes of the largest entry, as stored. stall_timeout: seconds without progress after which a run
+    stops waiting. namespace, read_only, secret: see Settings. Raises ValueError for an invalid address, with a message that does not
+    contain the address.
     """
 
     name = "s3"
@@ -71,16 +74,10 @@ class S3Tier:
             )
         _check_endpoint(endpoint)
         self._bucket, self._endpoint, self._region = bucket, endpoint, region
-        self.where = f"s3://{bucket}"
-        self.largest, self.stall_timeout = largest, stall_timeout
-        self._read_only = read_only
-        self._envelope = Envelope(secret)
+        super().__init__(f"s3://{bucket}", largest, stall_timeout, read_only, secret)
         form = f"{FORMAT}{'@' if namespace else ''}{namespace}{'.signed' if secret else ''}"
         self._prefix = f"{prefix}{'/' if prefix else ''}{form}/"
         self._entry = re.compile(re.escape(self._prefix) + r"([a-z][a-z0-9-]{0,31})/[0-9a-f]{40}")
-        self._lock = threading.Lock()
-        self._client: Any = None
-        self._why: Unavailable = Unreachable(f"no connection to {self.where}: entries are not shared")
         self._conditional = True
         self._checked = 0.0
         self._counted: tuple[float, dict[str, Usage]] | None = None
@@ -96,27 +93,11 @@ class S3Tier:
             try:
                 data = self._read(found["Body"], found.get("ContentLength"), on_progress)
             finally:
-                found["Body"].close()  # a body that was not read to its end: its connection is not used again
+                found["Body"].close()  # the body may not have been read to its end: do not reuse its connection
         return None if data is None else self._envelope.unwrap(name, data)
 
-    def put(self, key: Key, data: bytes) -> None:
-        """Keep an entry. One that is there already stays: entries of one key are equal. delete() makes room for another."""
-        if self._read_only:
-            return
-        name = self._name(key)
-        if len(data) + self._envelope.overhead > self.largest:
-            raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
-        with self._server() as client:
-            self._write(client, name, self._envelope.wrap(name, data))
-
-    def delete(self, key: Key) -> None:
-        if self._read_only:
-            return
-        with self._server() as client:
-            client.delete_object(Bucket=self._bucket, Key=self._name(key))
-
     def clear(self, kind: str | None = None, older_than: float | None = None) -> Usage:
-        """Remove entries; `older_than` counts from when they were written, as a use is not noted."""
+        """Remove entries. `older_than` counts from the time of writing, because uses are not recorded."""
         removed = Usage()
         if self._read_only:
             return removed
@@ -151,7 +132,7 @@ class S3Tier:
     # the connection
 
     def probe(self) -> None:
-        """Make a client, and look for an entry that is not there, as a run will."""
+        """Make a client and look up an entry that does not exist, as a run would."""
         self.close()
         try:
             client = self._made()
@@ -164,7 +145,7 @@ class S3Tier:
             self._client, self._checked = client, time.monotonic()
 
     def trial(self) -> float:
-        """Seconds that the store takes to keep a word and to give it back, asked by a client of its own. Raises Unavailable."""
+        """Seconds that the store takes to keep a short value and to return it, with a client of its own. Raises Unavailable."""
         client, name, word = self._made(), f"{self._prefix}trial/{secrets.token_hex(8)}", b"skipstone"
         with self._explaining():
             started = time.perf_counter()
@@ -174,22 +155,15 @@ class S3Tier:
             seconds = time.perf_counter() - started
             client.delete_object(Bucket=self._bucket, Key=name)
         if not same:
-            raise Unavailable(f"{self.where} does not keep what it is given")
+            raise Unavailable(f"{self.where} does not keep values")
         return seconds
 
     def maintain(self) -> None:
-        """Notice a store that went away before a run has to."""
+        """Check the connection every CHECK seconds, so that a lost connection is noticed before a run needs it."""
         if time.monotonic() - self._checked > CHECK:
             self._checked = time.monotonic()
             with self._server() as client:
                 self._object(client, self._name(_PROBE))
-
-    def close(self) -> None:
-        with self._lock:
-            client, self._client = self._client, None
-        if client is not None:
-            with suppress(Exception):
-                client.close()
 
     def _made(self) -> Any:
         """A client. Raises Unavailable."""
@@ -199,27 +173,8 @@ class S3Tier:
         except ImportError:
             raise Unavailable('the package `boto3` is missing: pip install "boto3>=1.36"') from None
 
-    @contextmanager
-    def _server(self) -> Iterator[Any]:
-        """The client; what it raises inside says what is wrong."""
-        with self._lock:
-            client = self._client
-        if client is None:
-            raise type(self._why)(str(self._why), self._why.detail)  # a raised one keeps its frames alive
-        with self._explaining():
-            yield client
-
-    @contextmanager
-    def _explaining(self) -> Iterator[None]:
-        try:
-            yield
-        except (Unavailable, CorruptEntry, NotCacheable, ImportError):
-            raise
-        except Exception as error:
-            raise self._explained(error) from error
-
     def _object(self, client: Any, name: str) -> Any:
-        """What GET answers, or None for an object that is not there."""
+        """The response to GET, or None if the object does not exist."""
         try:
             return client.get_object(Bucket=self._bucket, Key=name)
         except Exception as error:
@@ -228,7 +183,7 @@ class S3Tier:
             raise
 
     def _read(self, body: Any, size: Any, on_progress: Progress) -> bytearray | None:
-        """At most `size` bytes, which the store said; None where there are fewer."""
+        """The body of an object of `size` bytes, as reported by the store. None if it is shorter."""
         on_progress()
         if not isinstance(size, int) or size > self.largest:
             return None
@@ -248,7 +203,10 @@ class S3Tier:
         return data
 
     def _write(self, client: Any, name: str, data: bytes) -> None:
-        """A conditional PUT, or a plain one where the store knows no condition."""
+        """A conditional PUT, or a plain one if the store does not implement conditions.
+
+        An existing entry is kept, because entries of one key are equal; delete() removes it.
+        """
         about = {"Bucket": self._bucket, "Key": name, "Body": data, "ContentType": "application/octet-stream"}
         if self._conditional:
             try:
@@ -256,14 +214,20 @@ class S3Tier:
                 return
             except Exception as error:
                 if _code(error) in ("PreconditionFailed", "ConditionalRequestConflict", "412", "409"):
-                    return  # another was first
+                    return  # another process wrote it first
                 if _code(error) not in ("NotImplemented", "501"):
                     raise
                 self._conditional = False
         client.put_object(**about)
 
+    def _remove(self, client: Any, name: str) -> None:
+        client.delete_object(Bucket=self._bucket, Key=name)
+
+    def _disconnect(self, client: Any) -> None:
+        client.close()
+
     def _pages(self, client: Any, kind: str | None) -> Iterator[list[tuple[str, Any]]]:
-        """Our entries with their kinds, some thousand at a time."""
+        """The kinds and listings of our entries, up to a thousand at a time."""
         prefix = self._prefix + (f"{kind}/" if kind else "")
         for page in client.get_paginator("list_objects_v2").paginate(Bucket=self._bucket, Prefix=prefix):
             found = [(self._entry.fullmatch(about["Key"]), about) for about in page.get("Contents", [])]
@@ -293,9 +257,9 @@ class S3Tier:
         if kind == "NoRegionError":
             return Unavailable(f"the region of {self.where} is not known: set SKIPSTONE_MEMO_S3_REGION")
         if code in ("SlowDown", "503", "ServiceUnavailable", "RequestLimitExceeded"):
-            return Unavailable(f"{self.where} is asked too often at present", code)
+            return Unavailable(f"{self.where} receives too many requests at present", code)
         if code:
-            return Unavailable(f"{self.where} refuses", code[:80])
+            return Unavailable(f"{self.where} rejects a request", code[:80])
         return Unreachable(f"no connection to {self.where}: entries are not shared", kind)
 
     def _name(self, key: Key) -> str:
@@ -303,7 +267,7 @@ class S3Tier:
 
 
 def _check_endpoint(endpoint: str) -> None:
-    """Raises ValueError for what is no address of a server, without repeating it."""
+    """Raises ValueError for an invalid address, with a message that does not contain it."""
     if not endpoint:
         return
     try:
@@ -316,7 +280,7 @@ def _check_endpoint(endpoint: str) -> None:
 
 
 def _code(error: Exception) -> str:
-    """The store's own word for an error of botocore's; "" for any other error."""
+    """The store's error code in an exception of botocore; "" for any other exception."""
     answer = getattr(error, "response", None)
     told = answer.get("Error", {}) if isinstance(answer, dict) else {}
     return str(told.get("Code", "")) if isinstance(told, dict) else ""
