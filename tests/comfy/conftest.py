@@ -263,7 +263,7 @@ class Watch:
         return [e.computed for e in self.evaluations]
 
     def agrees_with(self, report: Any) -> None:
-        """The report tells of the evaluations that there were, and of the model runs that there were."""
+        """Assert that a report lists the evaluations and the runs of the model that were observed."""
         assert len(report.evaluations) == len(self.evaluations)
         assert [e.sigma for e in report.evaluations] == [e.sigma for e in self.evaluations]
         assert [e.computed for e in report.evaluations] == self.computed
@@ -318,7 +318,7 @@ def small_flux(demo):
 
     def made(response: float = 0.05, **changes: Any) -> Any:
         model = random_model(type(known)({**known.unet_config, **small, **changes}))
-        with torch.no_grad():  # says much the same from step to step, as a trained model does
+        with torch.no_grad():  # the output changes little from step to step, as that of a trained model does
             model.model.diffusion_model.final_layer.linear.weight.mul_(response)
             model.model.diffusion_model.final_layer.linear.bias.mul_(10)
         return model

@@ -61,8 +61,8 @@ def sampled(studio, trained):
 
 
 @pytest.fixture
-def wishing(trained):
-    """A MODEL with the node on it, and the reports of its runs: `model, reports = wishing("unet", wish="Turbo")`."""
+def auto_model(trained):
+    """A MODEL with the node on it, and the reports of its runs: `model, reports = auto_model("unet", wish="Turbo")`."""
 
     def patched(name=SMALL, **values):
         reports: list[Any] = []
@@ -78,9 +78,9 @@ def notes(report):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
 def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(
-    trained, sampled, wishing, name, sampler
+    trained, sampled, auto_model, name, sampler
 ):
-    model, reports = wishing(name, first_run="calibrate")
+    model, reports = auto_model(name, first_run="calibrate")
     first, second = (sampled(model, name, sampler=sampler) for _ in range(2))
     full = sampled(trained[name][0], name, sampler=sampler)
     learning, skipping = reports
@@ -100,8 +100,8 @@ def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("name", MODELS)
-def test_it_skips_from_the_first_run_on(trained, sampled, wishing, user, name, sampler):
-    model, reports = wishing(name)
+def test_it_skips_from_the_first_run_on(trained, sampled, auto_model, user, name, sampler):
+    model, reports = auto_model(name)
     first = sampled(model, name, sampler=sampler)
     full = sampled(trained[name][0], name, sampler=sampler)
     assert torch.dist(first, full) < SAME_PICTURE * full.norm()
@@ -111,7 +111,7 @@ def test_it_skips_from_the_first_run_on(trained, sampled, wishing, user, name, s
 
 
 def learned_of(report):
-    """The recipe that a run that learned says it has learned."""
+    """The settings key that a calibrated run reports."""
     for note in report.notes:
         if LEARNED in note:
             yield note.split("(setup: ", 1)[1].rsplit("; runs recorded: 1", 1)[0]
@@ -121,9 +121,9 @@ def learned_of(report):
     ("sampler", "why"), [("heun", "two evaluations a step"), ("dpm_adaptive", "chooses its own steps")]
 )
 @pytest.mark.parametrize("name", MODELS)
-def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled, wishing, name, sampler, why):
+def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled, auto_model, name, sampler, why):
     """There is nothing to learn for that: the first run skips."""
-    model, reports = wishing(name, wish="Speed")
+    model, reports = auto_model(name, wish="Speed")
     out = sampled(model, name, sampler=sampler, steps=16)
     full = sampled(trained[name][0], name, sampler=sampler, steps=16)
     assert reports[0].skipped > 0
@@ -135,8 +135,8 @@ def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled
 
 @pytest.mark.parametrize("wish", [{"wish": SPEEDUP, "speedup": 1.5}, {"wish": DECIBELS, "decibels": 20.0}])
 @pytest.mark.parametrize("name", MODELS)
-def test_what_is_to_be_held_is_planned_with_heun_too(sampled, wishing, name, wish):
-    model, reports = wishing(name, **wish)
+def test_what_is_to_be_held_is_planned_with_heun_too(sampled, auto_model, name, wish):
+    model, reports = auto_model(name, **wish)
     sampled(model, name, sampler="heun", steps=12)
     (skipping,) = reports
     assert skipping.skipped > 0
@@ -145,36 +145,36 @@ def test_what_is_to_be_held_is_planned_with_heun_too(sampled, wishing, name, wis
         assert skipping.computed <= len(skipping.evaluations) / 1.5
 
 
-def test_what_is_chosen_follows_the_sampler_and_not_the_run_before(sampled, wishing):
-    """The node holds a wish only."""
-    model, reports = wishing(first_run="skip at once")
+def test_what_is_chosen_follows_the_sampler_and_not_the_run_before(sampled, auto_model):
+    """The node holds a target only."""
+    model, reports = auto_model(first_run="skip at once")
     a, _, b = (sampled(model, sampler=s) for s in ("euler", "dpm_adaptive", "euler"))
     assert torch.equal(a, b)
     assert [r.method for r in reports] == ["MeanCache", "UCache", "MeanCache"]
 
 
-def test_skip_at_once_skips_at_once(sampled, wishing, user):
-    model, reports = wishing(first_run="skip at once")
+def test_skip_at_once_skips_at_once(sampled, auto_model, user):
+    model, reports = auto_model(first_run="skip at once")
     sampled(model)
     assert reports[0].skipped > 0
     assert reports[0].costs.startswith("built-in")
     assert not list(user.rglob("*.json"))  # and learns nothing
 
 
-def test_skip_at_once_uses_what_was_learned_before(sampled, wishing, user):
-    sampled(wishing(first_run="calibrate")[0])
+def test_skip_at_once_uses_what_was_learned_before(sampled, auto_model, user):
+    sampled(auto_model(first_run="calibrate")[0])
     files = {p: p.read_bytes() for p in user.rglob("*.json")}
-    model, reports = wishing(first_run="skip at once")
+    model, reports = auto_model(first_run="skip at once")
     sampled(model)
     assert reports[0].skipped > 0
     assert "sample_euler" in reports[0].costs
     assert {p: p.read_bytes() for p in user.rglob("*.json")} == files
 
 
-def test_it_learns_once_for_all_wishes_and_for_meancache(trained, sampled, wishing):
-    sampled(wishing(wish="Quality", first_run="calibrate")[0])
+def test_one_calibration_serves_all_targets_and_meancache(trained, sampled, auto_model):
+    sampled(auto_model(wish="Quality", first_run="calibrate")[0])
     for wish in ("Turbo", SPEEDUP, DECIBELS):
-        model, reports = wishing(wish=wish, first_run="calibrate")
+        model, reports = auto_model(wish=wish, first_run="calibrate")
         sampled(model)
         assert LEARNED not in notes(reports[0])
     reports = []
@@ -183,23 +183,23 @@ def test_it_learns_once_for_all_wishes_and_for_meancache(trained, sampled, wishi
 
 
 @pytest.mark.parametrize("wish", ["Quality", "Balanced", "Speed", "Turbo"])
-def test_a_preset_does_what_meancaches_does(trained, sampled, wishing, wish):
-    model, reports = wishing(wish=wish, first_run="skip at once")
+def test_a_preset_does_what_meancaches_does(trained, sampled, auto_model, wish):
+    model, reports = auto_model(wish=wish, first_run="skip at once")
     out = sampled(model, steps=16)
     assert torch.equal(out, sampled(attach(trained[SMALL][0], method_of(wish)), steps=16))
     assert (reports[0].method, reports[0].variant) == ("MeanCache", f"Auto, {wish}")
 
 
 @pytest.mark.parametrize("times", [1.5, 2.0, 4.0])
-def test_a_speed_up_is_planned_for(sampled, wishing, times):
-    model, reports = wishing(wish=SPEEDUP, speedup=times, first_run="skip at once")
+def test_a_speed_up_is_planned_for(sampled, auto_model, times):
+    model, reports = auto_model(wish=SPEEDUP, speedup=times, first_run="skip at once")
     sampled(model, steps=20)
     assert reports[0].computed == int(20 / times)
     assert reports[0].variant == f"Auto, {times:g}x"
 
 
-def test_a_speed_up_that_cannot_be_had_is_said(sampled, wishing):
-    model, reports = wishing(wish=SPEEDUP, speedup=8.0, first_run="skip at once")
+def test_a_speed_up_that_cannot_be_had_is_said(sampled, auto_model):
+    model, reports = auto_model(wish=SPEEDUP, speedup=8.0, first_run="skip at once")
     sampled(model, steps=8)
     assert "target speed-up 8x not reached" in notes(reports[0])
 
@@ -225,8 +225,8 @@ def psnr(a, b):
 
 
 @pytest.mark.parametrize("decibels", [30.0, 40.0])
-def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, wishing, decoded, decibels):
-    model, reports = wishing("flux", wish=DECIBELS, decibels=decibels, first_run="calibrate")
+def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, auto_model, decoded, decibels):
+    model, reports = auto_model("flux", wish=DECIBELS, decibels=decibels, first_run="calibrate")
     how = {"name": "flux", "steps": 20, "cfg": 3.0}
     sampled(model, text="a white triangle on green", seed=5, **how)
     for text, seed in UNSEEN:
@@ -237,15 +237,15 @@ def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled,
 
 
 @pytest.mark.parametrize("sampler", ["dpm_adaptive", "euler_ancestral"])
-def test_decibels_that_cannot_be_foretold_have_everything_computed(trained, sampled, wishing, sampler):
-    model, reports = wishing(wish=DECIBELS)
+def test_decibels_that_cannot_be_foretold_have_everything_computed(trained, sampled, auto_model, sampler):
+    model, reports = auto_model(wish=DECIBELS)
     out = sampled(model, sampler=sampler)
     assert torch.equal(out, sampled(trained[SMALL][0], sampler=sampler))
     assert "a quality target does not work" in reports[0].chosen
 
 
-def test_a_target_quality_is_an_estimate_until_something_was_measured_and_then_skips_more(sampled, wishing, user):
-    model, reports = wishing(wish=DECIBELS, decibels=35.0)
+def test_a_target_quality_is_an_estimate_until_something_was_measured_and_then_skips_more(sampled, auto_model, user):
+    model, reports = auto_model(wish=DECIBELS, decibels=35.0)
     for _ in range(2):
         sampled(model, steps=20)
     assert "a rough estimate" in notes(reports[0]) and reports[0].decibels is None
@@ -269,8 +269,8 @@ def test_comfyuis_own_beside_it_is_refused_by_name(studio):
         attach(rival, auto_of())
 
 
-def test_the_log_says_what_was_chosen(sampled, wishing, caplog):
-    model, reports = wishing(first_run="skip at once")
+def test_the_log_says_what_was_chosen(sampled, auto_model, caplog):
+    model, reports = auto_model(first_run="skip at once")
     with caplog.at_level(logging.INFO):
         sampled(model)
     assert reports[0].chosen in caplog.text
@@ -286,10 +286,10 @@ def test_the_log_says_what_was_chosen(sampled, wishing, caplog):
         ({"wish": DECIBELS, "decibels": 100.0}, "from 20 to 80"),
     ],
 )
-def test_a_wish_that_is_none(values, said):
+def test_an_invalid_target_is_refused(values, said):
     with pytest.raises(ValueError, match=said):
         auto_of(**values)
 
 
-def test_a_value_that_is_not_wished_for_does_not_count():
+def test_the_values_of_other_targets_are_ignored():
     assert auto_of("Speed", speedup=math.nan, decibels=1000.0) == auto_of("Speed")

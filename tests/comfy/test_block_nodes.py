@@ -1,4 +1,4 @@
-"""The block-level methods' nodes: what each preset and widget says, and that it does so on a real model."""
+"""The nodes of block-level methods: the values of each preset and widget, and their effect on a real model."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def test_long_and_short_prompts_are_two_calls_and_others_one(studio, flux, cache
 def test_other_guiders(studio, flux, cached, looked, name):
     patched, reports = cached(every(2), flux)
     model, observer = looked(patched)
-    if name == "two models":  # the other one has blocks of its own, which nobody looks at
+    if name == "two models":  # the other one has blocks of its own, which are not observed
         studio = studio.of(cached(every(1), flux)[0])
     guider = guider_of(name, studio, model)
     noise, euler = studio.noise(), comfy.samplers.sampler_object("euler")
@@ -241,7 +241,7 @@ def with_control(studio, control_net, start=0.0, end=1.0):
 
 
 def held_against_the_network(model, prefix, suffix, sample):
-    """Each call of a run that skips is what the network itself says with one block's output replaced."""
+    """Each call of a run that skips gives the output of the network with one block's output replaced."""
     network, recording = model.model.diffusion_model, Recording()
     reports: list[Report] = []
     with recording.of(network):
@@ -257,7 +257,7 @@ def held_against_the_network(model, prefix, suffix, sample):
         torch.testing.assert_close(said, was.said, rtol=1e-4, atol=1e-5)
         expected, other = replay(now, residual)
         torch.testing.assert_close(now.said, expected, rtol=1e-4, atol=1e-5)
-        # and that can be told from what it would say with its own
+        # and that differs from the output with the block's own
         assert any(not torch.allclose(other[n], r, rtol=1e-3, atol=1e-4) for n, r in residual.items())
 
 

@@ -1,4 +1,4 @@
-"""What block-level methods keep: where, how much, what ComfyUI is told of it, and what happens when memory runs out."""
+"""Memory of block-level methods: device, size, the reservation made with ComfyUI, and behaviour when memory runs out."""
 
 from __future__ import annotations
 
@@ -340,7 +340,7 @@ def test_comfyui_is_told_of_the_residuals_size_before_the_run(name, monkeypatch,
 
 @pytest.fixture
 def told(flux, monkeypatch):
-    """How many bytes ComfyUI is told of: `told(model)`."""
+    """The bytes that are reserved with ComfyUI: `told(model)`."""
 
     def ask(model=flux, conds=None, unused="", device=None):
         reach = block_support_of(every(2), model.model.diffusion_model)
@@ -402,7 +402,7 @@ def no_memory(device):
     ],
 )
 def test_what_comfyui_made_room_for_has_room(flux, monkeypatch, patcher, free, where):
-    """What it was told of stays where the model computes, though it is more than a quarter of what is free."""
+    """Reserved memory stays on the device of the model, even if it is more than a quarter of the free memory."""
     monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda device: free)
     run: Any = SimpleNamespace(
         device=None, trajectory=SimpleNamespace(anchors=1), histories={}, report=Report("", "", 1)

@@ -57,9 +57,9 @@ class DynamicVram:
     def __init__(self, network: Module, patch: pytest.MonkeyPatch) -> None:
         self.blocks = blocks_of(network)
         self.queues: list[Queue] = []
-        self.held: set[int] = set()  # by their places
+        self.held: set[int] = set()  # by index
         self.ran = 0
-        self.fetched: list[int] = []  # layers, in order, by their places
+        self.fetched: list[int] = []  # indices of layers, in order
         for block in self.blocks:
             for layer in layers_of(block):
                 layer._v = id(layer)

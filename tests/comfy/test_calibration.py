@@ -645,7 +645,7 @@ def test_quantized_layouts_are_among_them():
 
 
 def earlier(model):
-    """The fingerprint of plain weights as it is in the names of people's files."""
+    """The fingerprint of plain weights, which is part of the names of saved files."""
     digest, samples = hashlib.sha256(), []
     for name, weight in sorted(model.model.diffusion_model.named_parameters()):
         digest.update(f"{name} {tuple(weight.shape)}".encode())

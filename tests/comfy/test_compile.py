@@ -144,7 +144,7 @@ class Block(nn.Module):
 
 
 class Network(nn.Module):
-    """As nobody described it."""
+    """A network without a family record."""
 
     def __init__(self, count):
         super().__init__()
@@ -179,7 +179,7 @@ def call(wrapper, base, x, options=None):
 
 
 @pytest.mark.parametrize(("count", "stand_ins"), [(3, 3), (2, 1)])
-def test_a_network_that_nobody_described(count, stand_ins):
+def test_a_network_without_a_family_record(count, stand_ins):
     """Its blocks are looked for; where there are none the whole is compiled."""
     base = Base(Network(count))
     found: list[StandIn] = []
@@ -298,7 +298,7 @@ def test_nothing_is_left_behind(studio, flux, what):
     assert all(a is b for a, b in zip(blocks_of(flux), before, strict=True))
     assert list(flux.model.state_dict()) == names
     assert seen == [names]  # not even during the call
-    # the MODEL without the node is none the wiser
+    # the MODEL without the node is not affected
     graphs = Graphs()
     studio.sample(flux, steps=1)
     assert graphs.new == 0
@@ -331,7 +331,7 @@ def test_an_error_of_the_model_is_its_own(studio, flux, said, monkeypatch):
 
 
 def test_no_memory_is_not_taken_for_a_fault_of_the_compiler(studio, flux, said, monkeypatch):
-    """Whoever can free some is told, and the block is not run a second time beside what is there."""
+    """The error is passed on to ComfyUI, which can free memory, and the block is not run a second time."""
     calls = []
 
     def full(*args, **kwargs):
@@ -576,7 +576,7 @@ def test_attention_that_another_node_replaced(studio, flux, what):
 
 @BOTH
 def test_patches_in_blocks(tiny_unet, studio, said, what):
-    """As IPAdapter and PAG put them there. Those between blocks stop nobody."""
+    """As IPAdapter and PAG put them there. Patches between blocks do not prevent compiling."""
     latent, how = torch.zeros(1, 4, 16, 16), {"steps": 1}
 
     def patched(model, factor):
@@ -825,7 +825,7 @@ def test_where_there_is_no_compiler_the_model_runs_as_it_is(studio, flux, said, 
     assert "uncompiled" in message
     assert "Failed to find C compiler" in message
     assert "gcc" in message and "Visual Studio" in message
-    # another node says it again, the same one does not
+    # another node logs it again, the same one does not
     assert torch.equal(studio.sample(model, steps=STEPS), plain)
     assert len(said()) == 1
     assert torch.equal(studio.sample(compiled(flux, what, broken_backend), steps=STEPS), plain)

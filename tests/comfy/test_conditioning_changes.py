@@ -101,7 +101,7 @@ PERCENTS = [(0.0, 1.0), (0.31, 1.0), (0.0, 0.62), (0.25, 0.75), (0.5, 0.5), (0.3
 
 @pytest.mark.parametrize(("start", "end"), PERCENTS)
 def test_a_prompt_with_a_range(studio, place, start, end):
-    """As ComfyUI decides at every step whether the prompt says something there."""
+    """As ComfyUI decides at every step whether the prompt applies there."""
     sampling, sigmas = place
     cond = ranged(studio.prompt(), start, end)
     told = comfy.sampler_helpers.convert_cond(cond)
@@ -315,7 +315,7 @@ def test_in_a_second_stage_what_happened_before_is_none(studio, run):
     report, _ = run("TaylorSeer", ConditioningCombine().combine(studio.prompt(), late)[0], **second)
     assert [e.step for e in report.evaluations if e.reason == "conditioning change"] == [
         4
-    ]  # of this stage: 14 of the whole
+    ]  # of this sampler: 14 of the whole trajectory
 
 
 def test_a_change_at_the_last_step_or_the_first_is_no_event(studio, run):

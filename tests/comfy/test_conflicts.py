@@ -43,7 +43,7 @@ def test_meancache_on_a_model_that_has_comfyuis_own(studio, meancache, name):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_comfyuis_own_on_a_model_that_has_meancache(studio, meancache, watched, name):
-    """Nobody asks us when it is put on: the error comes when sampling starts, and before anything is computed."""
+    """The pack is not called when the second cache is attached, so the error comes when sampling starts, before anything is computed."""
     model, reports = meancache(preset="Speed")
     both, watch = watched(rival(name, model))
     with pytest.raises(StepCacheError, match=naming("MeanCache", name)):

@@ -219,7 +219,7 @@ class Replay:
         self.first, self.last = blocks[prefix], blocks[len(blocks) - suffix - 1]
 
     def __call__(self, seen: Seen, residual: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
-        """What the network says, and the residual. With a `residual` given, block `last` gives prefix + that."""
+        """The output of the network and the residual. With a `residual` given, block `last` returns prefix + residual."""
         stacks, entered, left = self.family.stacks, {}, {}
 
         def enter(_: Any, args: Any, kwargs: Any) -> None:

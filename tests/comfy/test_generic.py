@@ -1,4 +1,4 @@
-"""Models whose class has no record: their blocks are found by structure, and used if a check in the first evaluation says that they can."""
+"""Models whose class has no record: their blocks are found by structure, and used if a check in the first evaluation succeeds."""
 
 from __future__ import annotations
 

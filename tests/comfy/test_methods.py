@@ -287,7 +287,7 @@ def test_never_skipping_is_the_unpatched_model(quick, cached, watched, fresh, ti
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_a_threshold_that_is_never_met_is_told_with_what_it_was_held_against(quick, cached, tiny_flux, name):
-    """And a threshold above the value that is told does skip."""
+    """A threshold above the reported value does skip."""
     values: dict[str, Any] = {"warmup": 2, "start_percent": 0.0, "end_percent": 1.0}
     model, reports = cached(OF[name]("Custom", threshold=1e-5, **values), tiny_flux)
     quick(model)
@@ -316,7 +316,7 @@ def test_a_lower_threshold_computes_more(quick, cached, tiny_flux, name):
 
 @pytest.mark.parametrize("name", ADAPTIVE)
 def test_an_indicator_that_is_no_number_means_compute(quick, cached, watched, tiny_flux, name):
-    """The model says NaN at its fourth step, and ever after."""
+    """The model returns NaN from its fourth step on."""
     left = [4]
 
     def spoilt(executor, *args, **kwargs):
@@ -385,7 +385,7 @@ def test_every_kind_of_sampler(quick, cached, watched, fresh, tiny_flux, name, s
     model, watch = watched(patched)
     out = quick(model, sampler=sampler)
     if name == "EasyCache" and sampler in NOISY and not reports[0].skipped:
-        # the noise moves the latent further than the threshold allows: it says so, and does no harm
+        # the noise moves the latent further than the threshold allows: the report says so, and nothing is skipped
         said = " ".join(reports[0].notes)
         assert "nothing was skipped" in said or "too few to skip any" in said
         assert torch.equal(out, quick(tiny_flux, sampler=sampler))

@@ -1,4 +1,4 @@
-"""The nodes as people meet them: loaded by ComfyUI itself under an odd folder name, with ids that are saved in workflows."""
+"""The nodes as ComfyUI loads them, under an unusual folder name, with the ids that workflows contain."""
 
 from __future__ import annotations
 

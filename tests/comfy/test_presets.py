@@ -87,7 +87,7 @@ def test_a_preset_is_custom_with_the_values_it_writes(node, preset):
     make, values = METHODS[node], presets(node)[preset]
     expected, got = make(preset), make("Custom", **values)
     if (node, preset) == (spectrum.Spectrum, spectrum.SDCPP):
-        # how far back it looks, and how it follows its line, no widget says
+        # no widget sets the length of the history and the fit
         assert isinstance(expected.predictor, Spectrum)
         expected = replace(expected, predictor=replace(expected.predictor, keep=100, half=False))
     assert in_words(got) == in_words(expected)

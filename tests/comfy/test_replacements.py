@@ -198,7 +198,7 @@ class Registered(list[Any]):
 
 
 def registered(monkeypatch: Any = None) -> Registered:
-    """What ComfyUI is told as the pack is loaded."""
+    """The replacements that the pack registers with ComfyUI when it is loaded."""
     told = Registered()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("comfy_api.latest.ComfyAPI", lambda: SimpleNamespace(node_replacement=told))

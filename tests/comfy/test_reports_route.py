@@ -1,4 +1,4 @@
-"""What a page that is loaded anew is told of the last runs, and what they advise."""
+"""The route from which a reloaded page gets the reports of the last runs, with their advice."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_a_budget_that_no_picture_survives_is_a_risk(run):
 
 @pytest.mark.parametrize("kind", METHODS, ids=lambda k: k.__name__)
 def test_a_node_and_its_copy_have_each_a_model_of_their_own(monkeypatch, kind):
-    """Or ComfyUI would give the copy what it has cached of the first, and the first would be told of the copy's runs."""
+    """Otherwise ComfyUI would reuse the first node's cached MODEL for the copy, and the copy's runs would be reported to the first."""
     name = kind.GET_SCHEMA().node_id
     monkeypatch.setitem(nodes.NODE_CLASS_MAPPINGS, name, kind)
     prompt = DynamicPrompt({node: {"class_type": name, "inputs": {}} for node in ("4", "9")})

@@ -97,9 +97,9 @@ def test_an_unknown_sampler_is_observed(studio, meancache):
 
 
 def test_auto_takes_the_same_method_for_all_second_order_samplers():
-    wish = auto_of("Balanced")
+    auto = auto_of("Balanced")
     names = {
-        name: wish.resolve(SamplerInfo(integrator_of(kind), 20, False, second_order(kind))).name
+        name: auto.resolve(SamplerInfo(integrator_of(kind), 20, False, second_order(kind))).name
         for name in ("heun", "exp_heun_2_x0", "dpm_2", "heunpp2")
         for kind in [comfy.samplers.sampler_object(name)]
     }

@@ -17,7 +17,7 @@ from comfy_extras.nodes_slg import SkipLayerGuidanceDiT, SkipLayerGuidanceDiTSim
 
 from nodes import ConditioningCombine, ConditioningSetArea
 
-# with reuse, what a skipped evaluation must say can be told from what was seen before: the last velocity
+# with reuse, the output of a skipped evaluation is known: the last velocity
 REUSE = {"preset": "Custom", "predictor": "reuse", "budget": 0.6}
 STEPS = 10
 
@@ -225,7 +225,7 @@ def test_guidance_that_begins_in_mid_run(studio, meancache, watched, predictor):
 
 @pytest.mark.parametrize("sampler", ["euler_ancestral", "dpmpp_2m_sde", "lcm"])
 def test_where_noise_is_added_on_the_way_it_is_the_picture_that_is_said_again(studio, meancache, watched, sampler):
-    """A velocity tells which noise is in the latent: the noise added since would stay in the picture."""
+    """A velocity depends on the noise in the latent: noise that was added since would remain in the picture."""
     model, watch = watched(meancache(**REUSE)[0])
     studio.sample(model, steps=STEPS, sampler=sampler)
     last: list[Any] = []

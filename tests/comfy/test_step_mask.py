@@ -1,4 +1,4 @@
-"""A step mask: the steps that it says, in a real run; by text, by bins or by name; and a readable word for what is none."""
+"""Step masks by text, bins or name: a real run computes the steps of the mask, and invalid masks give a readable error."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def ones(text):
 
 @pytest.fixture
 def run(studio, cached, watched, tiny_flux):
-    """One run with a mask: `out, report = run("MeanCache", mask, sampler="heun")`; what the report says has been seen, too."""
+    """One run with a mask: `out, report = run("MeanCache", mask, sampler="heun")`. The report is checked against an observer."""
 
     def sampled(name, mask, *, widgets=None, **how):
         patched, reports = cached(METHODS[name](step_mask=mask, **(widgets or {})), tiny_flux)
@@ -83,7 +83,7 @@ def test_a_mask_of_ones_is_the_unpatched_model(studio, tiny_flux, run, name, tex
 
 @pytest.mark.parametrize("name", METHODS)
 def test_guards_hold_with_a_static_mask(run, name):
-    """What is to be computed whatever the method says, is whatever the mask says."""
+    """Steps that every method has to compute are computed with any mask."""
     _, report = run(name, step_mask_of("mask", "100000000000"), widgets={"warmup": 3, "max_skips": 4})
     reasons = [e.reason for e in report.evaluations]
     assert reasons[:3] == ["warmup"] * 3
@@ -105,7 +105,7 @@ def test_every_predictor_can_follow_it(run, predictor):
     out, report = run("MeanCache", step_mask_of("mask", TEXT), widgets={"predictor": predictor})
     assert computed(report) == ones(TEXT)
     reuse, _ = run("MeanCache", step_mask_of("mask", TEXT), widgets={"predictor": "reuse"})
-    assert not torch.equal(out, reuse)  # it says which steps, not what a skipped one returns
+    assert not torch.equal(out, reuse)  # the mask selects the steps, the predictor gives the output of a skipped one
 
 
 def test_the_same_steps_and_predictor_are_the_same_picture_whatever_the_method(run):
@@ -198,7 +198,7 @@ def test_a_faster_name_computes_no_more(run, steps):
 @pytest.mark.parametrize("steps", [6, 24, 31])
 @pytest.mark.parametrize("scheduler", ["simple", "karras", "beta"])
 def test_a_mask_for_another_number_of_steps_is_stretched(run, steps, scheduler):
-    """About the same share of steps is computed, in about the same places."""
+    """About the same share of steps is computed, at about the same positions."""
     _, report = run("MeanCache", step_mask_of("mask", "1" * 6 + "0" * 6), steps=steps, scheduler=scheduler)
     told = computed(report)
     assert report.steps == steps

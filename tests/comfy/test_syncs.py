@@ -347,12 +347,12 @@ def euler(model, x, sigmas, extra_args):
 
 
 def elsewhere(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """Steps of its own, never at the grid's places but for the first."""
+    """A sampler with steps of its own, of which only the first is on the grid."""
     return euler(model, x, torch.cat((sigmas[:1], (sigmas[:-1] + sigmas[1:]) / 2, sigmas[-1:])), extra_args)
 
 
 def later_elsewhere(model, x, sigmas, extra_args=None, callback=None, disable=None):
-    """As it is said, and from the seventh step on at other places."""
+    """On the grid for six steps, and off the grid from the seventh on."""
     own = torch.cat((sigmas[:6], torch.linspace(float(sigmas[5]), float(sigmas[-1]), 9)[1:]))
     return euler(model, x, own, extra_args)
 

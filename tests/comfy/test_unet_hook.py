@@ -1,4 +1,4 @@
-"""The block hook on UNets: a skip says what the network itself says when the last of the blocks between gives what it gave before."""
+"""The block hook on UNets: a skip gives the output of the network with the earlier output of the last block between."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def sampled(tiny: zoo.Tiny, model: Any, conds: Any) -> Any:
 def replayed(
     network: Any, seen: Any, layer: torch.nn.Module, deep: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the network says with all layers running, and what this one gives; `deep`: what it is to give instead."""
+    """The output of the network with all layers running, and that of this layer. deep: replaces the output of this layer."""
     found: list[torch.Tensor] = []
 
     def leave(_: Any, args: Any, out: torch.Tensor) -> torch.Tensor | None:

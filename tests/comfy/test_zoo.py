@@ -349,7 +349,7 @@ def test_the_record_is_true_of_the_model(visit, subtests):
 
 
 def test_hidream_o1_collects_keys_and_values_before_it_has_them():
-    """As Family.state says: an empty tuple tells its blocks to collect, and their second output is needed then."""
+    """As described in Family.state: an empty tuple makes the blocks collect states, and their second output is needed."""
     tiny = next((m for m in MODELS if m.base == "HiDreamO1"), None)
     if tiny is None:
         pytest.skip("this ComfyUI has no HiDream O1")

@@ -136,7 +136,7 @@ class Between:
 
     @contextmanager
     def left_out(self, deep: torch.Tensor) -> Iterator[None]:
-        """No layer of these runs: what they give says nothing, up to the last, which gives this."""
+        """None of these layers runs: their outputs are placeholders, except for that of the last."""
         for block, size in zip(self.blocks, self.sizes, strict=True):
             for layer in block:
                 vars(layer)["forward"] = lambda x, *_, size=size, **__: x.new_zeros(len(x), 1, *size)

@@ -1,4 +1,4 @@
-"""A wish becomes a method when the run is known, and the report says which, and why."""
+"""Step Cache (Auto) chooses a method once sampler and steps are known, and the report names it with the reason."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from skipstone.core.step.run import Run
 
 PLANNED = Method("Planned", "", (Warmup(2), Schedule(Budget.of(0.5))), BySampler())
 FREE = Method("Free", "", (Warmup(3),), Reuse())
-WISH = AutoMethod("Balanced", PLANNED, FREE)
+BALANCED = AutoMethod("Balanced", PLANNED, FREE)
 INTEGRATORS: tuple[Integrator, ...] = get_args(Integrator)
 
 
@@ -35,9 +35,9 @@ def costs(steps, origin=Origin.MEASURED):
     return Costs(default(grid(steps)), origin)
 
 
-def run(wish, steps=20, integrator="euler", adaptive_steps=False, second_order=False, **more):
-    """A finished run of one that wishes: nothing is sampled, but everything is decided."""
-    method = wish.resolve(SamplerInfo(integrator, steps, adaptive_steps, second_order))
+def run(auto, steps=20, integrator="euler", adaptive_steps=False, second_order=False, **more):
+    """A finished run of `auto`, with all decisions made and nothing sampled."""
+    method = auto.resolve(SamplerInfo(integrator, steps, adaptive_steps, second_order))
     at = grid(steps)
     run = Run(method, at, integrator, **more)
     for sigma in at.sigmas[:-1]:
@@ -53,20 +53,20 @@ def test_a_method_is_what_it_is_in_every_run():
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_steps_are_planned_where_that_is_best(integrator):
-    report = run(WISH, integrator=integrator)
+    report = run(BALANCED, integrator=integrator)
     assert (report.method, report.variant, report.computed) == ("Planned", "Auto, Balanced", 10)
     assert report.chosen == f"method: Planned, 10 of 20 steps ({WHY[integrator]})"
 
 
 @pytest.mark.parametrize("integrator", INTEGRATORS)
 def test_and_decided_as_they_come_where_they_cannot_be_planned(integrator):
-    report = run(WISH, integrator=integrator, adaptive_steps=True)
+    report = run(BALANCED, integrator=integrator, adaptive_steps=True)
     assert report.method == "Free"
     assert report.chosen == "method: Free (decided during the run, because this sampler chooses its own steps)"
 
 
 def test_and_where_planning_was_not_best():
-    report = run(WISH, integrator="ode", second_order=True)
+    report = run(BALANCED, integrator="ode", second_order=True)
     assert report.method == "Free"
     assert report.chosen.startswith(
         "method: Free (decided during the run; best for samplers with two evaluations a step"
@@ -76,7 +76,7 @@ def test_and_where_planning_was_not_best():
 @pytest.mark.parametrize("exact", [{"speedup": 2.0}, {"decibels": 30.0}])
 def test_but_what_is_to_be_held_is_planned(exact):
     free = None if "decibels" in exact else FREE
-    report = run(replace(WISH, adaptive=free, **exact), integrator="ode", second_order=True, costs=costs(20))
+    report = run(replace(BALANCED, adaptive=free, **exact), integrator="ode", second_order=True, costs=costs(20))
     assert report.method == "Planned"
     assert WHY["ode"] in report.chosen
 
@@ -91,7 +91,7 @@ def test_what_nobody_chose_for_a_person_says_nothing():
 
 
 def test_a_run_that_learns_says_that_it_does_and_counts_nothing():
-    report = run(WISH, learning=True)
+    report = run(BALANCED, learning=True)
     assert report.skipped == 0
     assert report.chosen.startswith("method: Planned (")
     assert " of 20 steps" not in report.chosen
@@ -100,23 +100,23 @@ def test_a_run_that_learns_says_that_it_does_and_counts_nothing():
 
 @pytest.mark.parametrize("steps", [8, 4])
 def test_few_steps_are_said_to_be_few(steps):
-    assert run(WISH, steps).chosen.endswith(f" of {steps} steps ({WHY_FEW})")
-    assert WHY_FEW not in run(WISH, 20).chosen
+    assert run(BALANCED, steps).chosen.endswith(f" of {steps} steps ({WHY_FEW})")
+    assert WHY_FEW not in run(BALANCED, 20).chosen
 
 
 def test_where_every_skip_would_be_visible_nothing_is_skipped_and_that_is_said():
     """Of outputs that have nothing to do with one another, no prediction is any good."""
     at = grid(8)
     random = Costs(Gram(at.times[:-1], np.eye(8)), Origin.MEASURED)
-    report = run(WISH, 8, costs=random)
+    report = run(BALANCED, 8, costs=random)
     assert report.skipped == 0 and report.warnings == []
     assert report.advice == "8 steps: nothing can be skipped without a visible change"
-    exact = run(replace(WISH, speedup=2.0), 8, costs=random)
+    exact = run(replace(BALANCED, speedup=2.0), 8, costs=random)
     assert exact.skipped > 0, "who asks for a speed-up gets it"
 
 
 def test_a_run_too_short_to_skip_is_said_to_be_and_is_no_fault():
-    report = run(WISH, 3)
+    report = run(BALANCED, 3)
     assert report.skipped == 0
     said = "3 steps are too few to skip any. Step caches help from about 12 steps; Compile Model+ and the encode cache help here"
     assert (report.advice, report.notes, report.warnings) == (said, [said], [])

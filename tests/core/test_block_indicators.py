@@ -218,7 +218,7 @@ def test_every_polynomial_is_sane_wherever_it_is_asked(name):
 
 
 def test_faults_of_the_published_polynomials_are_gone():
-    """Out of the range they were fitted on they explode or say that a change of the input takes the output back."""
+    """Outside the range of the fit, the polynomials grow without bound or give negative changes."""
     for name, x in (("Flux", 0.5), ("Flux Kontext", 0.3), ("HiDream full", 0.1), ("Wan 2.1 t2v 14B", 0.0)):
         row = row_of(TEACACHE, name, {})
         assert row is not None
@@ -390,7 +390,7 @@ def test_the_host_waits_once_an_evaluation_at_most(kind):
 
 
 class Reads:
-    """Counts how often something of a tensor is told to the host: a number, or several at once."""
+    """Counts reads of a tensor by the host, of one number or several at once."""
 
     def __enter__(self):
         self.count = 0

@@ -154,7 +154,7 @@ def test_the_limits_above_are_different_questions():
 
 
 def test_an_error_is_a_share_of_the_runs_whole_displacement():
-    """Reuse from step 0 to the last but one, of a velocity that turns round: as wrong as can be told by hand."""
+    """Reuse from step 0 to the last but one of a velocity that reverses: the error can be computed by hand."""
     grid = Grid.of([1.0, 0.75, 0.5, 0.25, 0.0])
     v = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
     found = planned(Schedule(Budget.of(0.5)), grid, costs=Gram(grid.times[:-1], v @ v.T), predictor=Reuse())

@@ -1,4 +1,4 @@
-"""What a slot keeps: own copies, where they were asked for, with nobody waiting for their way there; and what is summed from them."""
+"""The history of a slot: copies of its own, on the requested device, transferred without a sync; and weighted sums of them."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_where_there_is_no_page_locked_memory_it_is_copied_all_the_same(why, sma
 
 @pytest.mark.parametrize("device", [None, HOST])
 def test_what_is_there_already_is_not_copied(device):
-    """Nobody else may write to what is handed over."""
+    """The caller must not write to a tensor after it was handed over."""
     value = torch.ones(3)
     kept = History(device)
     kept.observe(0, value, ())

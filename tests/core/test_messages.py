@@ -1,4 +1,4 @@
-"""The sentences about a run: one level of words for each range of decibels, and what a run stopped while it learns says."""
+"""The messages about a run: one wording per range of decibels, and the message of a run that is stopped during calibration."""
 
 import pytest
 

@@ -89,7 +89,7 @@ def test_any_indicator_and_any_threshold_can_be_drawn(threshold, told):
 
 
 def held(values, limits, sums):
-    """A run whose indicator says `values`; held against `limits`: the sums, or the values themselves."""
+    """A run with the indicator values `values`, compared with `limits` as sums or one by one."""
     report = Report("Name", "", len(values), threshold=limits[-1], finished=True)
     total = 0.0
     for i, (value, limit) in enumerate(zip(values, limits, strict=True)):
@@ -146,10 +146,10 @@ def test_where_there_is_no_run_the_sheet_says_why():
 
 
 def test_the_text_tells_what_the_picture_shows():
-    report = run(indicators=[0.1] * 10, threshold=0.25, chosen="Balanced, as wished.", notes=["careful"])
+    report = run(indicators=[0.1] * 10, threshold=0.25, chosen="Balanced, as chosen.", notes=["careful"])
     lines = text_of(report).splitlines()
     assert lines[0] == report.line()
-    assert lines[1] == "Balanced, as wished."
+    assert lines[1] == "Balanced, as chosen."
     assert "10.0 s, about 15.0 s saved" in lines
     assert "computed: warmup 2, threshold 2" in lines
     assert "skipped: threshold 6" in lines

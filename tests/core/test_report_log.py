@@ -48,7 +48,7 @@ def test_a_run_that_ends_takes_its_own_place():
 
 
 def kept(*runs):
-    """A journal of (source, workflow, prompt, sampler), and the entries' places in it."""
+    """A log of runs (source, workflow, prompt, sampler), and the indices of the entries in it."""
     journal = ReportLog()
     for source, workflow, prompt, sampler in runs:
         journal.keep(LoggedRun(source, "4", Place(workflow, prompt, sampler), Report("Name", "", 8)))
@@ -75,7 +75,7 @@ def test_a_sampler_that_comfyui_had_no_need_to_run_again_is_told_by_its_last_pro
 def test_another_workflow_or_prompt_is_none_of_its_business():
     journal = kept(("a", "other", "1", "8"), ("a", "", "2", "8"))
     assert told(journal, "w", "3", samplers={"8"}) == []
-    assert told(journal, "", "", samplers={"8"}) == []  # no workflow and no prompt are no two of a kind
+    assert told(journal, "", "", samplers={"8"}) == []  # runs without workflow and prompt do not belong together
 
 
 def test_a_patched_models_runs_are_its_own_in_every_prompt():

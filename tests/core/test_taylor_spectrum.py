@@ -22,7 +22,7 @@ SDCPP = Spectrum(0.4, 3, 1.0, keep=6, half=True)
 
 
 def weights(predictor, grid, anchors, step):
-    """What `predictor` says at `step` after full evaluations at the steps `anchors`: anchor -> weight."""
+    """The weights of `predictor` at `step` after full evaluations at the steps `anchors`: anchor -> weight."""
     trajectory, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(Plan(grid))
     for i in anchors:
         clock.tick(grid.sigmas[i])
@@ -160,7 +160,7 @@ def test_a_sigma_that_is_looked_at_twice_divides_by_nothing(predictor):
 
 
 def penalised(spectrum, times, here):
-    """What the reference code's ridge, which holds down the constant term too, says of a constant 1: the sum of its weights."""
+    """The prediction of the reference code for a constant 1, which is the sum of its weights: its ridge penalises the constant term too."""
     past, now = chebyshev.chebvander(times, spectrum.m), chebyshev.chebvander(np.array([here]), spectrum.m)[0]
     ridge = spectrum.lam * np.eye(spectrum.m + 1)
     return float((now @ np.linalg.solve(past.T @ past + ridge, past.T)).sum())

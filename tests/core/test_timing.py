@@ -1,4 +1,4 @@
-"""How long evaluations take, by the clock of the device that computes, and what the report makes of it."""
+"""Times of evaluations, by the clock of the device that computes, and their use in the report."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ def ran(clock, pattern):
     return found
 
 
-def test_a_share_is_what_a_skip_takes_of_a_computed_evaluation(clock):
+def test_the_share_is_the_time_of_a_skip_over_that_of_a_computed_evaluation(clock):
     pattern = [(True, 90.0), (True, 8.0), (False, 2.0), (True, 8.0), (False, 2.0), (True, 8.0), (False, 5.0)]
     found = ran(clock, pattern)
     assert (found.computed, found.share) == (8.0, 3 / 8)  # the first one compiled
 
 
-def test_one_of_each_is_enough_and_none_says_nothing(clock):
+def test_one_of_each_is_enough_and_without_either_there_is_no_share(clock):
     assert ran(clock, [(True, 8.0), (False, 2.0)]).share == 0.25
     assert ran(clock, [(True, 8.0)] * 9).share is None
     assert ran(clock, [(None, 8.0)] * 3).computed is None
 
 
-def test_what_was_not_decided_counts_for_nothing(clock):
+def test_evaluations_without_a_decision_are_ignored(clock):
     assert ran(clock, [(True, 8.0), (None, 50.0), (False, 2.0), (None, 50.0)]).share == 0.25
 
 
-def test_the_last_word_counts(clock):
+def test_the_last_decision_counts(clock):
     found = StepTimer()
     found.mark()
     found.decided(False)
@@ -70,16 +70,25 @@ def test_a_skip_takes_no_more_than_all(clock):
     assert ran(clock, [(True, 1.0), (False, 3.0)] * 4).share == 1.0
 
 
-def test_a_devices_time_is_read_without_waiting_for_it():
+def timed(waits=False):
+    """Six evaluations on the device, by turns computed with 8 operations and skipped with 2. waits: each reads sigma first."""
+    found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
+    for i in range(6):
+        if waits:
+            float(x)
+        found.mark()
+        found.decided(i % 2 == 0)
+        for _ in range(8 if i % 2 == 0 else 2):
+            x = x + 1
+        if not waits:
+            found.read()
+    return found
+
+
+def test_the_times_of_a_device_are_read_without_a_sync():
     """The host only queues work; the device takes a second for each operation."""
     with torch.inference_mode(), Accelerator(cost=lambda name, result: 1.0) as gpu:
-        found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
-        for i in range(6):
-            found.mark()
-            found.decided(i % 2 == 0)
-            for _ in range(8 if i % 2 == 0 else 2):
-                x = x + 1
-            found.read()
+        found = timed()
         assert not gpu.syncs and found.computed is None  # the device has done nothing yet
         found.close()
         assert len(gpu.syncs) == 1
@@ -87,7 +96,7 @@ def test_a_devices_time_is_read_without_waiting_for_it():
         assert found.share == pytest.approx(0.25, rel=0.01)
 
 
-def test_a_device_without_clocks_is_timed_by_the_hosts(clock, monkeypatch):
+def test_a_device_without_events_is_timed_by_the_host(clock, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", lambda **_: (_ for _ in ()).throw(RuntimeError("no such thing")))
     found = StepTimer(CUDA)
     for computed in (True, False):
@@ -120,7 +129,7 @@ def sampled(clock, blocks):
 
 
 @pytest.mark.parametrize("blocks", [Blocks(1, 0, "none"), None], ids=["blocks", "output"])
-def test_a_report_goes_by_the_clock(clock, blocks):
+def test_the_report_uses_measured_times(clock, blocks):
     report = sampled(clock, blocks)
     assert report.skipped >= 8
     assert report.share == 0.25
@@ -131,7 +140,7 @@ def test_a_report_goes_by_the_clock(clock, blocks):
 
 @pytest.mark.parametrize("event", [None, "raises", "has no timing"])
 def test_a_device_without_events_is_waited_for_at_the_end_only(monkeypatch, event):
-    """As DirectML: sigma's read waits for it in every evaluation, and the clock is the host's."""
+    """As DirectML: reading sigma waits for the device in every evaluation, and the host's clock is used."""
     with torch.inference_mode(), Accelerator(cost=lambda name, result: 1.0) as gpu:
 
         class Event(torch.cuda.Event):
@@ -144,28 +153,16 @@ def test_a_device_without_events_is_waited_for_at_the_end_only(monkeypatch, even
                 raise RuntimeError("no timing")
 
         monkeypatch.setattr(torch.cuda, "Event", Event if event else None)
-        found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
-        for i in range(6):
-            found.mark()
-            found.decided(i % 2 == 0)
-            for _ in range(8 if i % 2 == 0 else 2):
-                x = x + 1
-            found.read()
+        found = timed()
         assert not gpu.syncs
         found.close()
         assert gpu.syncs and gpu.clock.host >= 30
 
 
-def test_its_times_are_right_where_every_evaluation_waits():
+def test_the_host_times_correctly_where_every_evaluation_waits():
     with torch.inference_mode(), Accelerator(cost=lambda name, result: 1.0), pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.cuda, "Event", None)
-        found, x = StepTimer(CUDA), torch.ones(1, device=CUDA)
-        for i in range(6):
-            float(x)  # sigma
-            found.mark()
-            found.decided(i % 2 == 0)
-            for _ in range(8 if i % 2 == 0 else 2):
-                x = x + 1
+        found = timed(waits=True)
         found.close()
         assert found.share == pytest.approx(0.25, abs=0.15)
         assert found.computed == pytest.approx(8, abs=1.5)

@@ -1,4 +1,4 @@
-"""`make bench-gpu` on the pretend device: its checks run, and say what is right and what is not. Its figures are nobody's."""
+"""`make bench-gpu` on the pretend device: its checks run and report their results. The figures are not meaningful."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Device memory of block-level methods, measured at every operation: what ComfyUI was told of, what is kept, what is left."""
+"""Device memory of block-level methods, measured at every operation: reserved with ComfyUI, kept, and left behind."""
 
 from __future__ import annotations
 

@@ -188,7 +188,7 @@ def same():
 
 
 class Shop:
-    """ComfyUI's executor with ComfyUI's nodes and ours; `run` tells which nodes ran and what reached the end."""
+    """ComfyUI's executor with ComfyUI's nodes and ours; `run` gives the values that reached the end nodes, and `ran` the nodes that ran."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, models: Path, clip: Path) -> None:
         self.models = models
@@ -304,7 +304,7 @@ class Shop:
 
     def _pass_node(self) -> Any:
         class TestPass:
-            """Another pack's node, of which nobody knows what it does."""
+            """A node of another pack, which the memo does not know."""
 
             RETURN_TYPES, FUNCTION, CATEGORY = ("*",), "hand", ""
 

@@ -1,4 +1,4 @@
-"""The memo's nodes in ComfyUI's own executor: what is known needs no encoder, and what is not understood is never guessed."""
+"""The memo's nodes in ComfyUI's own executor: a hit needs no encoder, and inputs that cannot be identified are not cached."""
 
 from __future__ import annotations
 
@@ -403,7 +403,7 @@ def test_a_vae_that_another_node_bent_in_place_says_nothing_of_its_loader(memo, 
 
 @pytest.mark.parametrize("ours_first", [True, False])
 def test_a_plain_value_changed_in_place_says_nothing_of_its_loader(memo, shop, monkeypatch, ours_first):
-    """Only what the encoder was before tells of it."""
+    """Only the encoder's earlier state reveals it."""
     monkeypatch.setattr(nodes.VAELoader, "load_vae", snapshot.noting(nodes.VAELoader.load_vae))
     vae = nodes.VAELoader().load_vae("demo.safetensors")[0]
     graph = {"a": {"class_type": "VAELoader", "inputs": {"vae_name": "demo.safetensors"}}}

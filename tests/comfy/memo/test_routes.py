@@ -1,4 +1,4 @@
-"""What a page may ask the server about the memo: it changes nothing unless told to in JSON, and names no place."""
+"""The memo's routes: only JSON requests change anything, and no answer contains a folder or an address."""
 
 from __future__ import annotations
 

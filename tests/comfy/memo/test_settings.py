@@ -23,7 +23,7 @@ from skipstone.patch.memo import instance as process
 
 @pytest.fixture
 def owner(monkeypatch, tmp_path):
-    """Says what the settings are, and opens a memo by them: `owner({...}, MEMO_DISK="1")`."""
+    """Applies settings and opens a memo with them: `owner({...}, MEMO_DISK="1")`."""
     monkeypatch.setattr(folder_paths, "get_user_directory", lambda: str(tmp_path))
     for name in list(os.environ):
         if name.startswith("SKIPSTONE_"):
@@ -211,7 +211,7 @@ def test_what_waits_is_written_when_comfyui_ends(tmp_path):
 def test_a_server_that_others_reach_takes_places_from_the_environment_alone(
     owner, tmp_path, monkeypatch, caplog, listen
 ):
-    """Everybody who reaches it can write its settings."""
+    """Every user who reaches such a server can write its settings."""
     monkeypatch.setattr(comfy.cli_args.args, "listen", listen)
     said = {
         "Skipstone.Memo.Redis": "redis://elsewhere.example",

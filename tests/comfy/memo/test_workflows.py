@@ -47,7 +47,7 @@ def open_server(tmp_path_factory):
 
 
 def from_drawing(graph: dict[str, Any], known: dict[str, Any]) -> dict[str, Any]:
-    """The graph as the front end exports it: widgets by their place, as the server tells them."""
+    """The graph as the front end exports it: the values of widgets by their order in the server's node definitions."""
     links = {link[0]: [str(link[1]), link[2]] for link in graph["links"]}
     told = {}
     for node in graph["nodes"]:

@@ -395,7 +395,7 @@ def test_the_code_of_a_function_exchanged_in_place(monkeypatch):
     assert environment.environment_digest(torch.device("cpu")) != before
 
 
-# descriptions of callables and objects (finding 5, street case 4)
+# descriptions of callables and objects (finding 5)
 
 
 class Mode(enum.Enum):

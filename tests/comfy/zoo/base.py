@@ -75,7 +75,7 @@ def fill(network: torch.nn.Module, seed: int = 0) -> None:
 
 
 def words(tokens: int, width: int, /, seed: int = 0, **more: Any) -> Any:
-    """CONDITIONING of `tokens` random text tokens, and what else a text encoder or a node says (pooled_output, guidance ...)."""
+    """CONDITIONING of `tokens` random text tokens, and further options of a text encoder or a node (pooled_output, guidance ...)."""
     return [[normal(1, tokens, width, seed=seed), more]]
 
 

@@ -15,7 +15,7 @@ WIDTH = 32  # of text embeddings
 
 def texts(**both: Any) -> Conds:
     """Seven words and five, and what both conditionings have besides; a function there makes it of the number of words."""
-    said = {"pooled_output": None} | both  # a text encoder always says it
+    said = {"pooled_output": None} | both  # every text encoder sets it
 
     def conds(_: Any) -> tuple[Any, Any]:
         positive, negative = (

@@ -23,7 +23,7 @@ def prompts(positive: int = 7, negative: int = 5, width: int = TEXT, **more: Any
 
 # Stable Audio
 
-SECONDS = 768  # width of what tells how long it is to be; it goes with the prompt's tokens
+SECONDS = 768  # width of the embedding of the duration, which is appended to the tokens of the prompt
 DIT = {
     "audio_model": "dit1.0", "cond_token_dim": SECONDS, "project_cond_tokens": True, "embed_dim": 64, "depth": 5, "num_heads": 2,
     "input_concat_dim": 0,
@@ -72,7 +72,7 @@ def stable_audio_3() -> Any:
 def ace_step() -> Any:
     import comfy.ldm.ace.model as ace
 
-    # the encoder of the lyrics is as large as it is, whatever the model is told
+    # the size of the lyrics encoder does not depend on the configuration
     small = functools.partial(ace.LyricEncoder, output_size=32, attention_heads=2, linear_units=48, num_blocks=1)
     with mock.patch.object(ace, "LyricEncoder", small):
         return supported(

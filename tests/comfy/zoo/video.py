@@ -126,7 +126,7 @@ def wan(kind: str, **more: Any) -> Callable[[], Any]:
 
 
 def first_frame(channels: int = 16, size: tuple[int, ...] = VIDEO[2:]) -> dict[str, Any]:
-    """What WanImageToVideo attaches: a picture in the first frame, and a mask that says so."""
+    """What WanImageToVideo attaches: a picture in the first frame, and the mask of that frame."""
     image = torch.zeros(1, channels, *size)
     image[:, :, :1] = normal(1, channels, 1, *size[1:], seed=6)
     mask = torch.ones(1, 1, *size)
