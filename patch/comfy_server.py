@@ -52,11 +52,15 @@ def _context() -> Any | None:
     return get_executing_context()
 
 
+STATUS = "skipstone.status"
+"""The event of show_text. ComfyUI's own text on a node is removed at the end of the job by newer front ends."""
+
+
 def show_text(text: str, node: str) -> None:
-    """Show a line of text on a node of a running graph, in every page. No-op without a server, a node, or ComfyUI's part for it."""
-    show = getattr(server(), "send_progress_text", None)
-    if node and show is not None:
-        show(text, node)
+    """Show a line of text on a node of the running prompt, in every page that shows its workflow. No-op without a server or a node."""
+    there = server()
+    if node and there is not None:
+        there.send_sync(STATUS, {"workflow": place().workflow, "node": node, "text": text})
 
 
 def _workflow(prompt: str) -> str:

@@ -22,15 +22,21 @@ def test_it_is_found_and_samples(desk, request):
     assert listed[found[0]]["info"]["node_pack"] == "custom_nodes.skipstone"
 
     desk.open(ROOT / "demo" / "graphs" / "meancache.json")
-    page.mouse.dblclick(*desk.point(1500, 1400))  # empty ground
+    desk.evaluate(
+        "() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [-3000, -3000]; app.canvas.setDirty(true, true) }"
+    )
+    desk.settle()
+    ground = (700, 500)  # with nothing on it
+    page.wait_for_timeout(1000)  # the view has come to rest
+    page.mouse.dblclick(*ground)
     page.locator("input:focus").wait_for()
     page.keyboard.type(NAME, delay=20)
     page.get_by_text(NAME).last.wait_for()
     page.wait_for_timeout(500)
     page.keyboard.press("Enter")
     page.wait_for_function("() => app.graph.nodes.some((n) => n.subgraph)")
-    page.mouse.move(*desk.point(1500, 1400), steps=4)
-    page.mouse.click(*desk.point(1500, 1400))  # where the node hangs on the pointer, this drops it
+    page.mouse.move(*ground, steps=4)
+    page.mouse.click(*ground)  # where the node hangs on the pointer, this drops it
     host = desk.evaluate("() => String(app.graph.nodes.find((n) => n.subgraph).id)")
     desk.evaluate(
         """([host, links]) => {

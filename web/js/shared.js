@@ -35,6 +35,22 @@ export const style = (id, text) => {
   if (!document.getElementById(id)) document.head.append(el("style", { id, textContent: text }))
 }
 
+const root = () => app.rootGraph ?? app.graph
+
+/** The workflow's id, which goes with its prompts. */
+export const workflow = () => String(root()?.id ?? "")
+
+/** The node of an id in the prompt: "12:5" is node 5 of the subgraph of node 12. */
+export function find(id) {
+  let graph = root()
+  let node = null
+  for (const part of String(id).split(":")) {
+    node = graph?.getNodeById?.(part)
+    graph = node?.subgraph
+  }
+  return node ?? null
+}
+
 /** Every graph of the workflow: the root and its subgraphs, each once. */
 export function graphs() {
   const found = []
@@ -43,7 +59,7 @@ export function graphs() {
     found.push(graph)
     for (const node of nodesOf(graph)) add(node.subgraph)
   }
-  add(app.rootGraph ?? app.graph)
+  add(root())
   return found
 }
 

@@ -4,7 +4,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import * as words from "./report.js"
-import { el, graphs, guarded, isMethod, nodesOf } from "./shared.js"
+import { el, find, graphs, guarded, isMethod, nodesOf, workflow } from "./shared.js"
 import { t } from "./texts.js"
 
 const WIDGET = "skipstone_timeline"
@@ -23,20 +23,6 @@ const views = new WeakMap() // node -> View
 const span = (className, ...children) => el("span", { className }, ...children)
 
 const key = (className) => el("i", { className })
-
-const root = () => app.rootGraph ?? app.graph
-const workflow = () => String(root()?.id ?? "")
-
-/** The node of an id in the prompt: "12:5" is node 5 of the subgraph of node 12. */
-function find(id) {
-  let graph = root()
-  let node = null
-  for (const part of String(id).split(":")) {
-    node = graph?.getNodeById?.(part)
-    graph = node?.subgraph
-  }
-  return node ?? null
-}
 
 /** A node's runs in the last prompt in which it had any, oldest first. */
 function runsOf(node) {
