@@ -88,6 +88,7 @@ class CompiledModel:
         self.seconds = 0.0  # spent compiling
         self.blocks = 0  # of the model, that are compiled
         self.again = ("", 0.0)  # why it was compiled again, and the seconds that this took
+        self.called = False  # once, to the end
         self.problem = False
         self.status = ""  # the last text on the node
         self.prompt = prompt_id()  # in which it was shown
@@ -122,6 +123,7 @@ class CompiledModel:
             torch.compiler.cudagraph_mark_step_begin()
         with stage.set(self, base, what, state):
             result = executor(*args, **kwargs)
+        self.called = True
         if not self.problem and self.status != (text := self.summary()):
             self.show(text)
         # the next call overwrites a CUDA graph's output
@@ -142,6 +144,7 @@ class CompiledModel:
 
     def starts(self, number: int, total: int, again: str) -> None:
         """Compilation of block `number` of `total` starts; 1 of 1 is the whole model. again: why, where it was compiled before."""
+        again = again if self.called else ""  # blocks of several sizes in one call share code
         what = f"block {number} of {total}" if total > 1 else "the model"
         why = f" again: {again}" if again else f", {_seconds(self.seconds)} so far" if self.seconds else ""
         short = f"Compiling {what}{why}"
@@ -159,7 +162,7 @@ class CompiledModel:
     def compiled(self, seconds: float, total: int, again: str) -> None:
         """One of `total` blocks was compiled and has run once, which took so long."""
         self.blocks = total
-        if again:
+        if again and self.called:
             self.again = again, self.again[1] + seconds
         else:
             self.seconds += seconds

@@ -303,12 +303,12 @@ def _place_of_options(module: Module) -> int | None:
 
 
 def _reason(compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    """Why a forward is compiled again, for these arguments; "" at the first time."""
+    """Why a forward is compiled for these arguments; "" at the first time, and where torch's reason is none that a user knows of."""
     rest = {k: v for k, v in kwargs.items() if k != "transformer_options"}
     shapes = tuple(leaf.shape for leaf in tree_leaves((args, rest)) if isinstance(leaf, torch.Tensor))
-    known, first = shapes in compiled.shapes, not compiled.shapes
+    other = bool(compiled.shapes) and shapes not in compiled.shapes
     compiled.shapes.add(shapes)
-    return "" if first else "the model or its options changed" if known else "the size changed"
+    return "the size changed" if other else ""
 
 
 def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
