@@ -168,12 +168,13 @@ class CompiledModel:
             self.seconds += seconds
 
     def summary(self) -> str:
-        """What was compiled, and how long it took."""
+        """What was compiled, and how long it took. Two lines of a node of default width."""
         why, seconds = self.again
         what = f"{self.blocks} blocks" if self.blocks > 1 else "the model"
-        first = f"Compiled {what} in {_seconds(self.seconds)}" if self.seconds else ""
-        again = f"Compiled again in {_seconds(seconds)}, because {why}" if why else ""
-        return ". ".join(filter(None, (first, again))) or "Already compiled"
+        again = f"again in {_seconds(seconds)}: {why}" if why else ""
+        if self.seconds:
+            return f"Compiled {what} in {_seconds(self.seconds)}{again and ', '}{again}"
+        return f"Compiled {again}" if again else "Already compiled"
 
     def failed(self, error: BaseException) -> None:
         remedy, inner = advice(error), getattr(error, "inner_exception", error)
