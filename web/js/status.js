@@ -6,7 +6,7 @@ import { app } from "../../../scripts/app.js"
 import { el, find, guarded, workflow } from "./shared.js"
 
 const WIDGET = "skipstone_status"
-const [HEIGHT, MARGIN] = [44, 10] // px: two lines of text
+const [HEIGHT, MARGIN] = [60, 10] // px: three lines of text
 const lines = new WeakMap() // node -> element
 
 function lineOf(node) {
