@@ -153,16 +153,12 @@ class Clock:
         self.step = -1
         self.previous_step = -1
         self.sigma_rose = False
-        self.sigma_changed = (
-            True  # since the previous evaluation; heun begins a step at the sigma where it ended the last one
-        )
         self.skips = 0  # evaluations skipped since the last computed one
         self.skipped = 0  # in the whole run
 
     def tick(self, sigma: float) -> None:
         """The sampler begins an evaluation at this sigma. The step follows from sigma, not from the number of calls."""
         self.sigma_rose = sigma > self.sigma * (1 + 1e-6)  # False for the first evaluation, whose predecessor is NaN
-        self.sigma_changed = not math.isclose(sigma, self.sigma, rel_tol=1e-6)
         self.evaluation += 1
         self.sigma = sigma
         self.previous_step = self.step

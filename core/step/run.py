@@ -15,12 +15,14 @@ from .calibration.costs import Costs, Origin
 from .clock import Clock, Grid
 from .context import RunContext
 from .history import History, HostMemory
+from .indicators.base import IndicatorState
 from .indicators.reading import Reading
 from .method import Method
 from .modalities import Modalities
 from .plan import Plan
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason
-from .predictors import Integrator
+from .predictors import Integrator, Predictor
+from .predictors.base import Prediction
 from .published.coefficients import Network
 from .readback import Readback
 from .report.builder import ReportBuilder, first_plan
@@ -29,7 +31,29 @@ from .trajectory import Trajectory, Weights
 
 Slot = Hashable
 
+RETURNS = 4  # the last sets of slots among which one that returns is looked for
 NOT_FINITE = "the model's output was not finite: no evaluation was predicted from it"
+
+
+class Track:
+    """One set of slots in a run: its past evaluations, its prediction and its indicator.
+
+    Samplers ask about one set of slots at every evaluation. Some, such as FlowEdit's, ask about two sets in turn.
+    """
+
+    def __init__(self, predictor: Predictor, plan: Plan, indicator: IndicatorState | None) -> None:
+        self.prediction: Prediction = predictor.start(plan)
+        self.trajectory = Trajectory(max(predictor.depth, 1), predictor.reads_predictions)
+        self.indicator = indicator
+        self.indicated_slot: Slot | None = None  # the slot that the indicator follows
+        self.sigma = math.nan  # of its last evaluation
+        self.new_slot = False  # a slot appeared where a skip had been decided: the next evaluation is computed
+
+    def forget(self) -> None:
+        """Drop what was observed so far."""
+        self.trajectory.clear()
+        if self.indicator:
+            self.indicator.clear()
 
 
 class Run:
@@ -96,21 +120,22 @@ class Run:
             rules.insert(0, Full(Reason.CALIBRATION))
         self.policies = [p.start(context) for p in (*rules, *method.policies)]
         plan = first_plan(self.policies) or Plan(grid)
-        self.prediction = predictor.start(plan)
-        self.trajectory = Trajectory(max(predictor.depth, 1), predictor.reads_predictions)
+        self.method, self.context, self.predictor, self.plan = method, context, predictor, plan
+        self.track = self._new_track()
+        # by the slots of an evaluation's first call, oldest first: the current track, and another where sets of slots take turns
+        self.tracks: dict[tuple[Slot, ...], Track] = {}
+        self.seen: list[tuple[Slot, ...]] = []  # the last sets of slots, to find those that return
         self.histories: dict[Slot, History] = {}
         self.memory = HostMemory(pinnable)
         self.sizes: dict[int, list[float | Readback]] = {}  # by anchor: the largest absolute values of its outputs
-        self.indicator = method.indicator.start(context) if method.indicator else None
         self.modalities = Modalities(parts, modalities)
-        self.indicated_slot: Slot | None = None  # the slot that the indicator follows
         self.reading: Reading | None = None
         self.was_read = False  # the indicator, in this evaluation
         self.reading_seconds = 0.0
         self.reports = ReportBuilder(
             method,
             self.policies,
-            self.indicator,
+            self.track.indicator,
             plan,
             predictor.name,
             integrator,
@@ -120,11 +145,26 @@ class Run:
         )
         self.decision: Decision | None = None
         self.weights: Weights | None = None
-        self.new_slot = False  # a slot appeared where a skip had been decided: the next evaluation is computed
+
+    def _new_track(self) -> Track:
+        indicator = self.method.indicator.start(self.context) if self.method.indicator else None
+        return Track(self.predictor, self.plan, indicator)
 
     @property
     def report(self) -> Report:
         return self.reports.report
+
+    @property
+    def trajectory(self) -> Trajectory:
+        return self.track.trajectory
+
+    @property
+    def indicator(self) -> IndicatorState | None:
+        return self.track.indicator
+
+    @property
+    def indicated_slot(self) -> Slot | None:
+        return self.track.indicated_slot
 
     def tick(self, sigma: float) -> None:
         """The sampler begins an evaluation at this sigma."""
@@ -136,12 +176,11 @@ class Run:
 
     def forget(self) -> None:
         """Drop what was observed so far: the next evaluation is computed, or predicted from what follows."""
-        self.trajectory.clear()
+        for track in {self.track, *self.tracks.values()}:
+            track.forget()
         for history in self.histories.values():
             history.clear()
         self.modalities.clear()
-        if self.indicator:
-            self.indicator.clear()
 
     def drop(self) -> None:
         """Free all memory that the run holds, also of the current evaluation."""
@@ -156,15 +195,30 @@ class Run:
         slots = list(slots)
         if self.decision is None:
             began = time.perf_counter()
+            self._choose_track(tuple(slots))
             self._observe_input(slots[0], seen)
             self.decision = self._decide(slots)
             self._follow(self.decision, slots)
             deciding = time.perf_counter() - began - self.reading_seconds
             self.reports.decided(self.clock, self.decision, self.reading, deciding)
         if not self.decision.compute and not all(self._known(s) for s in slots):
-            self.new_slot = True
+            self.track.new_slot = True
             return COMPUTE(Reason.NEW_CONDITIONING)
         return self.decision
+
+    def _choose_track(self, slots: tuple[Slot, ...]) -> None:
+        """The track of an evaluation with these slots in its first call. A new set of slots takes the place of the current one: it is
+        given a track beside it only once it returns, because ComfyUI was told of the memory of one."""
+        if slots not in self.tracks:
+            if slots in self.seen and not all(self._known(s) for s in slots):
+                self.track = self._new_track()
+                self.tracks = dict(list(self.tracks.items())[-1:])
+            else:
+                self.tracks.clear()
+            self.seen = [*self.seen[1 - RETURNS :], slots]
+        # the newest is the last
+        self.track = self.tracks.pop(slots, self.track)
+        self.tracks[slots] = self.track
 
     def _follow(self, decision: Decision, slots: list[Slot]) -> None:
         """Bring trajectory and prediction up to date with a decision."""
@@ -176,10 +230,10 @@ class Run:
             return  # no velocity is defined there, and no evaluation follows
         if decision.compute:
             self.trajectory.computed(clock.evaluation, clock.sigma)
-            self.prediction.computed(self.trajectory)
+            self.track.prediction.computed(self.trajectory)
             self._trim()
         else:
-            self.weights = self.prediction.weights(clock, self.trajectory)
+            self.weights = self.track.prediction.weights(clock, self.trajectory)
             self.trajectory.predicted(clock.evaluation, clock.sigma, self.weights)
 
     def _observe_input(self, slot: Slot, seen: Tensor | None) -> None:
@@ -187,10 +241,12 @@ class Run:
         self.reading, self.was_read, self.reading_seconds = None, False, 0.0
         if self.indicator is None or seen is None or self.clock.sigma <= 0:
             return
-        if slot != self.indicated_slot:
-            self.indicated_slot = slot
+        track = self.track
+        if slot != track.indicated_slot:
+            track.indicated_slot = slot
             self.indicator.clear()
-        self.indicator.observe_input(seen, self.clock.sigma_changed)
+        self.indicator.observe_input(seen, not math.isclose(self.clock.sigma, track.sigma, rel_tol=1e-6))
+        track.sigma = self.clock.sigma
 
     def _read_indicator(self) -> Reading | None:
         if not self.was_read and self.indicator:
@@ -199,7 +255,7 @@ class Run:
             self.reading = self.indicator.read()
             self.reading_seconds = time.perf_counter() - began
             if self.reading:
-                self.prediction.indicated(self.reading)
+                self.track.prediction.indicated(self.reading)
         self.was_read = True
         return self.reading
 
@@ -210,8 +266,8 @@ class Run:
         opinion = next((d for d in opinions if d is not None), SKIP(Reason.METHOD))
         if opinion.compute:
             return opinion
-        if self.new_slot:
-            self.new_slot = False
+        if self.track.new_slot:
+            self.track.new_slot = False
             self.trajectory.clear()
             return COMPUTE(Reason.NEW_CONDITIONING)
         if len(self.trajectory.nodes) < self.need:
@@ -226,9 +282,15 @@ class Run:
 
     def _finite(self) -> bool:
         """False if an anchor is known not to be finite. A device that lags behind is not waited for: there it is known later."""
-        self.sizes = {k: v for k, v in self.sizes.items() if k in self.trajectory.needed}
-        found = (s.get() if isinstance(s, Readback) else s for several in self.sizes.values() for s in several)
+        self.sizes = {k: v for k, v in self.sizes.items() if k in self.needed}
+        own = (s for k in self.trajectory.needed for s in self.sizes.get(k, ()))
+        found = (s.get() if isinstance(s, Readback) else s for s in own)
         return all(s is None or math.isfinite(s) for s in found)
+
+    @property
+    def needed(self) -> set[int]:
+        """The anchors that a prediction of any track may use."""
+        return self.track.trajectory.needed.union(*(t.trajectory.needed for t in self.tracks.values()))
 
     def _known(self, slot: Slot) -> bool:
         """Whether the slot has its own value for every anchor that a prediction may use."""
@@ -242,7 +304,7 @@ class Run:
     def _trim(self) -> None:
         """Free the anchors that no later prediction uses, before the model runs."""
         for history in self.histories.values():
-            history.trim(self.trajectory.needed)
+            history.trim(self.needed)
         self.histories = {slot: history for slot, history in self.histories.items() if history.anchors}
 
     def observe(self, slot: Slot, x: Tensor, denoised: Tensor) -> None:
@@ -267,7 +329,7 @@ class Run:
             self.sizes.setdefault(self.clock.evaluation, []).append(size)
         history = self.histories.setdefault(slot, History(self.device, self.memory))
         history.device = self.device
-        history.observe(self.clock.evaluation, value, self.trajectory.needed)
+        history.observe(self.clock.evaluation, value, self.needed)
 
     def predict(self, slot: Slot, x: Tensor) -> Tensor:
         """D for a slot of a skipped evaluation: a new tensor of x's shape, on x's device."""
@@ -304,9 +366,9 @@ class Run:
             history.clear()
         self.histories.clear()
         self.sizes.clear()
-        self.trajectory.clear()
+        self.track = Track(self.predictor, self.plan, None)
+        self.tracks.clear()
         self.memory.close()
-        self.indicator = None
         self.report.modalities = self.modalities.errors()
         report = self.reports.close(finished, self.clock.grid.falling)
         for listener in listeners:

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 from skipstone.core.step.clock import Grid
+from skipstone.core.step.indicators.output import InputChange
 from skipstone.core.step.method import Method
-from skipstone.core.step.policies import Budget, Cap, Schedule, Warmup, Window
+from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import BySampler, Linear, Reuse
 from skipstone.core.step.report.report import Report
 from skipstone.core.step.run import Run
@@ -214,3 +215,49 @@ def test_noise_that_a_sampler_adds_does_not_stay_in_a_prediction():
     run.tick(GRID.sigmas[2])
     run.decide(["a"])
     assert torch.equal(run.predict("a", torch.randn(4) * 100), torch.full((4,), 0.25))
+
+
+def in_turn(run, slots):
+    """Euler for each slot, which the sampler asks about one after the other at every step."""
+    x = {s: torch.linspace(-1, 1, 8) for s in slots}
+    for sigma, after in zip(GRID.sigmas, GRID.sigmas[1:], strict=False):
+        for i, s in enumerate(slots):
+            run.tick(sigma)
+            if run.decide([s], x[s]).compute:
+                d = denoise(x[s], sigma, i)
+                run.observe(s, x[s], d)
+            else:
+                d = run.predict(s, x[s])
+            x[s] = x[s] + (after - sigma) * (x[s] - d) / sigma
+    return x
+
+
+def test_conditionings_in_turn_keep_a_track_each():
+    together = Run(HALF, GRID, "euler")
+    out = in_turn(together, ("a", "b"))
+    report = together.close(True)
+    full = in_turn(Run(Method("Full", "", (Warmup(99),), Reuse()), GRID, "euler"), ("a", "b"))
+    assert report.skipped >= GRID.steps - 2
+    for slot in ("a", "b"):
+        assert torch.dist(out[slot], full[slot]) < 0.03 * full[slot].norm()
+
+
+def test_an_adaptive_method_reads_an_indicator_for_each_conditioning_in_turn():
+    method = Method("Test", "", (Warmup(4), Accumulator(0.2)), Reuse(), keeps="velocity", indicator=InputChange("anchor"))
+    run = Run(method, GRID, "euler")
+    in_turn(run, ("a", "b"))
+    read = [e.indicator for e in run.close(True).evaluations]
+    assert all(value is not None for value in read[12:-2])
+
+
+def test_no_more_than_two_sets_of_slots_are_held_and_one_until_a_set_returns():
+    run = Run(Method("Test", "", (Warmup(99),), Linear()), GRID, "euler")
+    held = []
+    for sigma, slot in zip(GRID.sigmas, "aabbababcabc", strict=False):
+        run.tick(sigma)
+        run.decide([slot])
+        run.observe(slot, torch.ones(2), torch.ones(2))
+        held.append(sorted(run.histories))
+    assert held[3] == ["b"], "a set that does not return is dropped"
+    assert held[4] == ["a", "b"] and max(map(len, held)) <= 3
+    assert len(run.tracks) == 2
