@@ -116,6 +116,15 @@ def test_the_typical_change_fires_on_any_model_and_does_not_depend_on_its_scale(
     )
 
 
+@pytest.mark.parametrize("policy", [Threshold(typical=3.2), Accumulator(typical=3.2)])
+def test_where_every_evaluation_is_unlike_the_one_before_nothing_is_skipped(policy):
+    """As with a sampler that draws new noise at each step: large changes are typical there, and no reason to skip."""
+    draw = np.random.default_rng(0)
+    seen = [draw.standard_normal(500) for _ in range(GRID.steps)]
+    _, report = played(method(policy, FirstBlockChange(), Warmup(3)), seen)
+    assert report.skipped == 0 and "changes by more than half" in report.advice
+
+
 def test_the_typical_change_fires_where_changes_only_grow():
     """The median of the past would lag behind them."""
     seen = [np.cumsum(np.full(100, 1.3**i)) for i in range(GRID.steps)]

@@ -143,7 +143,8 @@ class FirstBlockChangeState(ProbeState):
         # directly after a computed evaluation the change since then is the newest of `changes`
         since = [] if self.anchor is self.previous else [change(self.current, self.anchor)]
         values = self.changes.read(*since)
-        return Reading(values[0] if values else self.changes.last, self.changes.typical)
+        since_anchor = values[0] if values else self.changes.last
+        return Reading(since_anchor, self.changes.typical, change=since_anchor)
 
 
 @dataclass(frozen=True)
@@ -194,7 +195,7 @@ class ModulatedState(ProbeState):
         x = self.changes.last
         if not math.isfinite(x):
             return Reading(x)
-        return Reading(self.polynomial(x), self.polynomial(self.changes.typical))
+        return Reading(self.polynomial(x), self.polynomial(self.changes.typical), change=x)
 
 
 @dataclass(frozen=True)
@@ -258,4 +259,4 @@ class ProbedState(ProbeState):
         for value in self.changes.read(*wanted):
             if math.isfinite(value):
                 ratio = min(max(value, 1.0), self.config.max_ratio)
-        return Reading(self.changes.last, self.changes.typical, ratio)
+        return Reading(self.changes.last, self.changes.typical, ratio, self.changes.last)

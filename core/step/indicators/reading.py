@@ -20,12 +20,14 @@ class Reading:
     ----------
     value: the estimated change of the output. May be inf or NaN: the evaluation is then computed.
     typical: the run's median change between consecutive evaluations, in the unit of `value`; 0 where the indicator has none.
+    change: the probe's relative change since the last computed evaluation, or the previous one; 0 where the indicator has no probe.
     ratio: the probe's movement since the second-last anchor over its movement between the last two anchors, see ProbeAligned.
     """
 
     value: float
     typical: float = 0.0
     ratio: float = 1.0
+    change: float = 0.0
 
 
 def subsample(value: Tensor, limit: int = SAMPLE, parts: Sequence[int] = ()) -> Tensor:

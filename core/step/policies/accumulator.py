@@ -66,10 +66,12 @@ class AccumulatorState(AdaptiveState):
         if config.reset and clock.skips == 0:
             self.error = 0.0
         self.error = config.decay * self.error + reading.value * (1 + config.penalty * clock.skips)
-        if config.typical:
-            self.threshold = config.typical * reading.typical
         progress = self.computed / self.steps
         factor = config.early if progress < 0.2 else config.late if progress > 0.8 else 1.0
-        decision = self.compare(self.error, self.threshold * factor)
+        if config.typical:
+            self.threshold = config.typical * reading.typical
+            decision = self.compare_typical(self.error, self.threshold * factor, reading.change)
+        else:
+            decision = self.compare(self.error, self.threshold * factor)
         self.computed += decision.compute
         return decision

@@ -13,6 +13,9 @@ from ..plan import Plan
 from ..published.coefficients import Network
 from ..reasons import Reason
 
+LARGEST = 0.5  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
+UNLIKE = "the output changes by more than half from one evaluation to the next, so none can be predicted"
+
 ReadIndicator = Callable[[], Reading | None]
 """Reads the method's indicator for the current evaluation, in one host sync; None while too little is known."""
 
@@ -80,6 +83,15 @@ class AdaptiveState(RunPolicy):
     def __init__(self, threshold: float) -> None:
         self.threshold: float = threshold
         self.smallest: Comparison | None = None
+        self.unlike = False  # an evaluation was computed because its change was above LARGEST
+
+    def compare_typical(self, score: float, threshold: float, change: float) -> Decision:
+        """Of a threshold in typical changes, whose unit has no meaning of its own. change: see Reading."""
+        decision = self.compare(score, threshold)
+        if decision.compute or change <= LARGEST:
+            return decision
+        self.unlike = True
+        return COMPUTE(Reason.THRESHOLD)
 
     def compare(self, score: float, threshold: float) -> Decision:
         self.compared = Comparison(score, threshold)
@@ -88,6 +100,8 @@ class AdaptiveState(RunPolicy):
         return SKIP(Reason.THRESHOLD) if score < threshold else COMPUTE(Reason.THRESHOLD)
 
     def advice(self) -> str:
+        if self.unlike:
+            return UNLIKE
         if self.smallest is None:
             return (
                 "the threshold was never compared: widen start_percent..end_percent, lower warmup, or take more steps"

@@ -46,4 +46,5 @@ class ThresholdState(AdaptiveState):
             return COMPUTE(Reason.NOT_FINITE)
         if self.config.typical:
             self.threshold = self.config.typical * reading.typical
+            return self.compare_typical(reading.value, self.threshold, reading.change)
         return self.compare(reading.value, self.threshold)
