@@ -417,6 +417,16 @@ def test_a_look_between_two_steps_is_none_at_either():
         recorder.gram("")
 
 
+def test_evaluations_a_little_below_the_grid_are_recorded_at_their_own_time():
+    """Detail Daemon's, whose largest shifts are of more than a step."""
+    recorder, times = GramRecorder(FLOW, "velocity"), []
+    for i, (sigma, after) in enumerate(zip(FLOW.sigmas, FLOW.sigmas[1:], strict=False)):
+        at = sigma - (sigma - after) * (0.3 if i != 5 else 0.7)
+        recorder.observe(at, torch.full((4,), at, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))
+        times += [at] if i != 5 else []
+    assert recorder.gram("").times == pytest.approx(times)
+
+
 def test_a_nan_is_no_calibration():
     recorder = recorded(FLOW)
     recorder.rows.clear()

@@ -14,6 +14,8 @@ from .gram import Gram
 
 MOST = 64  # steps of a run that are recorded: a plan is solved on no more
 FEWEST = 4  # recorded steps that a Gram matrix needs
+NEAR = 0.4  # share of a step up to which an evaluation below the step's sigma is one of it
+ENOUGH = 0.75  # share of the steps that a full run needs where the sampler's sigmas are off the grid
 LINEAR = 1e-2  # relative error up to which a guider combines two passes as classifier-free guidance does
 
 
@@ -37,6 +39,7 @@ class GramRecorder:
         self.steps = {int(i) for i in np.linspace(0, grid.steps - 1, min(grid.steps, MOST)).round()}
         self.rows: dict[int, Tensor] = {}
         self.passes: dict[int, tuple[Tensor, Tensor]] = {}  # conditional and unconditional
+        self.times: dict[int, float] = {}  # by recorded step, of evaluations off the grid
         self.invalid = False
 
     def invalidate(self) -> None:
@@ -53,7 +56,8 @@ class GramRecorder:
             self.passes[step] = self._value(sigma, seen, conditional), self._value(sigma, seen, unconditional)
 
     def observe(self, sigma: float, x: Tensor, denoised: Tensor) -> None:
-        """The guided D at the latent x, of a computed evaluation. Evaluations off the grid, and repeated ones, are ignored.
+        """The guided D at the latent x, of a computed evaluation. The first of each step counts, at the step's sigma or a little below it,
+        where Detail Daemon evaluates the model.
 
         Raises ValueError unless D is one tensor of x's shape: some guiders return several.
         """
@@ -62,14 +66,16 @@ class GramRecorder:
         step = self._step(sigma)
         if step is not None:
             self.rows[step] = self._value(sigma, self._sample(x), denoised)
+            if abs(sigma - self.grid.sigmas[step]) > SAME_STEP * sigma:
+                self.times[step] = sigma if self.grid.flow else sigma / (1 + sigma)
 
     def _step(self, sigma: float) -> int | None:
-        """The step to record this evaluation for; None for one that is not recorded."""
+        """The step to record this evaluation for; None for one that is not recorded: it is not its step's first."""
         step = self.grid.step_of(sigma)
         if self.invalid or sigma <= 0 or step in self.rows or step not in self.steps:
             return None
-        at = self.grid.sigmas[step]
-        return step if abs(sigma - at) <= SAME_STEP * at else None
+        at, after = self.grid.sigmas[step : step + 2]
+        return step if at - sigma <= max(NEAR * (at - after), SAME_STEP * at) else None
 
     def _sample(self, value: Tensor) -> Tensor:
         return subsample(value, parts=self.parts)
@@ -82,11 +88,12 @@ class GramRecorder:
     def gram(self, recipe: str, full: bool = True) -> Gram:
         """The Gram matrix of the run, in one transfer from the device. full: every step was to be computed.
 
-        Raises ValueError where a step of a full run was not observed, or fewer than FEWEST steps of another, where the latent's size
-        changed, or a value is not finite.
+        Raises ValueError where a step of a full run was not observed (off the grid: less than ENOUGH of them), or fewer than FEWEST of
+        another run, where the latent's size changed, or a value is not finite.
         """
         seen = sorted(self.rows)
-        if not self.grid.falling or self.grid.steps < 2 or (full and seen != sorted(self.steps)):
+        least = len(self.steps) * (ENOUGH if self.times else 1)
+        if not self.grid.falling or self.grid.steps < 2 or (full and len(seen) < least):
             raise ValueError("the sampler did not evaluate the model at every step")
         if not full and len(seen) < FEWEST:
             raise ValueError("too few steps were computed")
@@ -107,5 +114,5 @@ class GramRecorder:
                 guided = values[len(seen) :]
             else:
                 passes = 1
-        times = np.asarray(self.grid.times[:-1])[seen]
+        times = np.asarray([self.times.get(i, self.grid.times[i]) for i in seen])
         return Gram.of(times, guided, recipe, "denoised" if self.keeps == "denoised" else "velocity", passes)
