@@ -243,7 +243,9 @@ def test_conditionings_in_turn_keep_a_track_each():
 
 
 def test_an_adaptive_method_reads_an_indicator_for_each_conditioning_in_turn():
-    method = Method("Test", "", (Warmup(4), Accumulator(0.2)), Reuse(), keeps="velocity", indicator=InputChange("anchor"))
+    method = Method(
+        "Test", "", (Warmup(4), Accumulator(0.2)), Reuse(), keeps="velocity", indicator=InputChange("anchor")
+    )
     run = Run(method, GRID, "euler")
     in_turn(run, ("a", "b"))
     read = [e.indicator for e in run.close(True).evaluations]
