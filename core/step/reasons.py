@@ -41,4 +41,6 @@ class Reason(str, Enum):
     OFF_SCHEDULE = "no place on the schedule", "P"
     NOT_FINITE = "not finite", "F"
     MEMORY = "memory", "Y"  # skipping ran out of memory
+    NOISE = "noise that the output follows", "X"  # found at a sampler of another pack
+    UNKNOWN_PART = "unknown part of the latent", "U"
     MODEL_CHANGED = "model changed", "G"  # the forward did not match its family record

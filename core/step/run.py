@@ -19,12 +19,14 @@ from .indicators.base import IndicatorState
 from .indicators.reading import Reading
 from .method import Method
 from .modalities import Modalities
+from .movement import NoiseWatch
 from .plan import Plan
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason
 from .predictors import Integrator, Predictor
 from .predictors.base import Prediction
 from .published.coefficients import Network
 from .readback import Readback
+from .report import messages
 from .report.builder import ReportBuilder, first_plan
 from .report.report import Report
 from .trajectory import Trajectory, Weights
@@ -48,6 +50,8 @@ class Track:
         self.indicated_slot: Slot | None = None  # the slot that the indicator follows
         self.sigma = math.nan  # of its last evaluation
         self.new_slot = False  # a slot appeared where a skip had been decided: the next evaluation is computed
+        self.noise = NoiseWatch()
+        self.computed = True  # its last evaluation
 
     def forget(self) -> None:
         """Drop what was observed so far."""
@@ -78,6 +82,7 @@ class Run:
     computes_on: the model's device, whose clock times evaluations; None: the host.
     pinnable: bytes of the host's memory that may be page-locked.
     parts, modalities: lengths and names of the modalities in a packed latent.
+    watches_noise: find out whether the sampler adds noise, because its kind is unknown. `tick` and `returned` are told the latent then.
     """
 
     def __init__(
@@ -97,6 +102,7 @@ class Run:
         pinnable: float = float("inf"),
         parts: Sequence[int] = (),
         modalities: Sequence[str] = (),
+        watches_noise: bool = False,
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
         self.need = predictor.need
@@ -125,6 +131,9 @@ class Run:
         # by the slots of an evaluation's first call, oldest first: the current track, and another where sets of slots take turns
         self.tracks: dict[tuple[Slot, ...], Track] = {}
         self.seen: list[tuple[Slot, ...]] = []  # the last sets of slots, to find those that return
+        self.watches_noise = watches_noise
+        self.noisy = False  # the sampler was found to add noise
+        self.latent: Tensor | None = None  # the evaluation's, while noise is watched for
         self.histories: dict[Slot, History] = {}
         self.memory = HostMemory(pinnable)
         self.sizes: dict[int, list[float | Readback]] = {}  # by anchor: the largest absolute values of its outputs
@@ -166,13 +175,21 @@ class Run:
     def indicated_slot(self) -> Slot | None:
         return self.track.indicated_slot
 
-    def tick(self, sigma: float) -> None:
-        """The sampler begins an evaluation at this sigma."""
+    def tick(self, sigma: float, x: Tensor | None = None) -> None:
+        """The sampler begins an evaluation at this sigma. x: its latent, which is not written to."""
         self._end_evaluation()
+        self.latent = x if self.watches_noise else None
         self.reports.begin_evaluation()
         self.clock.tick(sigma)
         if self.clock.sigma_rose:
             self.forget()
+
+    def returned(self, denoised: object) -> None:
+        """The sampler receives this D for the latent that `tick` was told of."""
+        if self.latent is not None and self.decision is not None:
+            self.track.noise.observe_output(self.latent, denoised)
+            self.track.computed = self.decision.compute
+        self.latent = None
 
     def forget(self) -> None:
         """Drop what was observed so far: the next evaluation is computed, or predicted from what follows."""
@@ -196,6 +213,7 @@ class Run:
         if self.decision is None:
             began = time.perf_counter()
             self._choose_track(tuple(slots))
+            self._watch_noise()
             self._observe_input(slots[0], seen)
             self.decision = self._decide(slots)
             self._follow(self.decision, slots)
@@ -219,6 +237,17 @@ class Run:
         # the newest is the last
         self.track = self.tracks.pop(slots, self.track)
         self.tracks[slots] = self.track
+
+    def _watch_noise(self) -> None:
+        """Where noise was added to the latent since the last evaluation, D is kept from here on: a velocity contains the noise that was
+        in the latent, which would stay in the picture."""
+        if self.latent is None:
+            return
+        self.track.noise.observe_input(self.latent, self.track.computed)
+        self.noisy = self.noisy or self.track.noise.noisy
+        if self.noisy and self.keeps != "denoised" and self.method.level == "output":
+            self.keeps = "denoised"
+            self.forget()
 
     def _follow(self, decision: Decision, slots: list[Slot]) -> None:
         """Bring trajectory and prediction up to date with a decision."""
@@ -266,6 +295,11 @@ class Run:
         opinion = next((d for d in opinions if d is not None), SKIP(Reason.METHOD))
         if opinion.compute:
             return opinion
+        if self.latent is not None and not self.track.noise.ready:
+            return COMPUTE(Reason.HISTORY)
+        if self.track.noise.follows:
+            self.report.note(messages.NOISE, warning=False)
+            return COMPUTE(Reason.NOISE)
         if self.track.new_slot:
             self.track.new_slot = False
             self.trajectory.clear()
@@ -353,10 +387,16 @@ class Run:
         if reported:
             self.reports.recomputed(reason)
 
+    def force(self, reason: Reason) -> None:
+        """Compute the current evaluation unless a skip was decided in an earlier call."""
+        if self.decision is None:
+            self.decision = COMPUTE(reason)
+            self.reports.decided(self.clock, self.decision, None, 0.0)
+
     def _end_evaluation(self) -> None:
         if self.decision is not None:
             self.clock.record(self.decision.compute)
-        self.decision = self.weights = None
+        self.decision = self.weights = self.latent = None
 
     def close(self, finished: bool, listeners: Iterable[Callable[[Report], None]] = ()) -> Report:
         """End of the run, also on error: frees the histories and hands the closed report to the listeners."""

@@ -206,6 +206,9 @@ class BlockHook(EvaluationHook):
         self.room: float | None = None  # bytes of residuals that may stay where the model computes
         self.patcher: Any = None  # the MODEL, from PREPARE_SAMPLING on
         self.slots_of_call: list[Slot | None] = []  # of the current call of CALC_COND_BATCH
+        self.shape_of_call: tuple[int, ...] | None = (
+            None  # of its latent without the batch; None where conditionings have areas
+        )
         self.counted: Counter[Hashable] = Counter()
         self.known: set[Slot | None] = set()  # output-level slots with residuals
         self.missing: list[Slot] = []  # slots of this call without residuals: nothing can be skipped
@@ -243,8 +246,12 @@ class BlockHook(EvaluationHook):
         self.slots_of_call, self.counted = slots, Counter()
         self.predicted = self.predicted and self.run.decision is not None
         self.missing = [s for s in slots if s is not None and s not in self.known]
+        areas = any({"area", "default"} & c.keys() for cond in conds for c in cond or ())
+        self.shape_of_call = None if areas else tuple(x.shape[1:])
         try:
-            return executor(model, conds, x, timestep, options)
+            denoised = executor(model, conds, x, timestep, options)
+            self.observe_parts(slots, x, denoised)
+            return denoised
         finally:
             self.slots_of_call = []
             if self.run.decision is None:
@@ -267,6 +274,9 @@ class BlockHook(EvaluationHook):
             return executor(x, t, *rest, **kwargs)
         if "multigpu_thread_device" in transformer_options:
             self.run.report.note(MULTI_GPU)
+            return executor(x, t, *rest, **kwargs)
+        if self.shape_of_call not in (None, tuple(x.shape[1:])):  # tiles, known by nothing but their order
+            self.compute_unknown_part()
             return executor(x, t, *rest, **kwargs)
         adapter = self.support.adapter
         call = BlockCall(self, self._conditionings(transformer_options), adapter.batch)

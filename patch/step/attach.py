@@ -15,7 +15,9 @@ from ...core.step.auto.method import AutoMethod
 from ...core.step.method import Method
 from ...core.step.report.report import Report
 from ..blocks.resolver import block_support_of
+from ..comfy_server import prompt_id
 from ..errors import StepCacheError
+from . import run_log
 from .run_setup import RunSession, start_run
 
 KEY = "skipstone"
@@ -106,13 +108,7 @@ class StepCache:
             session.finish()
         session.hook.close()
         try:
-            report = session.run.close(finished)
-            if report.chosen:
-                log.info("[Skipstone] %s", report.chosen)
-            log.info("[Skipstone] %s", report.line())
-            for note in report.notes:
-                level = logging.WARNING if note in report.warnings else logging.INFO
-                log.log(level, "[Skipstone] %s: %s", report.method, note)
+            run_log.write(session.run.close(finished), prompt_id())
         except Exception:
             log.exception("[Skipstone] the report of %s failed", self.method.name)
         self._send(self.listeners, session.run.report)

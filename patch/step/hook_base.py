@@ -11,10 +11,13 @@ from torch import Tensor
 
 from ...core.step.calibration.block_profile import BlockProfiler
 from ...core.step.calibration.gram_recorder import GramRecorder
+from ...core.step.movement import Continuity
+from ...core.step.policies import Reason
+from ...core.step.report import messages
 from ...core.step.run import Run, Slot
 from ..families import STATE_OPTIONS
 from .sigmas import SigmaReader
-from .slots import slots_of
+from .slots import slots_of, window_of
 
 NOT_RECORDED = "this run teaches nothing about the model's costs: {}"
 STATEFUL = "this model keeps state from step to step, so every step is computed"
@@ -30,6 +33,8 @@ class EvaluationHook:
         self.sigmas = sigmas
         self.learner = learner
         self.at: Tensor | None = None  # sigma of the evaluation under way, as the sampler gave it
+        self.x: Tensor | None = None  # its latent
+        self.parts: Continuity | None = None  # from the first call on whose latent is not the evaluation's
         self.calls = 0
         self.told = 0  # bytes that ComfyUI was told of
         self.unused = ""  # the name of conditionings that ComfyUI will not run
@@ -42,7 +47,7 @@ class EvaluationHook:
         except Exception as error:
             log.debug("[Skipstone] the recording failed", exc_info=True)
             if self.run.learning:
-                self.run.report.note(NOT_RECORDED.format(error))
+                self.run.report.note(NOT_RECORDED.format(error), warning=False)
             if self.learner is not None:
                 self.learner.invalidate()
 
@@ -72,8 +77,9 @@ class EvaluationHook:
         return executor(model, noise_shape, conds, *args, **kwargs)
 
     def close(self) -> None:
-        """The run is over: drop the sigmas that are still on their way from the device."""
+        """The run is over: drop what is still on its way from the device."""
         self.sigmas.pending.clear()
+        self.parts = None
 
     def calc_cond_batch(
         self, executor: Any, model: Any, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]
@@ -86,31 +92,70 @@ class EvaluationHook:
 
     def predict_noise(self, executor: Any, x: Tensor, timestep: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """PREDICT_NOISE: once per evaluation; advances the clock."""
-        self.run.tick(self.sigmas.read(timestep))
+        self.run.tick(self.sigmas.read(timestep), x)
         if self.sigmas.wrong:
             self.sigmas.wrong = False
             self.run.forget()
             if self.learner is not None:
                 self.learner.invalidate()
-        self.at, self.calls = timestep, 0
+        self.at, self.x, self.calls = timestep, x, 0
         try:
-            return executor(x, timestep, *args, **kwargs)
+            denoised = executor(x, timestep, *args, **kwargs)
         finally:
-            self.at = None
+            self.at = self.x = None
+        self.run.returned(denoised)
+        if self.parts is not None:
+            self.parts.observe_whole(x, denoised, self.run.clock.sigma)
+        return denoised
 
     def slots(self, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Slot | None]:
         """The slots of a call of CALC_COND_BATCH, one for each of `conds`.
 
-        Empty if the call is not part of the sampler's evaluation, or if the model keeps state of its own and has to run.
+        Empty if the call is not part of the sampler's evaluation, if the model keeps state of its own and has to run, or if it is not known
+        which part of the latent x is.
         """
         options = model_options.get("transformer_options", {})
         if not self._under_way(timestep):
             return []
         if STATE_OPTIONS & options.keys():
-            self.run.report.note(STATEFUL)
+            self.run.report.note(STATEFUL, warning=False)
             return []
         self.calls += 1
-        return slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
+        slots = slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
+        if not self._is_whole(x) and not window_of(options) and not self._continues(slots, x):
+            self.compute_unknown_part()
+            return []
+        return slots
+
+    def compute_unknown_part(self) -> None:
+        """The current call is computed, because it is not known which part of the latent it runs the model on."""
+        self.run.report.note(messages.UNKNOWN_PART, warning=False)
+        self.run.force(Reason.UNKNOWN_PART)
+
+    def _is_whole(self, x: Tensor) -> bool:
+        """Whether x is the evaluation's latent, and that is of the size of the run's."""
+        assert self.x is not None
+        whole = len(self.latent) != self.x.ndim or tuple(self.latent[1:]) == tuple(self.x.shape[1:])
+        return whole and (x is self.x or (x.shape == self.x.shape and x.data_ptr() == self.x.data_ptr()))
+
+    def _continues(self, slots: Sequence[Slot | None], x: Tensor) -> bool:
+        """Whether a latent that nothing names is the same part of the evaluation's as at earlier evaluations."""
+        assert self.x is not None
+        if x.shape != self.x.shape:
+            return False
+        if self.parts is None:
+            self.parts = Continuity(self.run.memory)
+        for slot in slots:
+            if slot is not None:
+                self.parts.check(slot, x, self.x, self.run.clock.sigma)
+        return not self.parts.jumped
+
+    def observe_parts(self, slots: Sequence[Slot | None], x: Tensor, denoised: Sequence[Tensor]) -> None:
+        """The output of a call, computed or predicted, in the order of its slots."""
+        if self.parts is not None and not self._is_whole(x):
+            for slot, d in zip(slots, denoised, strict=True):
+                if slot is not None:
+                    self.parts.observe_part(slot, x, d, self.run.clock.sigma)
 
     def _under_way(self, timestep: Tensor) -> bool:
         """True if this is the current evaluation's sigma. Windows over a batch of frames pass a slice of its tensor."""

@@ -70,8 +70,10 @@ class OutputHook(EvaluationHook):
             if self.recorder is not None and len(present) == len(denoised) == 2:
                 # ComfyUI's order: the conditional pass, then the unconditional one
                 self.record(self.recorder.observe_passes, run.clock.sigma, x, *denoised)
-            return denoised
-        return [torch.zeros_like(x) if s is None else run.predict(s, x) for s in slots]
+        else:
+            denoised = [torch.zeros_like(x) if s is None else run.predict(s, x) for s in slots]
+        self.observe_parts(slots, x, denoised)
+        return denoised
 
     def _computed(self, executor: Any, *args: Any) -> list[Tensor]:
         """The model's own output. If memory runs out while anchors are held where it computes, they are dropped, and it runs again."""

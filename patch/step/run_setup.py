@@ -38,7 +38,7 @@ from .calibration import (
 from .conditioning_changes import changes
 from .hook_base import EvaluationHook
 from .output import OutputHook
-from .samplers import adaptive_steps, evaluations_per_step, integrator_of, observe, run_sigmas, second_order
+from .samplers import adaptive_steps, evaluations_per_step, foreign, integrator_of, observe, run_sigmas, second_order
 from .shared_trajectory import join
 from .sigmas import SigmaReader, pinnable
 from .sparse_attention import sparse_ranges
@@ -73,8 +73,9 @@ class RunSession:
     def finish(self) -> None:
         """The run finished: keep the recording and the sampler's behaviour. Failures are reported and change nothing else."""
         try:
-            observe(self.sampler, len(self.run.report.evaluations), self.run.clock.grid.steps)
-            join(self.run.clock.grid, self.run.report)
+            run = self.run
+            observe(self.sampler, len(run.report.evaluations), run.clock.grid.steps, run.noisy)
+            join(run.clock.grid, run.report)
             self._learn()
         except Exception as error:
             log.debug("[Skipstone] nothing was learned", exc_info=True)
@@ -140,6 +141,7 @@ def start_run(
         pinnable=pinnable(patcher.load_device),
         parts=parts,
         modalities=_names(shapes or ()),
+        watches_noise=foreign(sampler),
     )
     costs = calibration.costs()
     run = make(costs=costs, block_profile=calibration.profile, learning=learning)

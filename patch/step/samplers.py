@@ -32,9 +32,9 @@ ELSEWHERE = {
     "sample_sa_solver_pece": 2,
 }  # fmt: skip
 
-_observed: dict[
-    str, int
-] = {}  # evaluations per step of samplers that are in none of the tables, by the name of their function
+# of samplers that are in none of the tables, by the name of their function: evaluations per step, and whether they add noise
+_observed: dict[str, int] = {}
+_adds_noise: dict[str, bool] = {}
 
 
 def function_of(sampler: object) -> str:
@@ -48,9 +48,9 @@ def _churns(sampler: object) -> bool:
 
 
 def _identity(sampler: object) -> str:
-    """The qualified name of an unknown SAMPLER's function or class: two packs may use one name."""
-    function = getattr(sampler, "sampler_function", None) or type(sampler)
-    return f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
+    """The qualified names of an unknown SAMPLER's class and function: two packs may use one name."""
+    parts = (type(sampler), getattr(sampler, "sampler_function", None))
+    return " ".join(f"{getattr(p, '__module__', '')}.{getattr(p, '__qualname__', '')}" for p in parts if p)
 
 
 def adaptive_steps(sampler: object) -> bool:
@@ -68,11 +68,19 @@ def evaluations_per_step(sampler: object) -> int:
     return ELSEWHERE.get(name) or _observed.get(_identity(sampler), 1)
 
 
-def observe(sampler: object, evaluations: int, steps: int) -> None:
-    """A run of `steps` finished after so many evaluations."""
+def foreign(sampler: object) -> bool:
+    """True if nothing is known of the SAMPLER: it is not ComfyUI's own, and its function has none of the names above."""
+    function = getattr(sampler, "sampler_function", None) or type(sampler)
+    known = ONCE | ADAPTIVE_STEPS | TWICE | ELSEWHERE.keys()
+    return function_of(sampler) not in known and not str(getattr(function, "__module__", "")).startswith("comfy.")
+
+
+def observe(sampler: object, evaluations: int, steps: int, noisy: bool = False) -> None:
+    """A run of `steps` finished after so many evaluations. noisy: noise was added between them."""
     known = ONCE | ADAPTIVE_STEPS | TWICE | ELSEWHERE.keys()
     if function_of(sampler) not in known and steps > 1:
         _observed[_identity(sampler)] = max(round(evaluations / steps), 1)
+        _adds_noise[_identity(sampler)] = noisy
 
 
 def second_order(sampler: object) -> bool:
@@ -98,11 +106,13 @@ def evaluated_sigmas(sampler: Any, sigmas: Sequence[float]) -> list[float] | Non
 
 
 def integrator_of(sampler: object) -> Integrator:
-    """The kind of a ComfyUI SAMPLER; "ode" for an unknown one, which assumes the least."""
+    """The kind of a ComfyUI SAMPLER. For an unknown one: "ode", which assumes the least, or "sde" if its last run added noise."""
     name = function_of(sampler)
     options = getattr(sampler, "extra_options", None) or {}
     if noisy(name) or _churns(sampler) or options.get("eta", 0) > 0:
         return "sde"
+    if foreign(sampler):
+        return "sde" if _adds_noise.get(_identity(sampler)) else "ode"
     if name in EULER:
         return "euler"
     # CFG++ moves the latent by another prediction than the one it returns

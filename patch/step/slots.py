@@ -55,7 +55,7 @@ def slots_of(
     options: transformer_options.
     call: 0-based index of this call within the evaluation.
     """
-    frame = Frame(call, tuple(x.shape), _window(options), _patches(options, sigma))
+    frame = Frame(call, tuple(x.shape), window_of(options), _patches(options, sigma))
     slots: list[Slot | None] = []
     for position, cond in enumerate(conds):
         active = tuple(_in_force(c, sigma) for c in cond or () if _covers(c, sigma))
@@ -92,7 +92,7 @@ def _keyframes(hooks: Any, sigma: float) -> Iterable[int]:
         yield sum(within(sigma, f.start_t, 0.0) for f in frames)
 
 
-def _window(options: dict[str, Any]) -> tuple[int, ...]:
+def window_of(options: dict[str, Any]) -> tuple[int, ...]:
     """The frames of a context window: ComfyUI's, or those of AnimateDiff-Evolved, which cuts the latent in a wrapper outside of ours."""
     frames = getattr(options.get("context_window"), "index_list", None)
     if frames is None:

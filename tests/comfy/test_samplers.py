@@ -10,6 +10,7 @@ from typing import Any
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 
 from skipstone.core.step.auto.selection import SamplerInfo
@@ -94,6 +95,31 @@ def test_an_unknown_sampler_is_observed(studio, meancache):
     studio.sample_custom(model, torch.linspace(1, 0, STEPS + 1), sampler=kind)
     assert evaluations_per_step(kind) == 2 and second_order(kind)
     assert evaluations_per_step(comfy.samplers.KSAMPLER(lambda model, x, sigmas: x)) == 1
+
+
+def test_an_output_that_contains_the_samplers_noise_is_never_predicted(studio, meancache):
+    """As FlowEdit's, to which HunyuanLoom hands the model's velocity as if it were the picture."""
+
+    def velocities(model, x, sigmas, extra_args=None, callback=None, disable=None):
+        draw = torch.Generator().manual_seed(5)
+        edited = x
+        for sigma, after in pairwise(sigmas):
+            noise = torch.randn(x.shape, generator=draw)
+            at = (1 - sigma) * edited + sigma * noise
+            edited = edited + (after - sigma) * model(at, sigma * x.new_ones([x.shape[0]]), **(extra_args or {}))
+        return edited
+
+    def velocity(executor, x, timestep, *args, **kwargs):
+        return (x - executor(x, timestep, *args, **kwargs)) / timestep[0]
+
+    loom = studio.model.clone()
+    loom.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, "loom", velocity)
+    kind, sigmas = comfy.samplers.KSAMPLER(velocities), torch.linspace(1, 0, 13)
+    patched, reports = meancache(loom, **TURBO)
+    for _ in range(2):
+        out = studio.sample_custom(patched, sigmas, sampler=kind)
+        assert torch.equal(out, studio.sample_custom(loom, sigmas, sampler=kind))
+        assert reports[-1].skipped == 0 and "adds noise" in " ".join(reports[-1].notes)
 
 
 def test_auto_takes_the_same_method_for_all_second_order_samplers():

@@ -65,12 +65,3 @@ def test_percent_is_asked_of_the_models_own_schedule():
 def test_time_is_the_share_of_noise_for_every_kind_of_model():
     assert Grid.of([3.0, 1.0, 0.0], flow=False).times.tolist() == [0.75, 0.5, 0.0]
     assert Grid.of([0.75, 0.5, 0.0]).times.tolist() == [0.75, 0.5, 0.0]
-
-
-def test_it_is_told_whether_sigma_moved():
-    clock = Clock(GRID)
-    said = []
-    for sigma in (1.0, 0.5, 0.5, 0.25):  # heun's
-        clock.tick(sigma)
-        said.append(clock.sigma_changed)
-    assert said == [True, True, False, True]

@@ -47,6 +47,7 @@ def test_the_line_is_the_one_promised():
     ("filled", "line"),
     [
         (report(50, 0), "Name Variant: 50 steps, all computed"),
+        (report(1, 0, steps=1), "Name Variant: 1 step, all computed"),
         (report(4, 4, steps=4), "Name Variant: 4 steps, 8 evaluations, 4 computed, 4 skipped (50%), 2.0x"),
         (report(1, 2, steps=3), "Name Variant: 3 steps, 1 computed, 2 skipped (67%), 3.0x"),
     ],

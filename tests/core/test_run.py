@@ -203,6 +203,7 @@ def test_an_interrupted_run_counts_what_happened():
     run.decide(["a"])
     report = run.close(False)
     assert not report.finished and report.computed == 1
+    assert report.line() == "Test: interrupted at step 1 of 20, 1 computed, 0 skipped"
 
 
 def test_noise_that_a_sampler_adds_does_not_stay_in_a_prediction():
@@ -259,7 +260,32 @@ def test_no_more_than_two_sets_of_slots_are_held_and_one_until_a_set_returns():
         run.tick(sigma)
         run.decide([slot])
         run.observe(slot, torch.ones(2), torch.ones(2))
-        held.append(sorted(run.histories))
+        held.append(sorted(map(str, run.histories)))
     assert held[3] == ["b"], "a set that does not return is dropped"
     assert held[4] == ["a", "b"] and max(map(len, held)) <= 3
     assert len(run.tracks) == 2
+
+
+@pytest.mark.parametrize(
+    ("events", "slots", "said"),
+    [
+        (range(20), ["a"], "changes at nearly every step"),
+        ((), [f"slot {i}" for i in range(20)], "other conditionings at nearly every step"),
+    ],
+)
+def test_the_advice_follows_the_reason(events, slots, said):
+    run = Run(HALF, GRID, "euler", events=events)
+    for i, sigma in enumerate(GRID.sigmas[:-1]):
+        run.tick(sigma)
+        slot = slots[i % len(slots)]
+        if run.decide([slot]).compute:
+            run.observe(slot, torch.ones(2), torch.ones(2))
+    report = run.close(True)
+    assert report.skipped == 0 and said in report.advice and not report.warnings
+
+
+def test_a_run_of_one_step_is_too_short_for_a_method_that_decides_as_it_goes():
+    grid = Grid.of([1.0, 0.0])
+    run = Run(Method("Test", "", (Warmup(4), Accumulator(0.2)), Reuse(), indicator=InputChange()), grid, "euler")
+    euler(run, grid=grid)
+    assert run.close(True).advice.startswith("1 step is too few to skip any")

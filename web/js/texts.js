@@ -79,6 +79,8 @@ const ENGLISH = {
       history: "too few computed steps to predict from",
       "not finite": "the measured change was not a finite number",
       "no place on the schedule": "its sigma is not on the schedule",
+      "noise that the output follows": "the sampler adds noise that the model's output follows",
+      "unknown part of the latent": "the model was run on an unknown part of the latent",
     },
     skipped: {
       schedule: "not on the schedule",

@@ -23,6 +23,8 @@ from .report import Evaluation, Report
 from .timing import StepTimer
 
 Listener = Callable[[Report], None]
+# computed by design, in runs that skip as well
+PLANNED = {Reason.WARMUP, Reason.LAST_STEP, Reason.HISTORY, Reason.SCHEDULE, Reason.INTERVAL, Reason.RATIO}
 
 
 class ReportBuilder:
@@ -84,7 +86,7 @@ class ReportBuilder:
                 if part is not None and part.source:
                     self.report.costs = part.source
         if not plan.grid.falling:
-            self.report.note(messages.NO_SCHEDULE)
+            self.report.note(messages.NO_SCHEDULE, warning=False)
         self.started: float | None = None
 
     def begin_evaluation(self) -> None:
@@ -143,16 +145,16 @@ class ReportBuilder:
             report.hint = self._advice()
             reasons = Counter(str(e.reason) for e in report.evaluations)
             why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
-            if self._too_short() or self._no_room():
+            if self._too_short() or self._no_room() or report.hint in report.notes:
                 report.note(report.hint, warning=False)
             else:
-                report.note(messages.nothing_skipped(why, report.hint))
+                report.note(messages.nothing_skipped(why, report.hint), warning=False)
         if report.skipped and (sentence := messages.modalities(report.modalities)):
             report.note(sentence, warning=False)
         if report.learning and not finished:
             report.hint = messages.STOPPED_LEARNING
         report.threshold = self._threshold()
-        report.finished = finished
+        report.finished, report.interrupted = finished, not finished
         self._read_clocks()
         if finished and self.choice and not report.learning and (missed := self.choice.missed(report)):
             report.note(missed, warning=False)
@@ -166,6 +168,10 @@ class ReportBuilder:
             return messages.too_few(self.report.steps)
         if self._no_room():
             return messages.no_room(self.report.steps)
+        others = Counter(e.reason for e in self.report.evaluations if e.reason not in PLANNED)
+        for reason, _ in others.most_common(1):
+            if reason in messages.REMEDIES:
+                return messages.REMEDIES[reason]
         if self.choice:
             return self.choice.advice
         return next(filter(None, (p.advice() for p in self.policies)), messages.TO_SKIP_MORE)
@@ -176,13 +182,12 @@ class ReportBuilder:
         return limited and len(self.report.planned) == self.report.steps
 
     def _too_short(self) -> bool:
-        """Whether a plan computes every step of a short run. A target quality has other remedies than more steps."""
+        """Whether the steps of a short run are all planned, or before the first skip that the method could make. A target quality has
+        other remedies than more steps."""
         steps = self.report.steps
-        return (
-            steps < messages.TOO_FEW
-            and len(self.report.planned) == steps
-            and not (self.choice and self.choice.decibels)
-        )
+        unavoidable = {e.reason for e in self.report.evaluations} <= {Reason.WARMUP, Reason.HISTORY, Reason.LAST_STEP}
+        planned = len(self.report.planned) == steps and not (self.choice and self.choice.decibels)
+        return steps < messages.TOO_FEW and (planned or unavoidable)
 
 
 def first_plan(policies: Iterable[RunPolicy]) -> Plan | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..reasons import Reason
+
 # a run that calibrates
 
 LEARNING = "calibration run: no steps are skipped. The next run is faster"
@@ -69,6 +71,21 @@ NO_SCHEDULE = "no steps are skipped, because this sampler's sigmas do not fall f
 NOT_FINITE = "the indicator was not a finite number: those evaluations were computed"
 FEW = 12  # steps: shorter runs gain little
 TOO_FEW = 6  # steps: in shorter runs presets compute every step
+
+
+UNKNOWN_PART = "a node runs the model on parts of the latent and does not say which: such evaluations are computed"
+NOISE = "the sampler adds noise that the model's output follows: no step can be predicted"
+# by the most frequent reason for evaluations that the method had not planned to compute
+REMEDIES = {
+    Reason.CONDITIONING_CHANGE: (
+        "a prompt, ControlNet or hook changes at nearly every step, and such steps are computed. Steps between changes can be skipped"
+    ),
+    Reason.NEW_CONDITIONING: (
+        "the model is run with other conditionings at nearly every step, and nothing is known to predict those from"
+    ),
+    Reason.NOISE: NOISE,
+    Reason.UNKNOWN_PART: UNKNOWN_PART,
+}
 
 
 def nothing_skipped(reasons: str, remedy: str) -> str:

@@ -60,7 +60,7 @@ class Report:
     together: evaluations computed and evaluations in all of the samplers that share this run's trajectory, in the order of the prompt; None
         for a run that is a trajectory by itself.
     hint: advice for a run that skipped nothing, or the result of a recording.
-    finished: without an error or an interrupt.
+    finished: without an error or an interrupt. interrupted: ended by one.
     """
 
     method: str
@@ -85,6 +85,7 @@ class Report:
     together: tuple[int, int] | None = None
     hint: str = ""
     finished: bool = False
+    interrupted: bool = False
 
     @property
     def computed(self) -> int:
@@ -148,9 +149,14 @@ class Report:
         """One log line, as `MeanCache Balanced: 50 steps, 20 computed, 30 skipped (60%), 2.4x`."""
         total = len(self.evaluations)
         name = f"{self.method} {self.variant}".strip()
+        if self.interrupted:
+            step = self.evaluations[-1].step + 1 if self.evaluations else 0
+            return (
+                f"{name}: interrupted at step {step} of {self.steps}, {self.computed} computed, {self.skipped} skipped"
+            )
         unit = "" if total == self.steps else f", {total} evaluations"
         if not self.skipped:
-            return f"{name}: {self.steps} steps{unit}, all computed"
+            return f"{name}: {self.steps} step{'' if self.steps == 1 else 's'}{unit}, all computed"
         share = self.skipped / total
         return (
             f"{name}: {self.steps} steps{unit}, {self.computed} computed, {self.skipped} skipped ({share:.0%}), "

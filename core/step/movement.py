@@ -1,0 +1,153 @@
+"""Whether a latent moves from one evaluation to the next as the model's outputs say.
+
+What is left over is noise that the sampler added, or another part of the latent. Both look at a subsample of at most SAMPLE elements.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from .history import HostMemory
+from .indicators.reading import subsample
+from .readback import Readback
+
+PAST = 4  # evaluations that a sampler may combine into the next latent
+NOISE = (
+    0.5  # share of a movement beyond which what is left over is noise: multistep and Runge-Kutta samplers leave none
+)
+# cosine between D and what is left over, beyond which D contains it: on the demo's Flux below 0.05 for denoised latents, above 0.4 for
+# velocities that are handed through as D, and rising from 0.06 to 0.5 where the latent is rolled from step to step
+FOLLOWS = 0.12
+ROUNDING = 1e-3  # share of the latent
+JUMP = 0.7  # share of the latent beyond which it is another part of it
+LIKE_THE_WHOLE = (
+    1.25  # ... unless the deviation of the whole latent is nearly as large, as with samplers that add noise
+)
+
+Array = NDArray[np.float64]
+
+
+class NoiseWatch:
+    """Finds out whether a sampler adds noise, and whether D contains it. One evaluation's values are read in one host sync.
+
+    Deterministic samplers make the next latent as a linear combination of earlier latents and outputs. The part of the latent that no
+    combination of the last PAST evaluations explains is noise.
+    """
+
+    def __init__(self) -> None:
+        self.noisy = False  # noise was added to the latent
+        self.follows = False  # twice in a row D contained it, so it is no denoised latent and cannot be predicted
+        self.past: list[tuple[Array, Array]] = []  # latent and D, oldest first
+        self._input: Tensor | None = None
+        self._output: Tensor | None = None
+        self._left: Array | None = None  # the noise in `_input`
+        self._followed: list[bool] = []  # of the last evaluations with noise: D contained it
+
+    @property
+    def ready(self) -> bool:
+        """Whether enough evaluations were observed to tell: two, and one more where there is noise."""
+        return len(self.past) > 1 + self.noisy
+
+    def observe_output(self, x: Tensor, denoised: object) -> None:
+        """The evaluation's latent and the D that the sampler received. A D of another shape than x's ends what was observed so far."""
+        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+            self.past.clear()
+            self._input = self._output = self._left = None
+            return
+        self._input, self._output = subsample(x), subsample(denoised)
+
+    def observe_input(self, x: Tensor, computed: bool) -> None:
+        """The next evaluation's latent. computed: the last evaluation's output was the model's own."""
+        if self._input is None or self._output is None:
+            return
+        now = subsample(x)
+        if now.shape != self._input.shape:
+            self.past.clear()
+            self._input = self._output = self._left = None
+            return
+        before, denoised, after = torch.stack((self._input, self._output, now)).cpu().double().numpy()
+        self._input = self._output = None
+        if self._left is not None and computed:
+            share = abs(denoised @ self._left) / max(np.linalg.norm(denoised) * np.linalg.norm(self._left), 1e-30)
+            self._followed = [*self._followed[-1:], bool(share > FOLLOWS)]
+            self.follows = self.follows or self._followed == [True, True]
+        self.past = [*self.past[1 - PAST :], (before, denoised)]
+        basis = np.stack([v for pair in self.past for v in pair], 1)
+        weights, *_ = np.linalg.lstsq(basis, after, rcond=None)
+        left = after - basis @ weights
+        moved = np.linalg.norm(after - before)
+        noise = np.linalg.norm(left) > max(NOISE * moved, ROUNDING * np.linalg.norm(after))
+        self._left = left if noise else None
+        self.noisy = self.noisy or bool(noise)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Subsamples of a latent and of its D, at sigma."""
+
+    x: Tensor
+    denoised: Tensor
+    sigma: float
+
+    @classmethod
+    def of(cls, x: Tensor, denoised: Tensor, sigma: float) -> Seen:
+        return cls(subsample(x), subsample(denoised), sigma)
+
+    def unexplained(self, x: Tensor, sigma: float) -> Tensor | None:
+        """The share of the latent x at `sigma` that an Euler step from here does not explain, a scalar; None for another shape."""
+        now = subsample(x)
+        if now.shape != self.x.shape:
+            return None
+        expected = self.x + (sigma - self.sigma) / self.sigma * (self.x - self.denoised)
+        return torch.dist(now, expected) / torch.linalg.vector_norm(now)
+
+
+class Continuity:
+    """For calls of the model whose latent nothing names: finds out whether it is the same part of the whole latent at every evaluation.
+
+    Each slot's latent is compared with what its last one should have become, and the deviation with that of the whole latent. On a device
+    with a queue the result is known one or two evaluations later.
+    """
+
+    def __init__(self, memory: HostMemory | None = None) -> None:
+        self.memory = memory or HostMemory()
+        self.jumped = False
+        self._whole: Seen | None = None
+        self._parts: dict[Hashable, Seen] = {}
+        self._pending: list[Readback] = []
+
+    def observe_whole(self, x: Tensor, denoised: object, sigma: float) -> None:
+        """The whole latent and its D, at the end of an evaluation."""
+        valid = isinstance(denoised, Tensor) and denoised.shape == x.shape and sigma > 0
+        self._whole = Seen.of(x, denoised, sigma) if isinstance(denoised, Tensor) and valid else None
+
+    def observe_part(self, slot: Hashable, x: Tensor, denoised: Tensor, sigma: float) -> None:
+        """A slot's latent and its D, computed or predicted."""
+        if sigma > 0:
+            self._parts[slot] = Seen.of(x, denoised, sigma)
+
+    def check(self, slot: Hashable, x: Tensor, whole: Tensor, sigma: float) -> None:
+        """Compare a slot's latent x, at sigma, with its last one; `whole` is the whole latent."""
+        last = self._parts.get(slot)
+        deviation = last.unexplained(x, sigma) if last else None
+        if deviation is not None:
+            usual = self._whole.unexplained(whole, sigma) if self._whole else None
+            if usual is not None:
+                deviation = deviation * (deviation > LIKE_THE_WHOLE * usual)
+            found = Readback.largest(deviation, self.memory)
+            if isinstance(found, Readback):
+                self._pending.append(found)
+            else:
+                self._found(float(deviation) if found is None else found)
+        while self._pending and (value := self._pending[0].get()) is not None:
+            self._pending.pop(0)
+            self._found(value)
+
+    def _found(self, deviation: float) -> None:
+        self.jumped = self.jumped or deviation > JUMP
