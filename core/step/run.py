@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -32,6 +33,7 @@ from .report.report import Report
 from .trajectory import Trajectory, Weights
 
 Slot = Hashable
+log = logging.getLogger(__name__)
 
 RETURNS = 4  # the last sets of slots among which one that returns is looked for
 NOT_FINITE = "the model's output was not finite: no evaluation was predicted from it"
@@ -186,10 +188,10 @@ class Run:
 
     def returned(self, denoised: object) -> None:
         """The sampler receives this D for the latent that `tick` was told of."""
-        if self.latent is not None and self.decision is not None:
-            self.track.noise.observe_output(self.latent, denoised)
+        x, self.latent = self.latent, None
+        if x is not None and self.decision is not None:
             self.track.computed = self.decision.compute
-        self.latent = None
+            self._measure_noise(lambda: self.track.noise.observe_output(x, denoised))
 
     def forget(self) -> None:
         """Drop what was observed so far: the next evaluation is computed, or predicted from what follows."""
@@ -241,13 +243,22 @@ class Run:
     def _watch_noise(self) -> None:
         """Where noise was added to the latent since the last evaluation, D is kept from here on: a velocity contains the noise that was
         in the latent, which would stay in the picture."""
-        if self.latent is None:
+        x = self.latent
+        if x is None:
             return
-        self.track.noise.observe_input(self.latent, self.track.computed)
+        self._measure_noise(lambda: self.track.noise.observe_input(x, self.track.computed))
         self.noisy = self.noisy or self.track.noise.noisy
         if self.noisy and self.keeps != "denoised" and self.method.level == "output":
             self.keeps = "denoised"
             self.forget()
+
+    def _measure_noise(self, observe: Callable[[], None]) -> None:
+        """A failure, as by values that are not finite, ends the watch and never the sampling."""
+        try:
+            observe()
+        except Exception:
+            log.debug("[Skipstone] the sampler's noise is not watched", exc_info=True)
+            self.watches_noise, self.latent = False, None
 
     def _follow(self, decision: Decision, slots: list[Slot]) -> None:
         """Bring trajectory and prediction up to date with a decision."""
@@ -353,8 +364,16 @@ class Run:
             self.indicator.observe_output((x - denoised) / self.clock.sigma if self.keeps == "denoised" else value)
         if self.keeps == "residual":
             value -= self.input_of(x)
-        self.modalities.observe(slot, self.clock.sigma, value)
+        self._measure(lambda: self.modalities.observe(slot, self.clock.sigma, value))
         self.keep(slot, value)
+
+    def _measure(self, observe: Callable[[], None]) -> None:
+        """Observe for the report alone. A failure ends that, and never the sampling."""
+        try:
+            observe()
+        except Exception:
+            log.debug("[Skipstone] the modalities are not measured", exc_info=True)
+            self.modalities = Modalities((), ())
 
     def keep(self, slot: Slot, value: Tensor) -> None:
         """Take `value`, a tensor of any shape that nobody else may write to, as the slot's output in this evaluation."""
@@ -409,7 +428,7 @@ class Run:
         self.track = Track(self.predictor, self.plan, None)
         self.tracks.clear()
         self.memory.close()
-        self.report.modalities = self.modalities.errors()
+        self._measure(lambda: self.report.modalities.update(self.modalities.errors()))
         report = self.reports.close(finished, self.clock.grid.falling)
         for listener in listeners:
             listener(report)

@@ -105,7 +105,7 @@ class EvaluationHook:
             self.at = self.x = None
         self.run.returned(denoised)
         if self.parts is not None:
-            self.parts.observe_whole(x, denoised, self.run.clock.sigma)
+            self._compare(self.parts.observe_whole, x, denoised, self.run.clock.sigma)
         return denoised
 
     def slots(self, conds: list[Any], x: Tensor, timestep: Tensor, model_options: dict[str, Any]) -> list[Slot | None]:
@@ -147,15 +147,24 @@ class EvaluationHook:
             self.parts = Continuity(self.run.memory)
         for slot in slots:
             if slot is not None:
-                self.parts.check(slot, x, self.x, self.run.clock.sigma)
+                self._compare(self.parts.check, slot, x, self.x, self.run.clock.sigma)
         return not self.parts.jumped
+
+    def _compare(self, observe: Callable[..., None], *args: Any) -> None:
+        """Have `parts` observe. Its failure never ends the sampling: the parts count as unknown from there on."""
+        try:
+            observe(*args)
+        except Exception:
+            log.debug("[Skipstone] parts of the latent cannot be compared", exc_info=True)
+            assert self.parts is not None
+            self.parts.jumped = True
 
     def observe_parts(self, slots: Sequence[Slot | None], x: Tensor, denoised: Sequence[Tensor]) -> None:
         """The output of a call, computed or predicted, in the order of its slots."""
         if self.parts is not None and not self._is_whole(x):
             for slot, d in zip(slots, denoised, strict=True):
                 if slot is not None:
-                    self.parts.observe_part(slot, x, d, self.run.clock.sigma)
+                    self._compare(self.parts.observe_part, slot, x, d, self.run.clock.sigma)
 
     def _under_way(self, timestep: Tensor) -> bool:
         """True if this is the current evaluation's sigma. Windows over a batch of frames pass a slice of its tensor."""

@@ -9,6 +9,8 @@ import torch
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.indicators.output import InputChange
 from skipstone.core.step.method import Method
+from skipstone.core.step.modalities import Modalities
+from skipstone.core.step.movement import NoiseWatch
 from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
 from skipstone.core.step.predictors import BySampler, Linear, Reuse
 from skipstone.core.step.report.report import Report
@@ -289,3 +291,41 @@ def test_a_run_of_one_step_is_too_short_for_a_method_that_decides_as_it_goes():
     run = Run(Method("Test", "", (Warmup(4), Accumulator(0.2)), Reuse(), indicator=InputChange()), grid, "euler")
     euler(run, grid=grid)
     assert run.close(True).advice.startswith("1 step is too few to skip any")
+
+
+@pytest.mark.parametrize("name", ["observe", "errors"])
+def test_a_failing_measurement_of_modalities_changes_nothing(monkeypatch, name):
+    def fail(*_):
+        raise RuntimeError("of torch")
+
+    wanted = euler(Run(HALF, GRID, "euler"))["a"]
+    monkeypatch.setattr(Modalities, name, fail)
+    run = Run(HALF, GRID, "euler", parts=[5, 3], modalities=["video", "sound"])
+    assert torch.equal(euler(run)["a"], wanted)
+    assert run.close(True).modalities == {}
+
+
+@pytest.mark.parametrize("name", ["observe_input", "observe_output"])
+def test_a_failing_watch_for_noise_changes_nothing(monkeypatch, name):
+    def fail(*_):
+        raise RuntimeError("of numpy")
+
+    wanted = watched_euler(Run(HALF, GRID, "euler"))
+    monkeypatch.setattr(NoiseWatch, name, fail)
+    run = Run(HALF, GRID, "euler", watches_noise=True)
+    assert torch.equal(watched_euler(run), wanted)
+    assert run.close(True).skipped > 0
+
+
+def watched_euler(run):
+    """Euler whose latents and outputs the run is told."""
+    x = torch.linspace(-1, 1, 8)
+    for sigma, after in zip(GRID.sigmas, GRID.sigmas[1:], strict=False):
+        run.tick(sigma, x)
+        compute = run.decide(["a"]).compute
+        d = denoise(x, sigma) if compute else run.predict("a", x)
+        if compute:
+            run.observe("a", x, d)
+        run.returned(d)
+        x = x + (after - sigma) * (x - d) / sigma
+    return x
