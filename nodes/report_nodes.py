@@ -52,13 +52,14 @@ class StepReport(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Latent.Output("latent_out", display_name="latent"),
+                io.Latent.Output("latent_out", display_name="latent", is_output_list=True),
                 io.Image.Output("picture", display_name="image"),
                 io.String.Output("text", display_name="text"),
                 io.String.Output("json", display_name="json"),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.dynprompt],
             is_output_node=True,
+            is_input_list=True,  # one report of a list of latents, and not one of all runs for each
         )
 
     @classmethod
@@ -67,20 +68,23 @@ class StepReport(io.ComfyNode):
         return "" if "latent" in values else float("nan")
 
     @classmethod
-    def execute(cls, latent: Any = None, model: Any = None) -> io.NodeOutput:
+    def execute(cls, latent: list[Any] | None = None, model: list[Any] | None = None) -> io.NodeOutput:
         graph = cls.hidden.dynprompt
         runs, otherwise = _runs(graph, cls.hidden.unique_id, latent, model)
         shown = tensor_of(image.drawn([(_where(graph, e), e.report) for e in runs], otherwise))
         text = "\n\n".join(image.text_of(e.report) for e in runs) or otherwise
         told = json.dumps({"runs": [e.as_dict() for e in runs]}, allow_nan=False)
-        return io.NodeOutput(latent, shown, text, told, ui=_shown(cls, shown, text))
+        return io.NodeOutput([None] if latent is None else latent, shown, text, told, ui=_shown(cls, shown, text))
 
 
-def _runs(graph: Any, node: str | None, latent: Any, model: Any) -> tuple[list[LoggedRun], str]:
+def _runs(
+    graph: Any, node: str | None, latent: list[Any] | None, model: list[Any] | None
+) -> tuple[list[LoggedRun], str]:
     """The runs to report, and the sentence to show where there are none."""
     models = None
     if model is not None:
-        models = {listener.source for listener in listeners_of(model) if isinstance(listener, Reporter)}
+        heard = (listener for m in model for listener in listeners_of(m))
+        models = {listener.source for listener in heard if isinstance(listener, Reporter)}
         if not models:
             return [], NO_CACHE
     samplers = sources_of(graph, node, "latent") if latent is not None else None
