@@ -50,9 +50,8 @@ format:
 setup:
 	$(RUN)
 
-# The demo's models: goes on from the state in .work/training/ or demo/training/checkpoints/, writes to .work/training/.
+# The demo's models: goes on from the state in .work/training/ or the models in demo/models/, writes to .work/training/.
 #   make train ARGS="unet --minutes 30"    one of flux, flux_low, nextdit, unet
-#   make train ARGS="flux --minutes 0 --keep"    keep the state's averaged weights in checkpoints/, to be committed
 TRAIN = nice -n 19 env OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) demo/training
 train:
 ifdef ARGS

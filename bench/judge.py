@@ -15,10 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 from models import OUTPUT, Studio, perceptual
-from pictures import random_scenes
+from objects import held_out_scenes, random_scenes
 from torch import Tensor
 
 JUDGED, LEARNED = 9000, 100  # the first seed of the pairs that are judged, and of those that costs may be measured on
+FIRST_JUDGED = 1000  # costs are measured on seeds below
 TRUTH_STEPS = 400
 TRUE = "euler"
 NOISY = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver")  # these end elsewhere with every number of steps
@@ -62,7 +63,11 @@ class Pair:
 
 
 def pairs(count: int, first: int) -> list[Pair]:
-    scenes = random_scenes(count, torch.Generator().manual_seed(first))
+    """Prompts and seeds from `first` on. From FIRST_JUDGED on of combinations that the models were not trained on."""
+    if first >= FIRST_JUDGED:
+        scenes = held_out_scenes(count, first)
+    else:
+        scenes = random_scenes(count, torch.Generator().manual_seed(first))
     return [Pair(first + i, scene.caption) for i, scene in enumerate(scenes)]
 
 

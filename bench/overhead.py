@@ -41,7 +41,7 @@ def measured(name: str, sizes: list[int], rounds: int) -> Iterator[str]:
     from skipstone.patch.errors import StepCacheError
     from skipstone.patch.step.attach import attach
 
-    words, empty = studio.words("a red circle on blue"), studio.words("")
+    words, empty = studio.words("a red apple on a blue background"), studio.words("")
 
     def seconds(model: Any, size: int) -> float:
         """An evaluation; the first is not counted, because other things happen before it."""

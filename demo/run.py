@@ -36,18 +36,18 @@ MODELS = {
 }
 PRESETS = ("Quality", "Balanced", "Speed", "Turbo")
 FEW_STEPS, FEW_PRESETS = 20, ("Balanced", "Turbo")  # measured beside the steps that are asked for
-# No cost of a schedule was measured on these: calibration has the seeds below 1000.
+# The model was trained on none of these combinations, and no cost was measured on them.
 PAIRS = (
-    Pair("a red circle on blue", 5001),
-    Pair("a yellow star on purple", 5002),
-    Pair("a white cross on red", 5003),
-    Pair("a green ring on black", 5004),
-    Pair("a blue square on yellow", 5005),
-    Pair("a purple triangle on white", 5006),
-    Pair("a black circle on green", 5007),
-    Pair("a white star on blue", 5008),
+    Pair("a fox on a purple background", 5001),
+    Pair("a snowman on a yellow background", 5002),
+    Pair("a rocket on a pink background", 5003),
+    Pair("a frog on a black background", 5004),
+    Pair("a house on a blue background", 5005),
+    Pair("a penguin on an orange background", 5006),
+    Pair("a koala on a green background", 5007),
+    Pair("a pizza on a gray background", 5008),
 )
-WARM_UP = Pair("a green square on red", 5000)
+WARM_UP = Pair("a pear on a purple background", 5000)
 QUOTABLE_PAIRS = 6
 SAMPLER_EVENT, REPORT_EVENT = "skipstone-demo.sampler", "skipstone.report"
 

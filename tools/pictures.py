@@ -43,7 +43,7 @@ from skipstone.patch.step.attach import attach  # noqa: E402
 PACK = Path(__file__).resolve().parent.parent
 FOLDER = PACK / "web" / "docs" / "img"
 STEPS, CFG, SEED = 50, 3.0, 5001
-PROMPT = "a red circle on blue"
+PROMPT = "a red apple on a blue background"
 NODES: dict[str, Callable[[], Method]] = {
     "meancache": method_of,
     "easycache": easycache_of,

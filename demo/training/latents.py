@@ -15,7 +15,7 @@ from torch import Tensor
 
 PATCH = 8
 CHANNELS = 16
-FILE = Path(__file__).resolve().parent / "checkpoints" / "latents.safetensors"
+FILE = Path(__file__).resolve().parent / "latents.safetensors"
 WHITENING = 0.6  # 0 keeps the PCA's own scale, 1 makes all channels equally strong
 
 

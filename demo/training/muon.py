@@ -26,7 +26,7 @@ def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For 2-D weights only; lr is of AdamW's size (updates are scaled to an RMS of 0.2, https://arxiv.org/abs/2502.16982)."""
+    """For weights of two dimensions, and of convolutions (rows: output channels); lr is of AdamW's size (updates are scaled to an RMS of 0.2, https://arxiv.org/abs/2502.16982)."""
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -41,6 +41,7 @@ class Muon(torch.optim.Optimizer):
                 if not state:
                     state["momentum"] = torch.zeros_like(p)
                 state["momentum"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(state["momentum"], group["momentum"]))
+                flat = p.grad.lerp(state["momentum"], group["momentum"]).flatten(1)
+                update = orthogonal(flat).view(p.shape)
                 p.mul_(1 - group["lr"] * group["weight_decay"])
-                p.add_(update, alpha=-group["lr"] * 0.2 * max(p.shape) ** 0.5)
+                p.add_(update, alpha=-group["lr"] * 0.2 * max(flat.shape) ** 0.5)

@@ -7,7 +7,7 @@ COMFYUI_PATH=... python train.py nextdit                    (or unet)
 The learning rate is constant, so that training can go on at any time, and falls to zero over the last --cool share of the call.
 What is kept for the next call is the state before that; what is written to --out is the average of the weights after it.
 The state (weights, their average, optimizers, step; float32) is .work/training/NAME.pt, saved every few minutes. Where it is
-missing, training begins with the averaged weights of checkpoints/NAME.safetensors, which --keep writes.
+missing, training begins with the demo's own model.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MUON = 2.0  # its learning rate in units of AdamW's
 SPREAD = 1.2  # of the flow models' logit-normal noise levels
 BOUNDARY = 0.5  # the sigma at which a run changes to the second expert
 EMA_SHARE, EMA_LONGEST = 0.1, 1000  # the average reaches back over this share of the steps, at most so many
-CHECKPOINTS = Path(__file__).resolve().parent / "checkpoints"
+MODELS = Path(__file__).resolve().parents[1] / "models"
 
 Forward = Callable[[Tensor, Tensor, Tensor], Tensor]  # latents, time, words -> what the model predicts
 Lesson = tuple[Tensor, Tensor, Tensor, Tensor]  # noisy latents, time, what to predict, weight of each row's loss
@@ -214,25 +214,21 @@ def train(args: argparse.Namespace) -> None:
         training.save(state)
     if training.step > began or not out.exists():
         write(training.average, out)
-    if args.keep:
-        if state.exists():
-            training.resume(state)  # as it was before the learning rate fell
-        write(training.average, CHECKPOINTS / f"{args.model}.safetensors", {"step": str(training.step)})
 
 
 def beginnings(args: argparse.Namespace) -> list[Path]:
     """Files of weights to begin with where there is no state; the first that exists is taken."""
     files = [args.init] if args.init else []
-    files.append(CHECKPOINTS / f"{args.model}.safetensors")
+    files.append(MODELS / f"skipstone_demo_{args.model}.safetensors")
     if args.model == "flux_low":
-        files += [CACHE / "skipstone_demo_flux.safetensors", CHECKPOINTS / "flux.safetensors"]
+        files += [folder / "skipstone_demo_flux.safetensors" for folder in (CACHE, MODELS)]
     return files
 
 
-def write(weights: dict[str, Tensor], out: Path, notes: dict[str, str] | None = None) -> None:
+def write(weights: dict[str, Tensor], out: Path) -> None:
     """float16, the stock names; written aside and renamed, so that a reader never sees half a file."""
     part = out.with_suffix(".part")
-    save_file({k: v.half().contiguous() for k, v in weights.items()}, part, notes)
+    save_file({k: v.half().contiguous() for k, v in weights.items()}, part)
     part.rename(out)
 
 
@@ -247,8 +243,5 @@ if __name__ == "__main__":
     parser.add_argument("--cool", type=float, default=0.15, help="share of the time in which the rate falls to zero")
     parser.add_argument(
         "--middle", type=float, default=0.9, help="flow models: logit of the middle sigma, 0.9 for shapes, 0 for edges"
-    )
-    parser.add_argument(
-        "--keep", action="store_true", help="write the state's average to checkpoints/ too, for other machines"
     )
     train(parser.parse_args())

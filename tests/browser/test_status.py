@@ -27,7 +27,7 @@ def test_nodes_show_what_they_did(desk, request):
     ).first.wait_for()
     desk.page.get_by_text(re.compile(r"^Encoded in \d+\.?\d* s, saved for next time$")).first.wait_for()
     known = graph["nodes"][4]["widgets_values"][0]
-    for text in ("a blue ring on white", known):
+    for text in ("a fox on a white background", known):
         desk.evaluate("(text) => { app.graph.getNodeById(5).widgets[0].value = text }", text)
         desk.queue()
     desk.page.get_by_text(re.compile(r"^From memory in \d+\.\d ms")).first.wait_for()

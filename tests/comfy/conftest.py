@@ -59,7 +59,7 @@ class Studio:
         other.encoded = self.encoded
         return other
 
-    def prompt(self, text: str = "a red circle on blue") -> Any:
+    def prompt(self, text: str = "a red apple on a blue background") -> Any:
         """CONDITIONING for a text, encoded once; nodes and samplers are not supposed to write to it."""
         if text not in self.encoded:
             self.encoded[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
@@ -68,7 +68,7 @@ class Studio:
     @property
     def long_prompt(self) -> Any:
         """More tokens than CLIP takes at once: Flux cannot batch it with a short prompt."""
-        return self.prompt("a green square on white, " * 20)
+        return self.prompt("a frog on a white background, " * 20)
 
     @cached_property
     def second_expert(self) -> Any:
@@ -139,7 +139,7 @@ class Studio:
             seed=seed,
         )
 
-    def full(self, text: str = "a red circle on blue", **how: Any) -> torch.Tensor:
+    def full(self, text: str = "a red apple on a blue background", **how: Any) -> torch.Tensor:
         """The unpatched model's answer, sampled once a session for each text and `how` (of plain values)."""
         key = (text, *sorted(how.items()))
         if key not in self.sampled:

@@ -52,7 +52,7 @@ def trained(demo):
 def sampled(studio, trained):
     """A run: `out, report = sampled(model, name, sampler="heun")`; report is None where the model has no step cache of ours."""
 
-    def run(model, name=SMALL, text="a red circle on blue", **how):
+    def run(model, name=SMALL, text="a red apple on a blue background", **how):
         words = trained[name][1]
         positive, negative = ([[tokens[:, :words], more] for tokens, more in studio.prompt(t)] for t in (text, ""))
         return studio.sample(model, positive, negative, **{"steps": 10, "cfg": 1.0, **how})
@@ -206,7 +206,7 @@ def test_a_speed_up_that_cannot_be_had_is_said(sampled, auto_model):
 
 # decibels
 
-UNSEEN = (("a green square on white", 31), ("a yellow triangle on black", 32), ("a blue circle on red", 33))
+UNSEEN = (("a frog on a white background", 31), ("a banana on a black background", 32), ("a whale on a pink background", 33))
 
 
 @pytest.fixture(scope="module")
@@ -228,7 +228,7 @@ def psnr(a, b):
 def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, auto_model, decoded, decibels):
     model, reports = auto_model("flux", wish=DECIBELS, decibels=decibels, first_run="calibrate")
     how = {"name": "flux", "steps": 20, "cfg": 3.0}
-    sampled(model, text="a white triangle on green", seed=5, **how)
+    sampled(model, text="a ghost on a green background", seed=5, **how)
     for text, seed in UNSEEN:
         cached = sampled(model, text=text, seed=seed, **how)
         full = demo.full(text, seed=seed, steps=20)

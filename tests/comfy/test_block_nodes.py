@@ -467,7 +467,7 @@ def test_a_second_run_is_as_a_fresh_one(studio, taught, fresh, name):
     assert all(r.skipped for r in reports)
 
 
-@pytest.mark.parametrize("negative", ["", "a green square on white, " * 20], ids=["one call", "two calls"])
+@pytest.mark.parametrize("negative", ["", "a frog on a white background, " * 20], ids=["one call", "two calls"])
 @pytest.mark.parametrize("name", OF)
 def test_guidance_has_one_decision_and_two_histories(studio, taught, flux, plain, name, negative):
     """With prompts of one length both are run at once, with another length one after the other."""

@@ -56,7 +56,7 @@ def looked():
 def masked(studio):
     """Two prompts, each for a half of the picture, by masks: both are asked about the whole."""
     halves = []
-    for text, half in (("a red circle on blue", slice(0, 8)), ("a green square on white", slice(8, 16))):
+    for text, half in (("a red apple on a blue background", slice(0, 8)), ("a frog on a white background", slice(8, 16))):
         mask = torch.zeros(1, 16, 16)
         mask[..., half] = 1.0
         halves += ConditioningSetMask().append(studio.prompt(text), mask, "default", 1.0)[0]
@@ -70,7 +70,7 @@ def ranges(studio):
 
 
 def three_areas(studio):
-    texts = ("a red circle on blue", "a green square on white", "a red circle on blue")
+    texts = ("a red apple on a blue background", "a frog on a white background", "a red apple on a blue background")
     return [*studio.prompt(), *(c for i, text in enumerate(texts) for c in area(studio, text, 32 * i, 64))]
 
 
@@ -350,7 +350,7 @@ PERCENT = (MIDDLE - 0.5) / ALL
 
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_prompt_that_comes_or_goes(studio, flux, cached, looked, begins):
-    extra = ranged(studio.prompt("a green square on white"), *((PERCENT, 1.0) if begins else (0.0, PERCENT)))
+    extra = ranged(studio.prompt("a frog on a white background"), *((PERCENT, 1.0) if begins else (0.0, PERCENT)))
     patched, reports = cached(every(5), flux)
     model, observer = looked(patched)
     studio.sample(model, ConditioningCombine().combine(studio.prompt(), extra)[0], steps=ALL)

@@ -69,7 +69,7 @@ def test_however_conditionings_are_batched(studio, flux, cached, monkeypatch, ho
     a_device(monkeypatch)
     patched, reports = cached((STATIC | ADAPTIVE)[how](), flux)
     one, waited = counted(patched)
-    prompts = [*studio.prompt(), *area(studio, "a green square on white", 0, 64)]
+    prompts = [*studio.prompt(), *area(studio, "a frog on a white background", 0, 64)]
     studio.sample(one, prompts, studio.long_prompt, noise=studio.noise(batch=2), steps=STEPS)
     asked = [e.indicator is not None for e in reports[0].evaluations]
     assert reports[0].skipped > 0

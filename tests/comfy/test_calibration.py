@@ -251,7 +251,7 @@ def test_what_is_no_other_recipe(user, studio, sampled, tiny_flux, how):
     sampled("calibrate")
     same: dict[str, Any] = {
         "seed": {"seed": 5},
-        "prompt": {"positive": studio.prompt("a green square on white")},
+        "prompt": {"positive": studio.prompt("a frog on a white background")},
         "batch": {"noise": studio.noise(batch=2)},
         "about the same size": {"latent": torch.zeros(1, 16, 16, 18)},
         "preset": {"widgets": {"preset": "Turbo"}},

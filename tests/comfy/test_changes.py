@@ -71,7 +71,7 @@ def test_a_prompt_that_gives_way_to_another(studio, meancache, watched, skipped_
     percent = between(skipped_step)
     first, second = (
         ranged(studio.prompt(), 0.0, percent),
-        ranged(studio.prompt("a green square on white"), percent, 1.0),
+        ranged(studio.prompt("a frog on a white background"), percent, 1.0),
     )
     patched, reports = meancache(**SPARSE)
     model, watch = watched(patched)
@@ -85,7 +85,7 @@ def test_a_prompt_that_gives_way_to_another(studio, meancache, watched, skipped_
 @pytest.mark.parametrize("begins", [True, False])
 def test_a_prompt_that_comes_or_goes(studio, meancache, skipped_step, which, begins):
     percent = between(skipped_step)
-    extra = ranged(studio.prompt("a green square on white"), *((percent, 1.0) if begins else (0.0, percent)))
+    extra = ranged(studio.prompt("a frog on a white background"), *((percent, 1.0) if begins else (0.0, percent)))
     prompts = {"positive": studio.prompt(), "negative": studio.prompt("")}
     prompts[which] = ConditioningCombine().combine(prompts[which], extra)[0]
     model, reports = meancache(**SPARSE)

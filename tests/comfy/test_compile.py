@@ -235,7 +235,7 @@ def test_another_length_of_the_prompt_is_compiled_once(studio, flux, what):
     plain = studio.sample(flux, studio.long_prompt, studio.long_prompt, steps=1)
     assert close(studio.sample(model, studio.long_prompt, studio.long_prompt, steps=1), plain)
     assert graphs.new <= 2 * first
-    graphs, longer = Graphs(), studio.prompt("a green square on white, " * 40)
+    graphs, longer = Graphs(), studio.prompt("a frog on a white background, " * 40)
     studio.sample(model, longer, longer, steps=1)
     studio.sample(model, short, short, steps=1)
     assert graphs.new == 0

@@ -155,7 +155,7 @@ def test_keyframes_of_a_hook(studio, tiny_flux, place, starts):
 
 def test_several_at_once(studio, place):
     """Prompts, both sides of them, and a ControlNet: all that happens anywhere."""
-    first, second = ranged(studio.prompt(), 0.0, 0.3), ranged(studio.prompt("a green square on white"), 0.3, 1.0)
+    first, second = ranged(studio.prompt(), 0.0, 0.3), ranged(studio.prompt("a frog on a white background"), 0.3, 1.0)
     third = controlled(studio.prompt(), Control(0.0, 0.55))
     both = ConditioningCombine().combine(first, second)[0]
     alone = [foretold(place, positive=c) for c in (first, second, third)]
@@ -240,11 +240,11 @@ def happening(request, studio, tiny_flux):
         percent = (step - 0.5) / STEPS
         if request.param == "a prompt ends":
             combined = ConditioningCombine().combine(
-                studio.prompt(), ranged(studio.prompt("a green square on white"), 0, percent)
+                studio.prompt(), ranged(studio.prompt("a frog on a white background"), 0, percent)
             )
             return combined[0], None
         if request.param == "a prompt begins":
-            late = ranged(studio.prompt("a green square on white"), percent, 1.0)
+            late = ranged(studio.prompt("a frog on a white background"), percent, 1.0)
             return None, ConditioningCombine().combine(studio.prompt(""), late)[0]
         if request.param == "a ControlNet":
             return controlled(studio.prompt(), Control(percent, 1.0)), None
@@ -275,7 +275,7 @@ def test_what_happens_is_computed_at_once(run, happening, name):
 def test_an_event_is_paid_from_the_budget(studio, cached, tiny_flux, budget):
     """The schedule is solved with it; it comes on top only where the budget is spent on what must be."""
     model, reports = cached(method_of("Custom", budget=budget), tiny_flux)
-    events = ranged(studio.prompt("a green square on white"), 0.31, 0.73)
+    events = ranged(studio.prompt("a frog on a white background"), 0.31, 0.73)
     studio.sample(model, ConditioningCombine().combine(studio.prompt(), events)[0], steps=STEPS, cfg=1.0)
     assert reports[0].computed == int(budget * STEPS)
     assert [e.step for e in reports[0].evaluations if e.reason == "conditioning change"] == [7, 15]
@@ -287,7 +287,7 @@ def test_with_other_samplers(studio, run, name, sampler):
     """The first look at the step is computed, wherever the sampler takes it from."""
     plain, _ = run(name, sampler=sampler, cfg=1.0)
     step = skipped_without(plain)
-    late = ranged(studio.prompt("a green square on white"), (step - 0.5) / STEPS, 1.0)
+    late = ranged(studio.prompt("a frog on a white background"), (step - 0.5) / STEPS, 1.0)
     report, _ = run(name, ConditioningCombine().combine(studio.prompt(), late)[0], sampler=sampler, cfg=1.0)
     first = next(e for e in report.evaluations if e.step >= step)
     assert first.computed and first.reason == "conditioning change"
@@ -296,7 +296,7 @@ def test_with_other_samplers(studio, run, name, sampler):
 def test_a_shift_is_in_force_at_the_first_run(studio, run, tiny_flux):
     """The node for the shift patches the model only when sampling has begun: a percent is one of the shifted schedule."""
     (shifted,) = ModelSamplingSD3().patch(tiny_flux, 5.0)
-    late = ranged(studio.prompt("a green square on white"), 0.5, 1.0)
+    late = ranged(studio.prompt("a frog on a white background"), 0.5, 1.0)
     report, watch = run("TaylorSeer", ConditioningCombine().combine(studio.prompt(), late)[0], model=shifted, cfg=1.0)
     (step,) = (e.step for e in report.evaluations if e.reason == "conditioning change")
     edge = 5 * 0.5 / (1 + 4 * 0.5)
@@ -305,10 +305,10 @@ def test_a_shift_is_in_force_at_the_first_run(studio, run, tiny_flux):
 
 def test_in_a_second_stage_what_happened_before_is_none(studio, run):
     """As a KSamplerAdvanced that begins at step 10 does it."""
-    early = ConditioningCombine().combine(studio.prompt(), ranged(studio.prompt("a green square on white"), 0.0, 0.28))[
+    early = ConditioningCombine().combine(studio.prompt(), ranged(studio.prompt("a frog on a white background"), 0.0, 0.28))[
         0
     ]
-    late = ranged(studio.prompt("a green square on white"), 0.68, 1.0)
+    late = ranged(studio.prompt("a frog on a white background"), 0.68, 1.0)
     second: dict[str, Any] = {"start_step": 10, "last_step": STEPS, "force_full_denoise": True, "cfg": 1.0}
     report, _ = run("TaylorSeer", early, **second)
     assert "conditioning change" not in report.as_dict()["reasons"]
@@ -321,7 +321,7 @@ def test_in_a_second_stage_what_happened_before_is_none(studio, run):
 def test_a_change_at_the_last_step_or_the_first_is_no_event(studio, run):
     """They are computed anyhow."""
     for start, end in ((0.0, 0.97), (0.96, 1.0), (0.001, 1.0)):
-        extra = ranged(studio.prompt("a green square on white"), start, end)
+        extra = ranged(studio.prompt("a frog on a white background"), start, end)
         report, _ = run("TaylorSeer", ConditioningCombine().combine(studio.prompt(), extra)[0], cfg=1.0)
         told = reason_at(report)
         assert told[STEPS - 1] == "last step"

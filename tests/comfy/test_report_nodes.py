@@ -133,7 +133,7 @@ def cache(model="model", preset="Speed"):
 
 START: dict[str, Any] = {
     "model": ("TestModel", {}),
-    "positive": ("TestPrompt", {"text": "a red circle on blue"}),
+    "positive": ("TestPrompt", {"text": "a red apple on a blue background"}),
     "negative": ("TestPrompt", {"text": ""}),
     "latent": ("TestLatent", {}),
 }

@@ -61,11 +61,11 @@ def area(studio, text, x, width):
 
 def regional(studio):
     """A picture-wide prompt and one for the left half, which ComfyUI copies into the negative, uuid and all."""
-    return ConditioningCombine().combine(studio.prompt(), area(studio, "a green square on white", 0, 64))[0]
+    return ConditioningCombine().combine(studio.prompt(), area(studio, "a frog on a white background", 0, 64))[0]
 
 
 def halves(studio):
-    return [*area(studio, "a red circle on blue", 0, 64), *area(studio, "a green square on white", 64, 64)]
+    return [*area(studio, "a red apple on a blue background", 0, 64), *area(studio, "a frog on a white background", 64, 64)]
 
 
 # name: (what is done to the MODEL, the positive, the negative, cfg, answers in an evaluation)
@@ -134,7 +134,7 @@ def test_perturbed_attention_on_a_unet(studio, meancache, watched, tiny_unet):
 
 
 def guider_of(name, studio, model):
-    red, green, empty = studio.prompt(), studio.prompt("a green square on white"), studio.prompt("")
+    red, green, empty = studio.prompt(), studio.prompt("a frog on a white background"), studio.prompt("")
     if name == "two models":
         node = getattr(nodes_custom_sampler, "DualModelGuider", None)
         if node is None:

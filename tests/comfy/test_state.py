@@ -214,7 +214,7 @@ def test_a_sampler_may_step_in_place(studio, meancache):
 
 def test_nothing_is_written_to_what_the_graph_hands_in(studio, meancache, watched):
     model, watch = watched(meancache(**TURBO)[0])
-    prompts = [studio.prompt("a red circle on blue"), studio.prompt("")]
+    prompts = [studio.prompt("a red apple on a blue background"), studio.prompt("")]
     noise, latent, sigmas = studio.noise(), torch.randn(1, 16, 16, 16), torch.linspace(0.9, 0, 9)
     before = copy.deepcopy((prompts, noise, latent, sigmas))
     comfy.sample.sample_custom(

@@ -204,7 +204,7 @@ def test_regional_prompts_ranges_and_a_batch_cost_no_wait_either(studio, cached,
     from nodes import ConditioningCombine, ConditioningSetArea, ConditioningSetTimestepRange
 
     (area,) = ConditioningSetArea().append(studio.prompt(), width=64, height=128, x=0, y=0, strength=1.0)
-    (late,) = ConditioningSetTimestepRange().set_range(studio.prompt("a green square on white"), 0.4, 1.0)
+    (late,) = ConditioningSetTimestepRange().set_range(studio.prompt("a frog on a white background"), 0.4, 1.0)
     (prompts,) = ConditioningCombine().combine([*studio.prompt(), *area], late)
     a_device(monkeypatch)
     patched, reports = cached(STATIC[how](), tiny_flux)
