@@ -54,10 +54,11 @@ def _bound(made: Any) -> None:
     http = getattr(getattr(made, "_endpoint", None), "http_session", None)
     if http is None:  # a later version, which keeps it elsewhere
         return
+    forward = http.send
 
     def send(request: Any, **_: Any) -> Any:
         is_object, request.stream_output = request.stream_output, True  # otherwise the response is read here, unbounded
-        response = http.send(request)
+        response = forward(request)
         if not is_object or response.status_code >= 300:
             response.raw = _Page(response.raw)
             response.content  # noqa: B018 - boto3 reads it outside of what it handles errors of
