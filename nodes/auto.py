@@ -66,7 +66,7 @@ class StepCacheAuto(MethodNode):
         "the sampler."
     )
     aliases = (
-        *("speed", "speed up", "faster", "faster sampling", "accelerate", "turbo", "auto", "加速"),
+        *("cache", "speed", "speed up", "faster", "faster sampling", "accelerate", "turbo", "auto", "加速"),
         *("fbcache", "wavespeed", "teacache", "easycache", "deepcache", "cache-dit"),
     )
     method = staticmethod(auto_of)

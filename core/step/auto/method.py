@@ -9,7 +9,7 @@ from ..method import Method
 from ..policies import Full, Policy, Reason, Schedule
 from ..predictors import Integrator, Reuse
 from ..report import messages
-from .selection import Choice, SamplerInfo, tolerance
+from .selection import TYPICAL_SURPLUS, Choice, SamplerInfo, tolerance
 
 NAME = "Step Cache (Auto)"
 WHY: dict[Integrator, str] = {
@@ -21,8 +21,6 @@ WHY: dict[Integrator, str] = {
 LOOKS = "decided during the run; best for samplers with two evaluations a step in our tests"
 FREE = "decided during the run, because this sampler chooses its own steps"
 FULL = Method("Full run", "", (Full(Reason.TARGET),), Reuse())
-# dB that a picture typically is above what nine in ten reach: presets are limited by the typical picture (bench/choices.md)
-TYPICAL_SURPLUS = 6.0
 WHY_FEW = "short runs have few steps to skip, whatever the method"
 
 
