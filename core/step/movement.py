@@ -25,7 +25,7 @@ NOISE = (
 # velocities that are handed through as D, and rising from 0.06 to 0.5 where the latent is rolled from step to step
 FOLLOWS = 0.12
 ROUNDING = 1e-3  # share of the latent
-JUMP = 0.7  # share of the latent beyond which it is another part of it
+JUMP = 1.0  # share of the latent beyond which it is another part of it; 1.4 between latents that have nothing in common
 LIKE_THE_WHOLE = (
     1.25  # ... unless the deviation of the whole latent is nearly as large, as with samplers that add noise
 )

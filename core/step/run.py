@@ -133,6 +133,8 @@ class Run:
         # by the slots of an evaluation's first call, oldest first: the current track, and another where sets of slots take turns
         self.tracks: dict[tuple[Slot, ...], Track] = {}
         self.seen: list[tuple[Slot, ...]] = []  # the last sets of slots, to find those that return
+        self.same_sigma = False  # as in the evaluation before
+        self.in_turn = False  # sets of slots were asked about one after the other at one sigma
         self.watches_noise = watches_noise
         self.noisy = False  # the sampler was found to add noise
         self.latent: Tensor | None = None  # the evaluation's, while noise is watched for
@@ -182,6 +184,7 @@ class Run:
         self._end_evaluation()
         self.latent = x if self.watches_noise else None
         self.reports.begin_evaluation()
+        self.same_sigma = math.isclose(sigma, self.clock.sigma, rel_tol=1e-6)
         self.clock.tick(sigma)
         if self.clock.sigma_rose:
             self.forget()
@@ -228,9 +231,11 @@ class Run:
 
     def _choose_track(self, slots: tuple[Slot, ...]) -> None:
         """The track of an evaluation with these slots in its first call. A new set of slots takes the place of the current one: it is
-        given a track beside it only once it returns, because ComfyUI was told of the memory of one."""
+        given a track beside it only where sets take turns at one sigma, and once it returns, because ComfyUI was told of the memory of one.
+        Context windows that move from step to step return, too, and take no turns."""
         if slots not in self.tracks:
-            if slots in self.seen and not all(self._known(s) for s in slots):
+            self.in_turn = self.in_turn or (self.same_sigma and bool(self.seen))
+            if self.in_turn and slots in self.seen and not all(self._known(s) for s in slots):
                 self.track = self._new_track()
                 self.tracks = dict(list(self.tracks.items())[-1:])
             else:

@@ -21,7 +21,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 SCALE, SHIFT = 0.3611, 0.1159  # ComfyUI's Flux latent format: with them the decoder sees model-space latents
-BATCH, CROP, RATE = 4, 8, 1e-3  # each step is already of 16,384 pixels: more, smaller steps are worth more than larger ones
+BATCH, CROP, RATE = (
+    4,
+    8,
+    1e-3,
+)  # each step is already of 16,384 pixels: more, smaller steps are worth more than larger ones
 WIDTH = 64
 DEMO = Path(__file__).resolve().parents[1] / "models" / "skipstone_demo_vae.safetensors"
 
@@ -66,7 +70,10 @@ def fit(net: nn.Module, seconds: float, batch: Callable[[], tuple[Tensor, Tensor
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     matrices = [p for p in net.parameters() if p.ndim == 4 and p.shape[0] == p.shape[1] == WIDTH]
     chosen = {id(p) for p in matrices}
-    optimizers = [Muon(matrices, lr=RATE), torch.optim.Adam([p for p in net.parameters() if id(p) not in chosen], lr=RATE)]
+    optimizers = [
+        Muon(matrices, lr=RATE),
+        torch.optim.Adam([p for p in net.parameters() if id(p) not in chosen], lr=RATE),
+    ]
     start, step, smooth = time.monotonic(), 0, 0.0
     while seconds and (progress := (time.monotonic() - start) / seconds) < 1:
         for group in (g for optimizer in optimizers for g in optimizer.param_groups):

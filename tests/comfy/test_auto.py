@@ -206,7 +206,11 @@ def test_a_speed_up_that_cannot_be_had_is_said(sampled, auto_model):
 
 # decibels
 
-UNSEEN = (("a frog on a white background", 31), ("a banana on a black background", 32), ("a whale on a pink background", 33))
+UNSEEN = (
+    ("a frog on a white background", 31),
+    ("a banana on a black background", 32),
+    ("a whale on a pink background", 33),
+)
 
 
 @pytest.fixture(scope="module")

@@ -56,7 +56,10 @@ def looked():
 def masked(studio):
     """Two prompts, each for a half of the picture, by masks: both are asked about the whole."""
     halves = []
-    for text, half in (("a red apple on a blue background", slice(0, 8)), ("a frog on a white background", slice(8, 16))):
+    for text, half in (
+        ("a red apple on a blue background", slice(0, 8)),
+        ("a frog on a white background", slice(8, 16)),
+    ):
         mask = torch.zeros(1, 16, 16)
         mask[..., half] = 1.0
         halves += ConditioningSetMask().append(studio.prompt(text), mask, "default", 1.0)[0]

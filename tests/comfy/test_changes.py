@@ -107,7 +107,8 @@ def test_a_prompt_that_begins_at_the_very_sigma_of_a_step(studio, meancache, wat
 
 
 class Push(comfy.controlnet.ControlBase):
-    """A ControlNet without a network: adds a constant to the first block's output, within its range."""
+    """A ControlNet without a network: adds to the first block's output, within its range. Not the same to every channel, which the next
+    block's norm would take away."""
 
     def __init__(self, start, end, previous=None):
         super().__init__()
@@ -123,7 +124,8 @@ class Push(comfy.controlnet.ControlBase):
             before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if t[0] > self.timestep_range[0] or t[0] < self.timestep_range[1]:
             return before
-        return self.control_merge({"input": [torch.full((1, 64, 64), 0.1)], "middle": [], "output": []}, before, None)
+        push = torch.linspace(-1, 1, 64).expand(1, 64, 64)
+        return self.control_merge({"input": [push], "middle": [], "output": []}, before, None)
 
 
 def controlled(cond, control):

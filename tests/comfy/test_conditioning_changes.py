@@ -305,9 +305,9 @@ def test_a_shift_is_in_force_at_the_first_run(studio, run, tiny_flux):
 
 def test_in_a_second_stage_what_happened_before_is_none(studio, run):
     """As a KSamplerAdvanced that begins at step 10 does it."""
-    early = ConditioningCombine().combine(studio.prompt(), ranged(studio.prompt("a frog on a white background"), 0.0, 0.28))[
-        0
-    ]
+    early = ConditioningCombine().combine(
+        studio.prompt(), ranged(studio.prompt("a frog on a white background"), 0.0, 0.28)
+    )[0]
     late = ranged(studio.prompt("a frog on a white background"), 0.68, 1.0)
     second: dict[str, Any] = {"start_step": 10, "last_step": STEPS, "force_full_denoise": True, "cfg": 1.0}
     report, _ = run("TaylorSeer", early, **second)

@@ -524,12 +524,12 @@ def browser(messages):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_it_runs_and_tells_the_browser(pack, studio, tiny_flux, browser, name):
-    learned(pack, studio, name, tiny_flux, 16)
+    learned(pack, studio, name, tiny_flux, 32)
     browser.clear()
     model = run(pack, name, tiny_flux, preset="Turbo")
-    out = studio.sample(model, steps=16, cfg=1.0)
+    out = studio.sample(model, steps=32, cfg=1.0)
     assert torch.isfinite(out).all()
-    assert not torch.equal(out, studio.sample(tiny_flux, steps=16, cfg=1.0))
+    assert not torch.equal(out, studio.sample(tiny_flux, steps=32, cfg=1.0))
     ((event, data),) = browser
     assert event == "skipstone.report"
     assert data["node"] == "7"
@@ -537,7 +537,7 @@ def test_it_runs_and_tells_the_browser(pack, studio, tiny_flux, browser, name):
     assert report["method"].replace(" ", "").replace("-", "") == name.removeprefix("Skipstone")
     assert report["variant"] == "Turbo"
     assert report["skipped"] > 0
-    assert report["computed"] + report["skipped"] == 16
+    assert report["computed"] + report["skipped"] == 32
 
 
 def test_it_tells_while_it_runs(pack, studio, messages, monkeypatch):

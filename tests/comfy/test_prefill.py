@@ -125,7 +125,7 @@ METHODS: dict[str, Callable[[float], Method]] = {
     "TeaCache": lambda threshold: teacache_of("Custom", threshold=threshold, warmup=1, polynomial="Flux"),
     "DiCache": lambda threshold: dicache_of("Custom", threshold=threshold, warmup=1, start_percent=0.0),
 }
-CLOSE = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-5)
+CLOSE = functools.partial(torch.testing.assert_close, rtol=1e-4, atol=1e-4)
 
 
 def sampled(studio: Any, model: Any, method: Method | None, **how: Any) -> tuple[Tensor, Any]:

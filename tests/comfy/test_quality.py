@@ -7,7 +7,11 @@ import torch
 
 from .floors import OVER_PLAIN, SAME_PICTURE
 
-PAIRS = [("a frog on a white background", 3), ("a banana on a black background", 4), ("a red apple on a blue background", 2)]
+PAIRS = [
+    ("a frog on a white background", 3),
+    ("a banana on a black background", 4),
+    ("a red apple on a blue background", 2),
+]
 
 
 @pytest.fixture(scope="session")

@@ -65,7 +65,10 @@ def regional(studio):
 
 
 def halves(studio):
-    return [*area(studio, "a red apple on a blue background", 0, 64), *area(studio, "a frog on a white background", 64, 64)]
+    return [
+        *area(studio, "a red apple on a blue background", 0, 64),
+        *area(studio, "a frog on a white background", 64, 64),
+    ]
 
 
 # name: (what is done to the MODEL, the positive, the negative, cfg, answers in an evaluation)

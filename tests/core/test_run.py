@@ -258,13 +258,14 @@ def test_an_adaptive_method_reads_an_indicator_for_each_conditioning_in_turn():
 def test_no_more_than_two_sets_of_slots_are_held_and_one_until_a_set_returns():
     run = Run(Method("Test", "", (Warmup(99),), Linear()), GRID, "euler")
     held = []
-    for sigma, slot in zip(GRID.sigmas, "aabbababcabc", strict=False):
-        run.tick(sigma)
+    for step, slot in zip((0, 1, 2, 3, 4, 4, 5, 5, 6, 6, 7, 7), "aabbababcabc", strict=True):
+        run.tick(GRID.sigmas[step])
         run.decide([slot])
         run.observe(slot, torch.ones(2), torch.ones(2))
         held.append(sorted(map(str, run.histories)))
     assert held[3] == ["b"], "a set that does not return is dropped"
-    assert held[4] == ["a", "b"] and max(map(len, held)) <= 3
+    assert held[4] == ["a"], "one that returns at another sigma takes no turns"
+    assert held[5] == ["a", "b"] and max(map(len, held)) <= 3
     assert len(run.tracks) == 2
 
 

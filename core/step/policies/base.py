@@ -13,8 +13,8 @@ from ..plan import Plan
 from ..published.coefficients import Network
 from ..reasons import Reason
 
-LARGEST = 0.5  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
-UNLIKE = "the output changes by more than half from one evaluation to the next, so none can be predicted"
+LARGEST = 1.0  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
+UNLIKE = "the output changes by more than its own size from one evaluation to the next, so none can be predicted"
 
 ReadIndicator = Callable[[], Reading | None]
 """Reads the method's indicator for the current evaluation, in one host sync; None while too little is known."""
