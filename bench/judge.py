@@ -64,10 +64,8 @@ class Pair:
 
 def pairs(count: int, first: int) -> list[Pair]:
     """Prompts and seeds from `first` on. From FIRST_JUDGED on of combinations that the models were not trained on."""
-    if first >= FIRST_JUDGED:
-        scenes = held_out_scenes(count, first)
-    else:
-        scenes = random_scenes(count, torch.Generator().manual_seed(first))
+    trained_on = random_scenes(count, torch.Generator().manual_seed(first))
+    scenes = trained_on if first < FIRST_JUDGED else held_out_scenes(count, first)
     return [Pair(first + i, scene.caption) for i, scene in enumerate(scenes)]
 
 

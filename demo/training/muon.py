@@ -26,7 +26,10 @@ def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """For weights of two dimensions, and of convolutions (rows: output channels); lr is of AdamW's size (updates are scaled to an RMS of 0.2, https://arxiv.org/abs/2502.16982)."""
+    """For weights of two dimensions and of convolutions (rows: output channels).
+
+    lr is of AdamW's size: updates are scaled to an RMS of 0.2, https://arxiv.org/abs/2502.16982.
+    """
 
     def __init__(self, params: Iterable[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
