@@ -124,7 +124,7 @@ class Push(comfy.controlnet.ControlBase):
             before = self.previous_controlnet.get_control(x_noisy, t, cond, batched_number, transformer_options)
         if t[0] > self.timestep_range[0] or t[0] < self.timestep_range[1]:
             return before
-        push = torch.linspace(-1, 1, 64).expand(1, 64, 64)
+        push = torch.linspace(-1, 1, 64).repeat(1, 64, 1)
         return self.control_merge({"input": [push], "middle": [], "output": []}, before, None)
 
 

@@ -148,7 +148,8 @@ def test_compile_model_survives_two_prompts(studio, flux, graph, monkeypatch, na
         model = attach(model, METHODS[name](), (reports.append,))
     recorded = [studio.sample(model, steps=4, seed=seed) for seed in (1, 2)]
     assert all(r.skipped > 0 for r in reports)
-    assert states[0].called and not states[0].problem, "it was in use"
+    # where the double has hooks on the blocks, a whole model is not compiled
+    assert states[0].called and (not states[0].problem or what == WHOLE_MODEL), "it was in use"
     monkeypatch.setattr(graph, "begin", lambda: None)
     plain = [studio.sample(model, steps=4, seed=seed) for seed in (1, 2)]
     assert all(p.isfinite().all() for p in plain)

@@ -13,7 +13,7 @@ from ..plan import Plan
 from ..published.coefficients import Network
 from ..reasons import Reason
 
-LARGEST = 1.0  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
+LARGEST = 1.25  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
 UNLIKE = "the output changes by more than its own size from one evaluation to the next, so none can be predicted"
 
 ReadIndicator = Callable[[], Reading | None]
