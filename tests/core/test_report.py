@@ -224,7 +224,8 @@ def test_decibels_are_expected_only_of_costs_learned_of_the_users_own_model():
     grid = Grid.of([1 - i / 20 for i in range(21)])
     costs = Gram(grid.times[:-1], np.diag(np.linspace(0.1, 1, 20)))
     learned = Run(schedule, grid, "euler", costs=Costs(costs, Origin.MEASURED)).report
-    assert learned.decibels is not None and learned.decibels == pytest.approx(typical_decibels(learned.error, "euler"))
+    assert learned.decibels is not None and learned.error is not None
+    assert learned.decibels == pytest.approx(typical_decibels(learned.error, "euler"))
     assert learned.decibels < VISIBLE and "visibly" not in learned.advice, "nothing was skipped yet"
 
 
