@@ -10,6 +10,12 @@ from skipstone.tests.browser.test_step_caches import models
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "KSampler with Step Cache"
+# a message goes away by itself: noticed whenever it comes
+TELL = """(text) => {
+    const look = () => { window.told = window.told || document.body.innerText.includes(text) }
+    window.told = false
+    new MutationObserver(look).observe(document.body, { childList: true, subtree: true, characterData: true })
+}"""
 MODE, LINKS = "mode", ("model", "positive", "negative", "latent_image")
 
 
@@ -69,6 +75,7 @@ def test_it_is_found_and_samples(desk, request):
         "seed",
         "cfg",
     }
+    page.evaluate(TELL, "of 12 computed")
     desk.queue()
-    page.get_by_text("of 12 computed").first.wait_for()
+    page.wait_for_function("() => window.told")
     desk.shoot(f"blueprint-{request.node.callspec.id}")
