@@ -132,12 +132,12 @@ class Continuity:
         if sigma > 0:
             self._parts[slot] = Seen.of(x, denoised, sigma)
 
-    def check(self, slot: Hashable, x: Tensor, whole: Tensor, sigma: float) -> None:
-        """Compare a slot's latent x, at sigma, with its last one; `whole` is the whole latent."""
+    def check(self, slot: Hashable, x: Tensor, whole: Tensor | None, sigma: float) -> None:
+        """Compare a slot's latent x, at sigma, with its last one; `whole` is the whole latent, None where it is not known."""
         last = self._parts.get(slot)
         deviation = last.unexplained(x, sigma) if last else None
         if deviation is not None:
-            usual = self._whole.unexplained(whole, sigma) if self._whole else None
+            usual = self._whole.unexplained(whole, sigma) if self._whole and whole is not None else None
             if usual is not None:
                 deviation = deviation * (deviation > LIKE_THE_WHOLE * usual)
             found = Readback.largest(deviation, self.memory)

@@ -145,9 +145,11 @@ class EvaluationHook:
             return False
         if self.parts is None:
             self.parts = Continuity(self.run.memory)
+        # a sampler that hands over the latent in tiles gives evaluations of another size than the run's
+        whole = None if x is self.x else self.x
         for slot in slots:
             if slot is not None:
-                self._compare(self.parts.check, slot, x, self.x, self.run.clock.sigma)
+                self._compare(self.parts.check, slot, x, whole, self.run.clock.sigma)
         return not self.parts.jumped
 
     def _compare(self, observe: Callable[..., None], *args: Any) -> None:

@@ -1,0 +1,83 @@
+"""What people wire together never crashes and never ruins a picture: with a step cache it is as close to the picture in full as plain
+sampling in as many steps is, or nothing is skipped and the report says why.
+
+The table that `-s` shows, with every method: SKIPSTONE_STREET=all python tools/setup.py -m pytest -s tests/street/test_street.py
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import Any
+
+import pytest
+import torch
+
+from skipstone.nodes.auto import auto_of
+from skipstone.nodes.easycache import easycache_of
+from skipstone.nodes.firstblock import firstblock_of
+from skipstone.nodes.meancache import method_of
+from skipstone.nodes.taylorseer import taylorseer_of
+from skipstone.patch.step import samplers as known_samplers
+from skipstone.patch.step.attach import attach
+
+from .cases import CASES, STEPS
+
+pytestmark = [pytest.mark.usefixtures("user"), pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")]
+
+BELOW = 1.0  # dB
+METHODS: dict[str, Any] = {
+    "Auto": auto_of("Balanced"),
+    "First Block Cache": firstblock_of("Balanced"),
+}
+if os.environ.get("SKIPSTONE_STREET") == "all":
+    METHODS |= {
+        "MeanCache": method_of("Speed"),
+        "EasyCache": easycache_of("Balanced"),
+        "TaylorSeer": taylorseer_of("Balanced"),
+    }
+
+
+def sampled(desk, name, method):
+    """(picture, reports of its runs) with a step cache."""
+    known_samplers._adds_noise.clear()
+    known_samplers._observed.clear()
+    reports: list[Any] = []
+    picture = CASES[name].sampled(desk, lambda model: attach(model, method, (reports.append,)), STEPS)
+    return picture, reports
+
+
+# (case, method): what is still wrong with it
+OPEN = {
+    ("AnimateDiff windows", "Auto"): "skips nothing",
+    ("AnimateDiff windows", "First Block Cache"): "skips nothing",
+    ("Attention Couple", "First Block Cache"): "skips nothing",
+    ("FlowEdit", "Auto"): "12 dB below plain sampling",
+    ("FlowEdit", "First Block Cache"): "11 dB below plain sampling",
+    ("RES4LYF", "Auto"): "1.3 dB below plain sampling",
+    ("prompts in turn, every step", "Auto"): "skips nothing, and gives another reason",
+}
+PAIRS = [
+    pytest.param(name, method, marks=pytest.mark.xfail(reason=OPEN[name, method]) if (name, method) in OPEN else ())
+    for method in METHODS
+    for name in CASES
+]
+
+
+@pytest.mark.parametrize(("name", "method"), PAIRS)
+def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method):
+    case = CASES[name]
+    picture, reports = sampled(desk, name, METHODS[method])
+    evaluations, computed = sum(len(r.evaluations) for r in reports), sum(r.computed for r in reports)
+    assert all(r.finished for r in reports) and torch.isfinite(picture).all()
+    fewer = math.ceil(STEPS * computed / evaluations)
+    gained = plain.error(name, plain.latent(name, fewer)) - plain.error(name, picture) if fewer < STEPS else 0.0
+    print(f"| {name} | {method} | {computed} of {evaluations} | {gained:+.1f} dB |")
+    if computed == evaluations:
+        assert torch.equal(picture, plain.latent(name))
+        assert all(r.advice and r.advice in " ".join(r.notes) for r in reports), "the reason is said"
+    assert gained >= -BELOW
+    skips = case.blocks if method == "First Block Cache" else case.skips
+    assert (computed < evaluations) == skips
+    if not skips:
+        assert case.said in " ".join(reports[0].notes)
