@@ -64,8 +64,8 @@ class Pair:
 
 def pairs(count: int, first: int) -> list[Pair]:
     """Prompts and seeds from `first` on. From FIRST_JUDGED on of combinations that the models were not trained on."""
-    trained_on = random_scenes(count, torch.Generator().manual_seed(first))
-    scenes = trained_on if first < FIRST_JUDGED else held_out_scenes(count, first)
+    generator = torch.Generator().manual_seed(first)
+    scenes = held_out_scenes(count, first) if first >= FIRST_JUDGED else random_scenes(count, generator)
     return [Pair(first + i, scene.caption) for i, scene in enumerate(scenes)]
 
 

@@ -27,10 +27,8 @@ from torch import Tensor
 
 DECIBELS, LPIPS = 40.0, 0.02
 TAUGHT = 4
-START, FAILURES = (
-    0.6,
-    2,
-)  # share of the steps that is tried first; budgets in a row that may fail before the search ends
+START = 0.6  # share of the steps that is tried first
+FAILURES = 2  # budgets in a row that may fail before the search ends
 
 
 @dataclass(frozen=True)
@@ -119,8 +117,8 @@ def kept(found: Score) -> bool:
 
 
 def levels(stage: Stage) -> Iterator[Score]:
-    """What budgets come to: from START of the steps down until several in a row do not keep the picture; where the first does not, up
-    until one does."""
+    """The scores of budgets: from START of the steps down, until FAILURES in a row do not keep the picture. If none kept it, from START
+    up, until one does."""
     steps = stage.cell.steps
     first = max(round(START * steps), 2)
     kept_any = False

@@ -24,9 +24,8 @@ class Modalities:
     def __init__(self, lengths: Sequence[int], names: Sequence[str]) -> None:
         self.lengths, self.names = list(lengths), list(names)
         self._slot: Hashable | None = None
-        self._anchors: list[
-            tuple[float, list[Tensor]]
-        ] = []  # sigma and the subsample of each modality, of the last two
+        # of the last two computed evaluations: sigma, and the subsample of each modality
+        self._anchors: list[tuple[float, list[Tensor]]] = []
         self._errors: list[Tensor] = []  # mean square error of each modality, shape (modalities,), by evaluation
         self._sizes: list[Tensor] = []  # mean square of each modality
 
@@ -48,7 +47,7 @@ class Modalities:
         self._anchors = [*self._anchors[-1:], (sigma, now)]
 
     def clear(self) -> None:
-        """What was observed so far is no guide to what follows."""
+        """Drop the last two outputs: the next output is not on a line with them."""
         self._anchors.clear()
 
     def errors(self) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Whether a latent moves from one evaluation to the next as the model's outputs say.
 
-What is left over is noise that the sampler added, or another part of the latent. Both look at a subsample of at most SAMPLE elements.
+The part of a movement that the outputs do not explain is noise that the sampler added, or shows another part of the latent. Both classes
+look at a subsample of at most SAMPLE elements.
 """
 
 from __future__ import annotations
@@ -18,17 +19,15 @@ from .indicators.reading import subsample
 from .readback import Readback
 
 PAST = 4  # evaluations that a sampler may combine into the next latent
-NOISE = (
-    0.5  # share of a movement beyond which what is left over is noise: multistep and Runge-Kutta samplers leave none
-)
+# share of a movement beyond which the unexplained part is noise: multistep and Runge-Kutta samplers leave none
+NOISE = 0.5
 # cosine between D and what is left over, beyond which D contains it: on the demo's Flux below 0.05 for denoised latents, above 0.4 for
 # velocities that are handed through as D, and rising from 0.06 to 0.5 where the latent is rolled from step to step
 FOLLOWS = 0.12
 ROUNDING = 1e-3  # share of the latent
 JUMP = 1.0  # share of the latent beyond which it is another part of it; 1.4 between latents that have nothing in common
-LIKE_THE_WHOLE = (
-    1.25  # ... unless the deviation of the whole latent is nearly as large, as with samplers that add noise
-)
+# a jump also exceeds the deviation of the whole latent by this factor: samplers that add noise move the whole latent
+LIKE_THE_WHOLE = 1.25
 
 Array = NDArray[np.float64]
 
@@ -57,8 +56,7 @@ class NoiseWatch:
     def observe_output(self, x: Tensor, denoised: object) -> None:
         """The evaluation's latent and the D that the sampler received. A D of another shape than x's ends what was observed so far."""
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
-            self.past.clear()
-            self._input = self._output = self._left = None
+            self._restart()
             return
         self._input, self._output = subsample(x), subsample(denoised)
 
@@ -68,8 +66,7 @@ class NoiseWatch:
             return
         now = subsample(x)
         if now.shape != self._input.shape:
-            self.past.clear()
-            self._input = self._output = self._left = None
+            self._restart()
             return
         before, denoised, after = torch.stack((self._input, self._output, now)).cpu().double().numpy()
         self._input = self._output = None
@@ -85,6 +82,11 @@ class NoiseWatch:
         noise = np.linalg.norm(left) > max(NOISE * moved, ROUNDING * np.linalg.norm(after))
         self._left = left if noise else None
         self.noisy = self.noisy or bool(noise)
+
+    def _restart(self) -> None:
+        """Drop the evaluations observed so far: the next latent does not follow from them."""
+        self.past.clear()
+        self._input = self._output = self._left = None
 
 
 @dataclass(frozen=True)

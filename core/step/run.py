@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
@@ -15,6 +14,7 @@ from .calibration.block_profile import BlockProfile
 from .calibration.costs import Costs, Origin
 from .clock import Clock, Grid
 from .context import RunContext
+from .guard import succeeds
 from .history import History, HostMemory
 from .indicators.base import IndicatorState
 from .indicators.reading import Reading
@@ -33,7 +33,6 @@ from .report.report import Report
 from .trajectory import Trajectory, Weights
 
 Slot = Hashable
-log = logging.getLogger(__name__)
 
 RETURNS = 4  # the last sets of slots among which one that returns is looked for
 NOT_FINITE = "the model's output was not finite: no evaluation was predicted from it"
@@ -259,10 +258,7 @@ class Run:
 
     def _measure_noise(self, observe: Callable[[], None]) -> None:
         """A failure, as by values that are not finite, ends the watch and never the sampling."""
-        try:
-            observe()
-        except Exception:
-            log.debug("[Skipstone] the sampler's noise is not watched", exc_info=True)
+        if not succeeds("the sampler's noise is not watched", observe):
             self.watches_noise, self.latent = False, None
 
     def _follow(self, decision: Decision, slots: list[Slot]) -> None:
@@ -374,10 +370,7 @@ class Run:
 
     def _measure(self, observe: Callable[[], None]) -> None:
         """Observe for the report alone. A failure ends that, and never the sampling."""
-        try:
-            observe()
-        except Exception:
-            log.debug("[Skipstone] the modalities are not measured", exc_info=True)
+        if not succeeds("the modalities are not measured", observe):
             self.modalities = Modalities((), ())
 
     def keep(self, slot: Slot, value: Tensor) -> None:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ...core.step.calibration.block_profile import BlockProfiler
 from ...core.step.calibration.gram_recorder import GramRecorder
+from ...core.step.guard import succeeds
 from ...core.step.movement import Continuity
 from ...core.step.policies import Reason
 from ...core.step.report import messages
@@ -154,10 +155,7 @@ class EvaluationHook:
 
     def _compare(self, observe: Callable[..., None], *args: Any) -> None:
         """Have `parts` observe. Its failure never ends the sampling: the parts count as unknown from there on."""
-        try:
-            observe(*args)
-        except Exception:
-            log.debug("[Skipstone] parts of the latent cannot be compared", exc_info=True)
+        if not succeeds("parts of the latent cannot be compared", observe, *args):
             assert self.parts is not None
             self.parts.jumped = True
 

@@ -159,17 +159,18 @@ def start_run(
         recorded = learning or (calibration.records_partly and skips)
         recorder = GramRecorder(grid, run.keeps, calibration.cfg, parts) if recorded else None
         hook: EvaluationHook = OutputHook(run, reader, recorder, offload)
-        hook.unused, hook.latent = _unused(guider), _shape(latent)
 
         def replanned() -> Run:
             return make(costs=calibration.costs(anew=True))
 
-        return RunSession(run, hook, sampler, calibration.recipe, recorder, learning, replanned, always)
-    run.report.share = support.share
-    profiler = BlockProfiler(grid) if learning else None
-    hook = BlockHook(run, reader, support, offload, profiler)
+        session = RunSession(run, hook, sampler, calibration.recipe, recorder, learning, replanned, always)
+    else:
+        run.report.share = support.share
+        profiler = BlockProfiler(grid) if learning else None
+        hook = BlockHook(run, reader, support, offload, profiler)
+        session = RunSession(run, hook, sampler, calibration.recipe, profiler, learning, always=always)
     hook.unused, hook.latent = _unused(guider), _shape(latent)
-    return RunSession(run, hook, sampler, calibration.recipe, profiler, learning, always=always)
+    return session
 
 
 def _names(shapes: Sequence[Sequence[int]]) -> list[str]:

@@ -32,6 +32,7 @@ ELSEWHERE = {
     "sample_sa_solver_pece": 2,
 }  # fmt: skip
 
+KNOWN = ONCE | ADAPTIVE_STEPS | TWICE | ELSEWHERE.keys()
 # of samplers that are in none of the tables, by the name of their function: evaluations per step, and whether they add noise
 _observed: dict[str, int] = {}
 _adds_noise: dict[str, bool] = {}
@@ -71,14 +72,12 @@ def evaluations_per_step(sampler: object) -> int:
 def foreign(sampler: object) -> bool:
     """True if nothing is known of the SAMPLER: it is not ComfyUI's own, and its function has none of the names above."""
     function = getattr(sampler, "sampler_function", None) or type(sampler)
-    known = ONCE | ADAPTIVE_STEPS | TWICE | ELSEWHERE.keys()
-    return function_of(sampler) not in known and not str(getattr(function, "__module__", "")).startswith("comfy.")
+    return function_of(sampler) not in KNOWN and not str(getattr(function, "__module__", "")).startswith("comfy.")
 
 
 def observe(sampler: object, evaluations: int, steps: int, noisy: bool = False) -> None:
     """A run of `steps` finished after so many evaluations. noisy: noise was added between them."""
-    known = ONCE | ADAPTIVE_STEPS | TWICE | ELSEWHERE.keys()
-    if function_of(sampler) not in known and steps > 1:
+    if function_of(sampler) not in KNOWN and steps > 1:
         _observed[_identity(sampler)] = max(round(evaluations / steps), 1)
         _adds_noise[_identity(sampler)] = noisy
 

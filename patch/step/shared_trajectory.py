@@ -1,4 +1,4 @@
-"""Runs of one prompt that share a trajectory, as two samplers of ten steps with a model each, and what they came to together."""
+"""Joint counts of the runs of one prompt that share a trajectory, such as two samplers of ten steps with a model each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _open: list[_Part] = []
 
 
 def join(grid: Grid, report: Report) -> None:
-    """A run of the executing prompt finished: add to its report what it and the runs that it goes on from came to."""
+    """A run of the executing prompt finished: add to its report the joint counts of it and of the runs that it continues."""
     global _prompt
     prompt = prompt_id()
     if not prompt:

@@ -24,6 +24,16 @@ def denoise(x, sigma, slot=0.0):
     return 0.5 * torch.cos(x) * (1 - sigma) + slot
 
 
+def stepped(run, slot, x, sigma, after, compute, i):
+    """The slot's latent after an Euler step on the model's output, or on its prediction."""
+    if compute:
+        d = denoise(x, sigma, i)
+        run.observe(slot, x, d)
+    else:
+        d = run.predict(slot, x)
+    return x + (after - sigma) * (x - d) / sigma
+
+
 def euler(run, slots=("a",), grid=GRID, dtype=torch.float32):
     """A sampler and a model around a run, as the hook uses it. Returns the last latent of every slot."""
     x = {s: torch.linspace(-1, 1, 8, dtype=dtype) for s in slots}
@@ -31,12 +41,7 @@ def euler(run, slots=("a",), grid=GRID, dtype=torch.float32):
         run.tick(sigma)
         compute = run.decide(slots).compute
         for i, s in enumerate(slots):
-            if compute:
-                d = denoise(x[s], sigma, i)
-                run.observe(s, x[s], d)
-            else:
-                d = run.predict(s, x[s])
-            x[s] = x[s] + (after - sigma) * (x[s] - d) / sigma
+            x[s] = stepped(run, s, x[s], sigma, after, compute, i)
     return x
 
 
@@ -226,12 +231,8 @@ def in_turn(run, slots):
     for sigma, after in zip(GRID.sigmas, GRID.sigmas[1:], strict=False):
         for i, s in enumerate(slots):
             run.tick(sigma)
-            if run.decide([s], x[s]).compute:
-                d = denoise(x[s], sigma, i)
-                run.observe(s, x[s], d)
-            else:
-                d = run.predict(s, x[s])
-            x[s] = x[s] + (after - sigma) * (x[s] - d) / sigma
+            compute = run.decide([s], x[s]).compute
+            x[s] = stepped(run, s, x[s], sigma, after, compute, i)
     return x
 
 
