@@ -196,8 +196,9 @@ def test_users_of_sentinels_and_servers_differ(fleet):
     with opened(url) as store:
         assert store.compute(A, lambda: 7) == 7 and store.flush()
         assert store.get(A) == 7
-    for bad in (url.replace("p%40ss", "no"), url.replace("=watch", "=no")):
-        with pytest.raises(Unavailable) as raised:
+    several = url.replace("/fleet", ",127.0.0.1:1/fleet")  # the last Sentinel is down
+    for bad in (url.replace("p%40ss", "no"), url.replace("=watch", "=no"), several.replace("=watch", "=no")):
+        with pytest.raises(Unavailable, match="another user or password") as raised:
             tier(bad).probe()
         assert "watch" not in str(raised.value) and "p@ss" not in str(raised.value)
 
@@ -356,6 +357,12 @@ def test_the_rights_that_the_page_names_are_enough_in_a_cluster(cluster, caplog)
 def test_why_a_cluster_cannot_be_used_is_said(cluster):
     with pytest.raises(Unavailable, match=r"no connection to 127\.0\.0\.1:1: entries are not shared"):
         tier("redis+cluster://127.0.0.1:1").probe()
+
+
+@pytest.mark.parametrize("dead", ["first", "last"])
+def test_a_refused_password_is_said_whichever_node_is_down(cluster, dead, monkeypatch):
+    # the client shuffles the nodes, tries each, and raises the error of the last
+    monkeypatch.setattr("random.shuffle", lambda nodes: nodes.sort(key=lambda node: (node.port == 1) == (dead == "last")))
     with pytest.raises(Unavailable, match="another user or password") as raised:
         tier(cluster_url(cluster).replace("://", "://team:wr0ng@")).probe()
     assert "wr0ng" not in str(raised.value)

@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 import secrets
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -179,11 +180,12 @@ class RedisTier(SharedTier):
         except ImportError:
             raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
         errors: tuple[type[Exception], ...] = (*self._errors(), OSError, ValueError, TypeError)
+        refusals: deque[Exception] = deque(maxlen=1)
         try:
-            client = connected(self._address)
+            client = connected(self._address, refusals.append)
             answers(client)
         except errors as error:
-            why = self._explained(error)
+            why = self._explained(refusals[0] if refusals else error)
             self._why = why
             raise why from error
         return client

@@ -11,6 +11,7 @@ of their own. An address of one server takes every option of the package `redis`
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, unquote, urlsplit
@@ -119,20 +120,24 @@ def _no_path(path: str) -> tuple[str, int]:
 # clients
 
 
-def connected(address: Address) -> Any:
-    """A client of the package `redis`, which may not have connected yet. Raises the exceptions of the package."""
+def connected(address: Address, refused: Callable[[Exception], Any]) -> Any:
+    """A client of the package `redis`, which may not have connected yet. Raises the exceptions of the package.
+
+    refused is called with the error of a server that refuses the user: a client of several servers tries the next one, and raises the error
+    of whichever it tried last.
+    """
     import redis
 
     none = redis.retry.Retry(redis.backoff.NoBackoff(), 0)  # the worker tries again later
     usual: dict[str, Any] = {"socket_timeout": SOCKET, "socket_connect_timeout": SOCKET, "retry": none, "protocol": 2}
     if address.url.startswith("unix:"):
-        unix = _bounded(redis.UnixDomainSocketConnection)
+        unix = _watched(redis.UnixDomainSocketConnection, refused)
         return redis.Redis.from_url(address.url, **usual, connection_class=unix)
     usual["socket_keepalive"] = True
     tls: dict[str, Any] = {n: v for n, v in address.options.items() if n in _TLS}
     if address.tls:
         tls["ssl_check_hostname"] = True
-    connection = _bounded(redis.SSLConnection if address.tls else redis.Connection)
+    connection = _watched(redis.SSLConnection if address.tls else redis.Connection, refused)
     if address.kind == "server":
         return redis.Redis.from_url(address.url, **usual, **tls, connection_class=connection)
     if address.kind == "cluster":
@@ -155,12 +160,16 @@ def connected(address: Address) -> Any:
         one.connection_pool.connection_class = connection
     managed = redis.sentinel.SentinelManagedSSLConnection if address.tls else redis.sentinel.SentinelManagedConnection
     return sentinels.master_for(
-        address.service, db=address.db, connection_class=_bounded(managed), **address.login, **usual, **tls
+        address.service, db=address.db, connection_class=_watched(managed, refused), **address.login, **usual, **tls
     )
 
 
-def _bounded(connection: Any) -> Any:
-    """A subclass of a connection of the package `redis` that raises OSError for a reply of more than REPLY bytes."""
+def _watched(connection: Any, refused: Callable[[Exception], Any]) -> Any:
+    """A subclass of a connection of the package `redis` that raises OSError for a reply of more than REPLY bytes, and calls refused with
+    the error of a server that refuses the user."""
+    from redis import exceptions
+
+    refusals = (exceptions.AuthenticationError, exceptions.AuthorizationError, exceptions.NoPermissionError)
     try:
         from redis._parsers import _RESP2Parser
     except ImportError:  # a later version: its usual parser
@@ -169,7 +178,7 @@ def _bounded(connection: Any) -> Any:
         # the parser in C allocates a list of as many elements as the server announces
         parser = {"parser_class": _RESP2Parser}
 
-    class Bounded(connection):
+    class Watched(connection):
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **{**parser, **options})
 
@@ -179,9 +188,13 @@ def _bounded(connection: Any) -> Any:
         def read_response(self, *args: Any, **options: Any) -> Any:
             if isinstance(self._sock, _BoundedSocket):
                 self._sock.received = 0
-            return super().read_response(*args, **options)
+            try:
+                return super().read_response(*args, **options)
+            except refusals as error:
+                refused(error)
+                raise
 
-    return Bounded
+    return Watched
 
 
 class _BoundedSocket:
