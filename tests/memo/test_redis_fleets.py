@@ -362,7 +362,9 @@ def test_why_a_cluster_cannot_be_used_is_said(cluster):
 @pytest.mark.parametrize("dead", ["first", "last"])
 def test_a_refused_password_is_said_whichever_node_is_down(cluster, dead, monkeypatch):
     # the client shuffles the nodes, tries each, and raises the error of the last
-    monkeypatch.setattr("random.shuffle", lambda nodes: nodes.sort(key=lambda node: (node.port == 1) == (dead == "last")))
+    monkeypatch.setattr(
+        "random.shuffle", lambda nodes: nodes.sort(key=lambda node: (node.port == 1) == (dead == "last"))
+    )
     with pytest.raises(Unavailable, match="another user or password") as raised:
         tier(cluster_url(cluster).replace("://", "://team:wr0ng@")).probe()
     assert "wr0ng" not in str(raised.value)
