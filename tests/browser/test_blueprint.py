@@ -72,5 +72,6 @@ def test_it_is_found_and_samples(desk, request):
         "cfg",
     }
     desk.queue()
-    page.get_by_text("of 12 computed").first.wait_for()
+    # told outside; the timeline is inside, out of sight
+    page.get_by_text("of 12 computed").filter(visible=True).first.wait_for()
     desk.shoot(f"blueprint-{request.node.callspec.id}")
