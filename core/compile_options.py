@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
 
+from .texts import Text
+
 EACH_BLOCK, WHOLE_MODEL = "each block", "whole model"
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 BACKENDS = ("inductor", "cudagraphs", "eager", "aot_eager")
@@ -157,16 +159,38 @@ def _value(name: str, value: Any) -> Value:
 ADVICE = (
     (
         ("tritonmissing", "working triton", "named 'triton"),
-        "inductor needs Triton for a GPU: `pip install triton` on Linux, `pip install triton-windows` on Windows",
+        Text(
+            "needs_triton",
+            "inductor needs Triton for a GPU: `pip install triton` on Linux, `pip install triton-windows` on Windows",
+        ),
     ),
     (
-        ("c compiler", "compiler: cl", "invalidcxxcompiler", "no working c++ compiler", "cxx compiler", "cl is not found"),
-        "inductor needs a C and C++ compiler: gcc and g++ on Linux, the Build Tools for Visual Studio on Windows",
+        (
+            "c compiler",
+            "compiler: cl",
+            "invalidcxxcompiler",
+            "no working c++ compiler",
+            "cxx compiler",
+            "cl is not found",
+        ),
+        Text(
+            "needs_compiler",
+            "inductor needs a C and C++ compiler: gcc and g++ on Linux, the Build Tools for Visual Studio on Windows",
+        ),
     ),
-    (("python.h",), "inductor needs Python's C headers: python3-dev on Linux, a full Python in place of an embedded one on Windows"),
-    (("guard_filter_fn",), "Compile Model+ needs torch 2.8 or newer"),
-    (("fullgraph=true", "graph break"), "a part of the model cannot be compiled: turn fullgraph off"),
-)  # fmt: skip
+    (
+        ("python.h",),
+        Text(
+            "needs_headers",
+            "inductor needs Python's C headers: python3-dev on Linux, a full Python in place of an embedded one on Windows",
+        ),
+    ),
+    (("guard_filter_fn",), Text("needs_torch", "Compile Model+ needs torch 2.8 or newer")),
+    (
+        ("fullgraph=true", "graph break"),
+        Text("turn_fullgraph_off", "a part of the model cannot be compiled: turn fullgraph off"),
+    ),
+)
 
 
 def advice(error: BaseException) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Container
 from typing import Any
 
 from ..core.step.report.report_log import Place
+from ..core.texts import Text
 
 log = logging.getLogger(__name__)
 
@@ -57,10 +58,12 @@ STATUS = "skipstone.status"
 
 
 def show_text(text: str, node: str) -> None:
-    """Show a line of text on a node of the running prompt, in every page that shows its workflow. No-op without a server or a node."""
+    """Show a line of text on a node of the running prompt, in every page that shows its workflow; a Text in the language chosen there.
+    No-op without a server or a node."""
     there = server()
     if node and there is not None:
-        there.send_sync(STATUS, {"workflow": place().workflow, "node": node, "text": text})
+        told = text.as_dict() if isinstance(text, Text) else {"text": text}
+        there.send_sync(STATUS, {"workflow": place().workflow, "node": node, **told})
 
 
 def _workflow(prompt: str) -> str:

@@ -31,6 +31,7 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 
 from skipstone.core.step.clock import Grid  # noqa: E402
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows  # noqa: E402
+from skipstone.core.texts import Text  # noqa: E402
 from skipstone.nodes import GROUPS  # noqa: E402
 from skipstone.nodes.meancache import CURVES  # noqa: E402
 from skipstone.patch.families import FAMILIES  # noqa: E402
@@ -164,11 +165,12 @@ def _output(output: Any) -> dict[str, str]:
 def _main() -> Texts:
     parts = dict.fromkeys(part for s in schemas() for part in s.category.split("/"))
     categories = dict.fromkeys(part for s in settings() for part in s["category"])
+    schemas()  # loads what says something
     own = {key: texts for key, texts in _front_end().items() if key != "commands"}
     return {
         "nodeCategories": {p: p for p in parts},
         "settingsCategories": {c: c for c in categories},
-        "skipstone": own,
+        "skipstone": {**own, "messages": {key: Text.known[key] for key in sorted(Text.known)}},
     }
 
 

@@ -35,7 +35,6 @@ from .trajectory import Trajectory, Weights
 Slot = Hashable
 
 RETURNS = 4  # the last sets of slots among which one that returns is looked for
-NOT_FINITE = "the model's output was not finite: no evaluation was predicted from it"
 
 
 class Track:
@@ -321,7 +320,7 @@ class Run:
         if not all(self._known(s) for s in slots):
             return COMPUTE(Reason.NEW_CONDITIONING)
         if not self._finite():
-            self.report.note(NOT_FINITE)
+            self.report.note(messages.OUTPUT_NOT_FINITE)
             self.trajectory.clear()
             return COMPUTE(Reason.NOT_FINITE)
         return opinion

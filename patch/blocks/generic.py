@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import Module, ModuleDict, ModuleList
 
 from ...core.step.method import Blocks
+from ...core.texts import Text
 from ..families import Family, Stack
 from ..families.tokens import CallInputs
 from . import comfy_compiler
@@ -25,18 +26,20 @@ from .transformer import NOT_RUN, Forward, TransformerAdapter, blocks_of, watche
 LEAST = 4  # blocks in a list
 SHARE = 1 / 3  # of the network's parameters that the list has at least
 
-FOUND = (
-    "this model ({}) is not known to Skipstone: its blocks ({}) were found by their structure, and a check in the first evaluation "
-    "showed that they can be left out"
+FOUND = Text(
+    "blocks_found",
+    "this model ({model}) is not known to Skipstone: its blocks ({blocks}) were found by their structure, and a check in the first "
+    "evaluation showed that they can be left out",
 )
-REFUSED = (
-    "this model ({}) is not known to Skipstone, and its blocks ({}) cannot be left out, so nothing is skipped: {}. Methods at output "
-    "level, such as MeanCache, work with it"
+REFUSED = Text(
+    "blocks_refused",
+    "this model ({model}) is not known to Skipstone, and its blocks ({blocks}) cannot be left out, so nothing is skipped: {why}. Methods "
+    "at output level, such as MeanCache, work with it",
 )
-NOT_CALLED = "it does not call them one after the other, each once"
-NO_STREAM = "what a block returns is not found among the next one's arguments"
-SIZES = "what passes through them changes its size"
-DIFFERENT = "leaving them out and putting their output in its place changes the result"
+NOT_CALLED = Text("blocks_not_called", "it does not call them one after the other, each once")
+NO_STREAM = Text("blocks_no_stream", "what a block returns is not found among the next one's arguments")
+SIZES = Text("blocks_sizes", "what passes through them changes its size")
+DIFFERENT = Text("blocks_different", "leaving them out and putting their output in its place changes the result")
 
 Place = tuple[str | int, bool]
 """An argument of a block's call, and whether it is a tuple of tensors."""
@@ -106,10 +109,10 @@ class GenericAdapter(BlockAdapter):
             return
         self.verified = TransformerAdapter(observed.family(self.family), self.blocks)
         call.leave(observed.kept, lambda v: v)
-        call.note(FOUND.format(self.family.name, self.family.stacks[0].at), warning=False)
+        call.note(FOUND.of(model=self.family.name, blocks=self.family.stacks[0].at), warning=False)
 
     def _refuse(self, why: str) -> None:
-        self.problem = REFUSED.format(self.family.name, self.family.stacks[0].at, why)
+        self.problem = REFUSED.of(model=self.family.name, blocks=self.family.stacks[0].at, why=why)
 
 
 class _Observation:

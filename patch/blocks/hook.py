@@ -25,6 +25,7 @@ from torch import Tensor
 from ...core.step.calibration.block_profile import BlockProfiler
 from ...core.step.reasons import Reason
 from ...core.step.run import Run, Slot
+from ...core.texts import Text, said
 from ..families.tokens import CallInputs
 from ..step.hook_base import EvaluationHook
 from ..step.sigmas import SigmaReader
@@ -34,11 +35,14 @@ from .base import BlockSupport, Look, Streams, UnexpectedForward
 KEY = "skipstone"
 HOST = torch.device("cpu")  # offloaded residuals: a MODEL's offload device may be its GPU (--highvram)
 ROOM = 0.25  # share of the device's free memory that "auto" uses for residuals
-MULTI_GPU = "this run is spread over several GPUs: nothing is skipped at block level"
-OOM = "memory ran out: the residuals were dropped and that step was computed in full"
-NO_MORE = "memory ran out with residuals in main memory: from there on nothing is skipped"
-ELSEWHERE = "residuals are kept in main memory: the device has no room for them"
-SHAPES = "the streams through the model's blocks changed their size from one step to the next: from there on nothing is skipped"
+MULTI_GPU = Text("several_gpus", "this run is spread over several GPUs: nothing is skipped at block level")
+OOM = Text("residuals_dropped", "memory ran out: the residuals were dropped and that step was computed in full")
+NO_MORE = Text("no_memory", "memory ran out with residuals in main memory: from there on nothing is skipped")
+ELSEWHERE = Text("residuals_elsewhere", "residuals are kept in main memory: the device has no room for them")
+SHAPES = Text(
+    "streams_changed",
+    "the streams through the model's blocks changed their size from one step to the next: from there on nothing is skipped",
+)
 
 log = logging.getLogger(__name__)
 
@@ -300,7 +304,7 @@ class BlockHook(EvaluationHook):
             return result
         except UnexpectedForward as error:
             self.disabled, reason = True, Reason.MODEL_CHANGED
-            self.run.report.note(str(error))
+            self.run.report.note(said(error))
         except Exception as error:
             if not comfy.model_management.is_oom(error):
                 raise

@@ -13,6 +13,7 @@ from torch.nn import Module
 
 from ...core.step.indicators.blocks import sample
 from ...core.step.method import Blocks
+from ...core.texts import Text
 from ..families import Family, Stack
 from ..families.base import Argument, ModuleInput
 from ..families.tokens import CallInputs, Span, spans
@@ -21,14 +22,19 @@ from .base import BlockAdapter, Call, Streams, UnexpectedForward
 
 Forward = Callable[..., Any]
 
-ORDER = (
-    "the model does not run its blocks in the expected order, so nothing is skipped: another node may have changed it"
+ORDER = Text(
+    "block_order",
+    "the model does not run its blocks in the expected order, so nothing is skipped: another node may have changed it",
 )
-LEFT_OUT = (
+LEFT_OUT = Text(
+    "block_left_out",
     "a block that has to be observed did not run its own code, because another node skips it or ComfyUI replays it: "
-    "those calls of the model are computed"
+    "those calls of the model are computed",
 )
-UNSEEN = "TeaCache's modulated input was not found in this model: it uses the stream that enters the blocks instead"
+UNSEEN = Text(
+    "modulated_unseen",
+    "TeaCache's modulated input was not found in this model: it uses the stream that enters the blocks instead",
+)
 
 
 def resolved(root: Any, path: str) -> Any:

@@ -16,6 +16,7 @@ from comfy.patcher_extension import WrappersMP
 from torch.nn import Module
 
 from ...core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings, advice
+from ...core.texts import Text
 from ..comfy_server import place, prompt_id, show_text
 from ..step.attach import KEY as OWN_KEY
 from .module_swap import State, stage_of, token
@@ -42,6 +43,35 @@ BETWEEN = frozenset(_BETWEEN.split())
 # Keys of transformer_options that hold code of other nodes
 CODE = ("patches", "patches_replace", "optimized_attention_override")
 log = logging.getLogger(__name__)
+
+COMPILED_BEFORE = Text("compiled_before", "another node has already compiled the model, so this one does nothing")
+NO_BLOCKS = Text("no_blocks", "this model has no list of blocks and is compiled as a whole")
+ONE_GPU = Text(
+    "graphs_one_gpu",
+    "mode {mode} uses CUDA graphs, which work on one GPU only: this model runs uncompiled on several",
+)
+BLOCK_PATCHES = Text(
+    "block_patches",
+    "calls in which other nodes patch blocks ({names}) run uncompiled. Choose `whole model` to compile these, too",
+)
+CHANGING = Text("options_change", "transformer_options ({names}) change on every call; new variants run uncompiled")
+CHANGED = Text("options_changed", "compiling again, because transformer_options changed ({names})")
+AGAIN = Text("compiling_again", "compiling again, because {why}: this step takes longer")
+FIRST = Text("compiling_with", "compiling with {backend}: the first step takes longer, up to minutes")
+BLOCK, BLOCKS = Text("block_of", "block {number} of {total}"), Text("blocks", "{count} blocks")
+MODEL = Text("the_model", "the model")
+COMPILING = Text("compiling", "Compiling {what}")
+COMPILING_AGAIN = Text("compiling_what_again", "Compiling {what} again: {why}")
+COMPILING_SINCE = Text("compiling_since", "Compiling {what}, {seconds} so far")
+COMPILED = Text("compiled", "Compiled {what} in {seconds}")
+COMPILED_TWICE = Text("compiled_twice", "Compiled {what} in {seconds}, again in {again}: {why}")
+COMPILED_AGAIN = Text("compiled_again", "Compiled again in {again}: {why}")
+ALREADY = Text("already_compiled", "Already compiled")
+NOT_COMPILED = Text("not_compiled", "Not compiled: {why}")
+FAILED = Text("parts_not_compiled", "parts that could not be compiled run uncompiled ({error})")
+FAILED_BECAUSE = Text(
+    "parts_not_compiled_because", "parts that could not be compiled run uncompiled ({error}). {remedy}"
+)
 
 # By the model under dynamic VRAM: a clone without. Clones of clones keep theirs alive.
 _FIXED: weakref.WeakKeyDictionary[Module, weakref.ref[Any]] = weakref.WeakKeyDictionary()
@@ -90,7 +120,7 @@ class CompiledModel:
         self.again = ("", 0.0)  # why it was compiled again, and the seconds that this took
         self.called = False  # once, to the end
         self.problem = False
-        self.status = ""  # the last text on the node
+        self.status: str = ""  # the last text on the node
         self.prompt = prompt_id()  # in which it was shown
         self.told: set[str] = set()
         self.seen: dict[State, tuple[State, int]] = {}  # the state itself, and the number of the call that first had it
@@ -100,7 +130,7 @@ class CompiledModel:
         options = kwargs.get("transformer_options") or (args[5] if len(args) > 5 else None) or {}
         base = executor.class_obj
         if hasattr(base.diffusion_model, "_orig_mod"):
-            self.tell("another node has already compiled the model, so this one does nothing")
+            self.tell(COMPILED_BEFORE)
             return executor(*args, **kwargs)
         if self.status and self.prompt != (prompt := prompt_id()):
             # ComfyUI keeps the MODEL from prompt to prompt, and the page may be a new one
@@ -111,13 +141,11 @@ class CompiledModel:
             what = EACH_BLOCK  # a block-level hook cannot run inside one graph
         if what == EACH_BLOCK and not stage.lists(base.diffusion_model):
             what = WHOLE_MODEL
-            self.tell("this model has no list of blocks and is compiled as a whole", logging.INFO)
+            self.tell(NO_BLOCKS, logging.INFO)
         state = self.state(options, what)
         if self.settings.graphs and "multigpu_thread_device" in options:
             # cudagraph_mark_step_begin acts on all threads: a step that begins on one GPU would end those of the others
-            self.tell(
-                f"mode {self.settings.mode} uses CUDA graphs, which work on one GPU only: this model runs uncompiled on several"
-            )
+            self.tell(ONE_GPU.of(mode=self.settings.mode))
             return executor(*args, **kwargs)
         if self.settings.graphs:
             torch.compiler.cudagraph_mark_step_begin()
@@ -129,15 +157,15 @@ class CompiledModel:
         # the next call overwrites a CUDA graph's output
         return result.clone() if self.settings.graphs and torch.is_tensor(result) else result
 
-    def tell(self, sentence: str, level: int = logging.WARNING, short: str = "") -> None:
+    def tell(self, sentence: Text, level: int = logging.WARNING, short: Text | None = None) -> None:
         """Log a sentence once per node, and show it there. short: what to show instead."""
         if sentence not in self.told:
             self.told.add(sentence)
             log.log(level, "[Skipstone] Compile Model+: %s", sentence)
             self.problem |= level >= logging.WARNING
-            self.show(short or sentence[:1].upper() + sentence[1:])
+            self.show(short or sentence.capital())
 
-    def show(self, text: str) -> None:
+    def show(self, text: Text) -> None:
         """Show the state on the node: now, and in every later prompt."""
         self.status, self.prompt = text, prompt_id()
         show_text(text, self.node)
@@ -145,17 +173,15 @@ class CompiledModel:
     def starts(self, number: int, total: int, again: str) -> None:
         """Compilation of block `number` of `total` starts; 1 of 1 is the whole model. again: why, where it was compiled before."""
         again = again if self.called else ""  # blocks of several sizes in one call share code
-        what = f"block {number} of {total}" if total > 1 else "the model"
-        why = f" again: {again}" if again else f", {_seconds(self.seconds)} so far" if self.seconds else ""
-        short = f"Compiling {what}{why}"
+        what = BLOCK.of(number=number, total=total) if total > 1 else MODEL
         if again:
-            self.tell(f"compiling again, because {again}: this step takes longer", logging.INFO, short)
+            short = COMPILING_AGAIN.of(what=what, why=again)
+            self.tell(AGAIN.of(why=again), logging.INFO, short)
         else:
-            self.tell(
-                f"compiling with {self.settings.backend}: the first step takes longer, up to minutes",
-                logging.INFO,
-                short,
-            )
+            short = COMPILING.of(what=what)
+            if self.seconds:
+                short = COMPILING_SINCE.of(what=what, seconds=_seconds(self.seconds))
+            self.tell(FIRST.of(backend=self.settings.backend), logging.INFO, short)
         if not self.problem and self.status != short:
             self.show(short)
 
@@ -167,22 +193,24 @@ class CompiledModel:
         else:
             self.seconds += seconds
 
-    def summary(self) -> str:
+    def summary(self) -> Text:
         """What was compiled, and how long it took. Two lines of a node of default width."""
         why, seconds = self.again
-        what = f"{self.blocks} blocks" if self.blocks > 1 else "the model"
-        again = f"again in {_seconds(seconds)}: {why}" if why else ""
+        what = BLOCKS.of(count=self.blocks) if self.blocks > 1 else MODEL
+        first, again = _seconds(self.seconds), _seconds(seconds)
+        if self.seconds and why:
+            return COMPILED_TWICE.of(what=what, seconds=first, again=again, why=why)
         if self.seconds:
-            return f"Compiled {what} in {_seconds(self.seconds)}{again and ', '}{again}"
-        return f"Compiled {again}" if again else "Already compiled"
+            return COMPILED.of(what=what, seconds=first)
+        return COMPILED_AGAIN.of(again=again, why=why) if why else ALREADY
 
     def failed(self, error: BaseException) -> None:
         remedy, inner = advice(error), getattr(error, "inner_exception", error)
         reason = next((line.strip() for line in str(inner).splitlines() if line.strip()), "no reason given")
         told = f"{type(inner).__name__}: {reason[:300]}"
         self.tell(
-            f"parts that could not be compiled run uncompiled ({told}){remedy and '. ' + remedy}",
-            short=f"Not compiled: {remedy or told}",
+            FAILED_BECAUSE.of(error=told, remedy=remedy) if remedy else FAILED.of(error=told),
+            short=NOT_COMPILED.of(why=remedy or told),
         )
 
     def state(self, options: dict[str, Any], what: str) -> State | None:
@@ -196,24 +224,21 @@ class CompiledModel:
             ]
             if inside:
                 # patches may differ between blocks, which share compiled code
-                self.tell(
-                    f"calls in which other nodes patch blocks ({', '.join(sorted(set(inside)))}) run uncompiled. Choose `whole model` to "
-                    "compile these, too"
-                )
+                self.tell(BLOCK_PATCHES.of(names=sorted(set(inside))))
                 return None
         state = _state(options, what)
         self.calls += 1
         if state in self.seen:
             return self.seen[state][0]
         if self.seen:
-            changed = ", ".join(sorted({name for name, _ in set(state) ^ set([*self.seen][-1])}))
+            changed = sorted({name for name, _ in set(state) ^ set([*self.seen][-1])})
             if len(self.seen) >= SEEN:
                 oldest = next(iter(self.seen))
                 if self.calls - self.seen[oldest][1] < CALLS:
-                    self.tell(f"transformer_options ({changed}) change on every call; new variants run uncompiled")
+                    self.tell(CHANGING.of(names=changed))
                     return None
                 del self.seen[oldest]
-            self.tell(f"compiling again, because transformer_options changed ({changed})", logging.INFO)
+            self.tell(CHANGED.of(names=changed), logging.INFO)
         self.seen[state] = state, self.calls
         return state
 

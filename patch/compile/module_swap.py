@@ -20,6 +20,7 @@ from torch.nn import Module, ModuleDict, ModuleList
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from ...core.compile_options import EACH_BLOCK, TORCH, Settings
+from ...core.texts import Text
 from ..families import Family, family_of
 from .backends import ByOther, ByTorch, Compiled, of_the_compiler, watched
 from .registry import offered
@@ -28,6 +29,12 @@ KINDS = 64  # compiled forwards that are kept; a model has few
 OWN = 4096  # likewise of those that refer to a model or to other nodes' code, which are dropped with the model
 SETTINGS = 4  # per model that are kept
 
+HOOKED = Text("hooked", "other nodes have hooks on parts of the model, so it runs uncompiled")
+PATCHED = Text(
+    "weights_patched",
+    "blocks whose weights are patched at each use, as a LoRA's are where memory is short, run uncompiled",
+)
+SIZE = Text("size_changed", "the size changed")
 State = tuple[tuple[str, Hashable], ...]
 log = logging.getLogger(__name__)
 
@@ -38,7 +45,7 @@ _KINDS: OrderedDict[Hashable, Compiled] = OrderedDict()
 class Node(Protocol):
     """The node whose settings are in use; it reports to the user."""
 
-    def tell(self, what: str) -> None: ...
+    def tell(self, sentence: Text) -> None: ...
 
     def starts(self, number: int, total: int, again: str) -> None:
         """Compilation of block `number` of `total` starts; 1 of 1 is the whole model. again: why, where it was compiled before."""
@@ -283,12 +290,10 @@ class StandIn(Module):
             mine = vars(part)
             if mine["_forward_pre_hooks"] or mine["_forward_hooks"]:
                 if self.whole:
-                    node.tell("other nodes have hooks on parts of the model, so it runs uncompiled")
+                    node.tell(HOOKED)
                 return True
             if not self.whole and (mine.get("weight_function") or mine.get("bias_function")):
-                node.tell(
-                    "blocks whose weights are patched at each use, as a LoRA's are where memory is short, run uncompiled"
-                )
+                node.tell(PATCHED)
                 return True
         return False
 
@@ -308,7 +313,7 @@ def _reason(compiled: Compiled, args: tuple[Any, ...], kwargs: dict[str, Any]) -
     shapes = tuple(leaf.shape for leaf in tree_leaves((args, rest)) if isinstance(leaf, torch.Tensor))
     other = bool(compiled.shapes) and shapes not in compiled.shapes
     compiled.shapes.add(shapes)
-    return "the size changed" if other else ""
+    return SIZE if other else ""
 
 
 def _copied(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -7,7 +7,23 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 from ...core.memo.store import Found
+from ...core.texts import Text
 from ..comfy_server import prompt_id, show_text
+
+_TIERS = {
+    "memory": Text("from_memory", "memory"),
+    "disk": Text("from_disk", "disk"),
+}  # others have proper names
+_ENCODING = Text("encoding", "Encoding: not in the cache")
+_FROM = Text("from_cache", "From {tiers} in {looking} ms")
+_FROM_SAVED = Text("from_cache_saved", "From {tiers} in {looking} ms, {saved} saved")
+_SEVERAL = Text("several_from_cache", "{hits} from {tiers} in {looking} ms")
+_SEVERAL_SAVED = Text("several_from_cache_saved", "{hits} from {tiers} in {looking} ms, {saved} saved")
+_SOME = Text("some_from_cache", "{hits} of {all} from the cache")
+_SOME_SAVED = Text("some_from_cache_saved", "{hits} of {all} from the cache, {saved} saved")
+_ENCODED = Text("encoded", "Encoded in {seconds}, saved for next time")
+_NOT_CACHED = Text("encoded_not_cached", "Encoded in {seconds}, not cached: {reason}")
+WORTH = 0.1  # seconds saved that are told
 
 # By patched encoder. No attribute of the encoder itself, because these count in its fingerprint.
 _STATUSES: WeakKeyDictionary[Any, NodeStatus] = WeakKeyDictionary()
@@ -32,16 +48,20 @@ class Counts:
     tiers: set[str] = field(default_factory=set)
     reason: str = ""
 
-    def text(self) -> str:
+    def text(self) -> Text:
         """One line for the node."""
-        gain = f", {_seconds(self.saved)} saved" if self.saved >= 0.1 else ""
+        worth, saved = self.saved >= WORTH, _seconds(self.saved)
         if self.hits and not self.misses:
-            count = f"{self.hits} from" if self.hits > 1 else "From"
-            return f"{count} {', '.join(sorted(self.tiers))} in {1000 * self.looking:.1f} ms{gain}"
+            tiers = [_TIERS.get(tier, tier) for tier in sorted(self.tiers)]
+            one, several = (_FROM_SAVED, _SEVERAL_SAVED) if worth else (_FROM, _SEVERAL)
+            told = several if self.hits > 1 else one
+            return told.of(hits=self.hits, tiers=tiers, looking=f"{1000 * self.looking:.1f}", saved=saved)
         if self.hits:
-            return f"{self.hits} of {self.hits + self.misses} from the cache{gain}"
-        kept = f"not cached: {self.reason}" if self.reason else "saved for next time"
-        return f"Encoded in {_seconds(self.spent)}, {kept}"
+            told = _SOME_SAVED if worth else _SOME
+            return told.of(hits=self.hits, all=self.hits + self.misses, saved=saved)
+        if self.reason:
+            return _NOT_CACHED.of(seconds=_seconds(self.spent), reason=self.reason)
+        return _ENCODED.of(seconds=_seconds(self.spent))
 
 
 class NodeStatus:
@@ -58,7 +78,7 @@ class NodeStatus:
 
     def starts(self) -> None:
         """A result is not in the cache and is computed."""
-        show_text("Encoding: not in the cache", self.node)
+        show_text(_ENCODING, self.node)
 
     def found(self, found: Found) -> None:
         """A result came from the cache."""

@@ -26,6 +26,7 @@ from ...core.step.calibration.costs import MOST_RUNS, Recording
 from ...core.step.calibration.gram import Gram
 from ...core.step.calibration.recipe import Recipe, similarity
 from ...core.step.clock import Grid
+from ...core.step.report import messages
 from .model_fingerprint import fingerprint
 from .samplers import function_of
 
@@ -153,7 +154,7 @@ def _parsed(path: Path, changed: int, size: int, parse: Callable[[str], Any]) ->
 
 
 def _unusable(name: str, error: Exception) -> str:
-    return f"the calibration {name} cannot be used ({error}); delete it to record a new one"
+    return messages.UNUSABLE.of(name=name, error=error)
 
 
 def can_keep() -> str:
@@ -163,7 +164,7 @@ def can_keep() -> str:
         with tempfile.TemporaryFile(dir=folder()):
             return ""
     except OSError as error:
-        return f"the calibration cannot be saved in ComfyUI's user directory ({error})"
+        return messages.NOT_KEPT.of(error=error)
 
 
 def _partial(recipe: Recipe) -> tuple[Gram, ...]:

@@ -16,12 +16,13 @@ from ...core.step.movement import Continuity
 from ...core.step.policies import Reason
 from ...core.step.report import messages
 from ...core.step.run import Run, Slot
+from ...core.texts import Text
 from ..families import STATE_OPTIONS
 from .sigmas import SigmaReader
 from .slots import slots_of, window_of
 
-NOT_RECORDED = "this run teaches nothing about the model's costs: {}"
-STATEFUL = "this model keeps state from step to step, so every step is computed"
+NOT_RECORDED = Text("teaches_nothing", "this run teaches nothing about the model's costs: {error}")
+STATEFUL = Text("stateful", "this model keeps state from step to step, so every step is computed")
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ class EvaluationHook:
         except Exception as error:
             log.debug("[Skipstone] the recording failed", exc_info=True)
             if self.run.learning:
-                self.run.report.note(NOT_RECORDED.format(error), warning=False)
+                self.run.report.note(NOT_RECORDED.of(error=error), warning=False)
             if self.learner is not None:
                 self.learner.invalidate()
 

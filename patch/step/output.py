@@ -15,13 +15,15 @@ from torch import Tensor
 
 from ...core.step.calibration.gram_recorder import GramRecorder
 from ...core.step.run import Run
+from ...core.texts import Text
 from .hook_base import EvaluationHook
 from .sigmas import SigmaReader
 
 HOST = torch.device("cpu")
 LARGE = 256 << 20  # bytes of anchors that "auto" keeps where the model computes
-OOM = (
-    "memory ran out: the anchors were dropped and are kept in main memory from there on, and that evaluation ran again"
+OOM = Text(
+    "anchors_dropped",
+    "memory ran out: the anchors were dropped and are kept in main memory from there on, and that evaluation ran again",
 )
 
 

@@ -43,9 +43,8 @@ from .shared_trajectory import join
 from .sigmas import SigmaReader, pinnable
 from .sparse_attention import sparse_ranges
 
-ADAPTIVE_STEPS = "this sampler chooses its own steps, so a run with it cannot be used for calibration"
 LONGEST_PROFILE = 1000  # steps of a run whose block profile is recorded
-TOO_LONG = f"block profiles of more than {LONGEST_PROFILE} steps are not recorded"
+TOO_LONG = messages.LONG_PROFILE.of(most=LONGEST_PROFILE)
 log = logging.getLogger(__name__)
 
 
@@ -80,7 +79,7 @@ class RunSession:
         except Exception as error:
             log.debug("[Skipstone] nothing was learned", exc_info=True)
             if self.full:
-                self.run.report.hint = f"the calibration could not be recorded: {error}"
+                self.run.report.hint = messages.NOT_RECORDED.of(error=error)
                 self.run.report.note(self.run.report.hint)
 
     def _learn(self) -> None:
@@ -93,12 +92,12 @@ class RunSession:
         report, text = self.run.report, self.recipe.text
         recorded = self.recorder.profile(text) if isinstance(self.recorder, BlockProfiler) else self.recorder.gram(text)
         kept = keep(self.recipe, recorded)
-        hint = "measured and saved. Set calibration to auto to use it" if self.always else messages.learned(None, 0)
+        hint = messages.MEASURED if self.always else messages.learned(None, 0)
         if self.replanned and not self.always:
             planned = self.replanned().report.planned
             hint = messages.learned(len(planned), self.run.clock.grid.steps)
         report.hint = hint
-        report.note(f"{hint} (setup: {text}; runs recorded: {kept.runs})", warning=False)
+        report.note(messages.RECORDED.of(hint=hint, setup=text, runs=kept.runs), warning=False)
 
 
 def start_run(
@@ -146,8 +145,8 @@ def start_run(
     costs = calibration.costs()
     run = make(costs=costs, block_profile=calibration.profile, learning=learning)
     if calibration.problem:
-        built_in = "; built-in costs are used" if costs and costs.origin is Origin.SHIPPED else ""
-        run.report.note(f"{calibration.problem}{built_in}")
+        built_in = costs is not None and costs.origin is Origin.SHIPPED
+        run.report.note(messages.BUILT_IN.of(problem=calibration.problem) if built_in else calibration.problem)
 
     # with MPS the device and the host share one memory
     shared = patcher.load_device == HOST or patcher.load_device.type == "mps"
@@ -176,8 +175,8 @@ def start_run(
 def _names(shapes: Sequence[Sequence[int]]) -> list[str]:
     """Of the modalities in a packed latent: a shape (B, C, T, H, W) is a video's, and what comes with it its sound."""
     if sum(len(shape) == 5 for shape in shapes) == 1 and len(shapes) == 2:
-        return ["video" if len(shape) == 5 else "audio" for shape in shapes]
-    return [f"part {i + 1}" for i in range(len(shapes))]
+        return [messages.VIDEO if len(shape) == 5 else messages.AUDIO for shape in shapes]
+    return [messages.PART.of(number=i + 1) for i in range(len(shapes))]
 
 
 def _highest(sampling: Any) -> float | None:
@@ -229,7 +228,7 @@ class _Calibration:
                 self.profile, self.problem = profile_for(self.recipe)
         except Exception as error:  # an unusual model is sampled without a calibration
             log.debug("[Skipstone] no recipe", exc_info=True)
-            self.problem = f"the model could not be identified ({error})"
+            self.problem = messages.UNIDENTIFIED.of(error=error)
         if self.problem or self.recipe is None or method.calibration == "known":
             return
         obstacle = self._obstacle(sampler, support)
@@ -244,7 +243,7 @@ class _Calibration:
     def _obstacle(self, sampler: Any, support: BlockSupport | None) -> str:
         """Why the run cannot be recorded; "" if it can."""
         if adaptive_steps(sampler):
-            return ADAPTIVE_STEPS
+            return messages.ADAPTIVE_STEPS
         if support is not None and self.grid.steps > LONGEST_PROFILE:
             return TOO_LONG
         return can_keep()

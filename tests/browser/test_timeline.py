@@ -262,7 +262,7 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         tab = page.locator(".workflow-tabs").get_by_text(re.compile("Unsaved Workflow"))
         run(desk)
         timelines.says("Calibration run: step")
-        whole(desk, timelines, "Calibration run: no steps are skipped. The next run is faster.")
+        whole(desk, timelines, "Calibration run: no steps are skipped. The next run is faster")
         assert timelines.one().locator(".mark.wait").count() == 1  # and no tick: it goes on
         desk.open(workflow(steps=20))  # with the same ids for its nodes
         timelines.says("No run yet")
@@ -282,7 +282,7 @@ def test_a_run_is_told_in_its_own_tab_only(open_desk):
         timelines.says("Calibration run: step")
         ask(desk.server, "/interrupt", {})
         timelines.says("Stopped: ")
-        whole(desk, timelines, "Stopped before the calibration was complete: nothing was recorded.")
+        whole(desk, timelines, "Stopped before the calibration was complete: nothing was recorded")
         assert timelines.one().locator(".mark.learned").count() == 0
         _, stopped = journal(desk, graph)
         assert not stopped["running"] and not stopped["report"]["finished"]

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from skipstone.core.compile_options import EACH_BLOCK, WHOLE_MODEL, Settings
 from skipstone.core.step.policies import Interval
-from skipstone.core.step.run import NOT_FINITE
+from skipstone.core.step.report.messages import OUTPUT_NOT_FINITE
 from skipstone.nodes import dbcache, dicache, firstblock, magcache, teacache
 from skipstone.patch.blocks.transformer import LEFT_OUT
 from skipstone.patch.compile import model as compiling
@@ -160,7 +160,7 @@ def test_the_double_finds_what_is_kept_of_a_recording(studio, flux, graph, monke
     monkeypatch.delattr(prefetch, "pause_malloc_graph")
     reports: list[Any] = []
     out = studio.sample(attach(flux, every(2), (reports.append,)), steps=STEPS)
-    assert not out.isfinite().all() or NOT_FINITE in reports[0].notes
+    assert not out.isfinite().all() or OUTPUT_NOT_FINITE in reports[0].notes
 
 
 def wrong(*_: Any, **__: Any) -> Any:

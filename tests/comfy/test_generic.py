@@ -28,7 +28,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:::(comfy|torchsde|numpy)")
 
 WIDTH, DEPTH, STEPS = 32, 5, 6
 ALTERNATING = [True, False, True, False, True, True]
-FOUND, REFUSED = (sentence.partition("{}")[0] for sentence in (generic.FOUND, generic.REFUSED))
+FOUND, REFUSED = (sentence.partition("{")[0] for sentence in (generic.FOUND, generic.REFUSED))
 
 
 class Block(nn.Module):

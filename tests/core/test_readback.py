@@ -14,7 +14,8 @@ from skipstone.core.step.method import Method
 from skipstone.core.step.policies import Interval
 from skipstone.core.step.predictors import Reuse
 from skipstone.core.step.readback import Readback
-from skipstone.core.step.run import NOT_FINITE, Run
+from skipstone.core.step.report.messages import OUTPUT_NOT_FINITE
+from skipstone.core.step.run import Run
 from skipstone.tests.accelerator import Accelerator
 
 CUDA = torch.device("cuda")
@@ -69,4 +70,4 @@ def test_nothing_is_predicted_from_what_is_not_finite(bad, device):
         report = run.close(True)
     assert [e.computed for e in report.evaluations] == [True, False, True, True, True, False, True, False, True, True]
     assert report.evaluations[3].reason == "not finite"
-    assert NOT_FINITE in report.notes
+    assert OUTPUT_NOT_FINITE in report.notes

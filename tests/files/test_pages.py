@@ -15,7 +15,7 @@ ENGLISH = helping.english()
 CHINESE = helping.chinese()
 leaves = helping.leaves
 # what a name may be in Chinese too: a proper name
-NAMES = re.compile(r"[\w\s().+-]*")
+NAMES = re.compile(r"[\w\s().+、。-]*")
 # vue-i18n gives these a meaning of its own in a message
 SPECIAL = re.compile(r"[{}@|]")
 # which of our nodes somebody wants who types that
@@ -136,6 +136,23 @@ def test_chinese_has_the_numbers_that_english_has(name):
     for path, text in leaves(ENGLISH[name]):
         numbers = {*re.findall(r"\d+(?:\.\d+)?", text)}
         assert numbers <= {*re.findall(r"\d+(?:\.\d+)?", chinese[path])}, path
+
+
+def test_chinese_has_the_values_that_english_has():
+    chinese = dict(leaves(CHINESE["main"]))
+    for path, text in leaves(ENGLISH["main"]):
+        assert sorted(re.findall(r"{\w+}", text)) == sorted(re.findall(r"{\w+}", chinese[path])), path
+
+
+def test_every_sentence_of_the_server_is_in_the_locales():
+    """Those whose module no node loads would be missing."""
+    code = (
+        f.read_text("utf-8") for folder in ("core", "patch", "nodes") for f in (helping.PACK / folder).rglob("*.py")
+    )
+    keys = {key for text in code for key in re.findall(r'\bText\(\s*"(\w+)"', text)}
+    told = ENGLISH["main"]["skipstone"]["messages"]
+    assert keys <= {*told}
+    assert all(re.match("reason_", key) for key in {*told} - keys)
 
 
 @pytest.mark.parametrize("texts", [ENGLISH, CHINESE], ids=["en", "zh"])

@@ -1,10 +1,13 @@
 // A run's report (core/step/report/report.py, Report.as_dict) in words, and as a strip of cells. Knows nothing of ComfyUI.
 
 import { el } from "./shared.js"
-import { t } from "./texts.js"
+import { capital, t, translated } from "./texts.js"
 
-/** A sentence's first letter; Python's sentences are made for log lines. */
-const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1)
+/** A sentence of the report, in the language that the person chose. */
+function said({ texts }, sentence) {
+  const told = texts?.find(({ text }) => text === sentence)
+  return capital(told ? translated(told) : (sentence ?? ""))
+}
 
 const short = (value) => String(Number(value.toPrecision(value < 1000 ? 3 : 4)))
 
@@ -51,42 +54,28 @@ export function tone({ running, report }) {
   return report.advice || report.learning ? "hint" : ""
 }
 
-/** What a picture that differs by so many decibels looks like, beside the one without skipping. */
-const seen = (decibels) => t(`timeline.${decibels >= 50 ? "invisible" : decibels >= 40 ? "hard" : "slight"}`)
-
-/** What is predicted, in a sentence. "" where nothing is. */
-function outlook({ outlook: predicted, decibels }) {
-  if (!predicted || decibels == null) return predicted ?? ""
-  return t("timeline.difference", { seen: seen(decibels), decibels: Math.round(decibels) })
-}
-
-/** What the samplers that share a trajectory came to, in a sentence. "" for a run by itself. */
-function together({ together: counts }) {
-  return counts ? t("timeline.together", { count: counts[0], total: counts[1] }) : ""
-}
-
 /** What is to be said of a run beside the count: sentences without a full stop. */
 export function message({ running, report }) {
-  const { learning, finished, advice, chosen, notes } = report
-  if (learning && running) return [t("timeline.calibrating")]
-  if (learning && !finished) return [t("timeline.stoppedCalibrating")]
-  if (advice) return [capital(advice)]
-  const found = [chosen, together(report), running ? "" : outlook(report)].filter(Boolean)
-  return (found.length ? found : notes.slice(0, 1)).map(capital)
+  const { advice, chosen, notes, outlook } = report
+  if (advice) return [said(report, advice)]
+  // what the samplers that share a trajectory came to
+  const together = report.texts?.find(({ key }) => key === "together")?.text
+  const found = [chosen, together, running ? "" : outlook].filter(Boolean)
+  return (found.length ? found : notes.slice(0, 1)).map((sentence) => said(report, sentence))
 }
 
-const plain = (text) => text.toLowerCase().replace(/[.!]$/, "")
+const plain = (text) => text.toLowerCase().replace(/[.!。！]$/, "")
 
 /** All that is to be said, the message first; nothing twice, in whatever words. */
 export function remarks(run) {
   const { report } = run
-  // what the server says of a run that learns is true of one that goes on to its end
-  const advice = report.learning && !report.finished ? "" : report.advice
-  const found = []
+  const { advice, chosen, outlook, notes } = report
+  const found = message(run)
   // only a plan has a predicted error, and costs behind it
-  const costs = report.error != null && report.costs ? t("timeline.costs", { costs: report.costs }) : ""
-  for (const text of [...message(run), advice, report.chosen, outlook(report), costs, ...report.notes]) {
-    if (text && !found.some((one) => plain(one).includes(plain(text)))) found.push(capital(text))
+  const costs = report.error != null && report.costs ? t("timeline.costs", { costs: said(report, report.costs) }) : ""
+  const rest = [advice, chosen, outlook].map((sentence) => said(report, sentence))
+  for (const text of [...rest, costs, ...notes.map((sentence) => said(report, sentence))]) {
+    if (text && !found.some((one) => plain(one).includes(plain(text)))) found.push(text)
   }
   return found
 }
@@ -115,16 +104,16 @@ export function detail({ report, running }, index) {
     if (!planned.length || learning) return t("timeline.toCome", place)
     return t(planned.includes(index) ? "timeline.toBeComputed" : "timeline.toBeSkipped", place)
   }
-  const said = here.map((e) => {
+  const each = here.map((e) => {
     const parts = [`${t(e.computed ? "timeline.computed" : "timeline.skipped")}, ${why(e, report)}`]
     const held = e.score != null && e.threshold != null
     if (held) parts.push(t("timeline.change", { held: short(e.score), limit: short(e.threshold) }))
     return parts.join("; ")
   })
-  const same = new Set(said).size === 1
-  const count = said.length
+  const same = new Set(each).size === 1
+  const count = each.length
   const many = count > 1 ? `${t(`timeline.${same ? "each" : "evaluations"}`, { count })} ` : ""
-  const all = same ? said[0] : said.join(`; ${t("timeline.and")} `)
+  const all = same ? each[0] : each.join(`; ${t("timeline.and")} `)
   return `${t("timeline.at", place)}: ${many}${all}. ${t("timeline.sigma", { sigma: short(here[0].sigma) })}`
 }
 

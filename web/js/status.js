@@ -4,6 +4,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { el, find, guarded, workflow } from "./shared.js"
+import { capital, translated } from "./texts.js"
 
 const WIDGET = "skipstone_status"
 const [HEIGHT, MARGIN] = [60, 10] // px: three lines of text
@@ -27,10 +28,11 @@ function lineOf(node) {
   return element
 }
 
-function show({ workflow: id, node: place, text }) {
+function show({ workflow: id, node: place, ...told }) {
   const node = id === workflow() ? find(place) : null
   if (!node?.addDOMWidget) return
   const line = lineOf(node)
+  const text = told.key ? capital(translated(told)) : told.text
   line.replaceChildren(el("span", {}, text))
   line.title = text
 }

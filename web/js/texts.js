@@ -7,6 +7,10 @@ import { wrong } from "./shared.js"
 
 /** Plain strings in nested tables, read by tools/help.py too. {name} is replaced by a value. */
 const ENGLISH = {
+  list: {
+    comma: ", ",
+    stop: ". ",
+  },
   values: {
     show: "Show values",
     hide: "Hide values",
@@ -33,14 +37,7 @@ const ENGLISH = {
     stoppedFirst: "Stopped before the first step",
     faster: "{times}x",
     saved: ", about {time} saved",
-    calibrating: "Calibration run: no steps are skipped. The next run is faster.",
-    stoppedCalibrating: "Stopped before the calibration was complete: nothing was recorded.",
     costs: "Costs of skipping: {costs}",
-    together: "With the sampler before it: {count} of {total} evaluations computed",
-    difference: "Predicted difference: {seen} (about {decibels} dB)",
-    invisible: "not visible",
-    hard: "hard to see",
-    slight: "slightly visible",
     evaluations: "{count} evaluations",
     each: "{count} evaluations, each",
     and: "then",
@@ -214,6 +211,20 @@ export function t(key, values = {}) {
   const path = Array.isArray(key) ? key : key.split(".")
   const text = at(chosen, path) ?? at(ENGLISH, path)
   return text?.replace(/\{(\w+)\}/g, (whole, name) => values[name] ?? whole)
+}
+
+/** With a capital letter at the beginning; the server's sentences are made for log lines. */
+export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1)
+
+/** A sentence of the server's. `told`: what it is translated by, see core/texts.py: its text in English, its key and values, and each of
+ * these a value, such a sentence, or a list of them. */
+export function translated(told) {
+  const inWords = (value) => {
+    if (Array.isArray(value)) return value.map(inWords).join(t("list.comma"))
+    return value?.key ? translated(value) : value
+  }
+  const values = Object.entries(told.values ?? {}).map(([name, value]) => [name, inWords(value)])
+  return t(["messages", told.key], Object.fromEntries(values)) ?? told.text
 }
 
 async function loaded() {

@@ -175,7 +175,7 @@ class View {
     const said = words.message(this.run)
     if (said.length) {
       const mark = el("span", { className: `mark ${tone}`, "aria-hidden": "true" }, MARKS[tone] ?? "i")
-      return this.say.replaceChildren(mark, said.join(". "))
+      return this.say.replaceChildren(mark, said.join(t("list.stop")))
     }
     const { computed, skipped } = this.run.report
     const counts = [t("timeline.computedCount", { count: computed }), t("timeline.skippedCount", { count: skipped })]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ...texts import Text
 from ..method import Method
 from ..policies import Full, Policy, Reason, Schedule
 from ..predictors import Integrator, Reuse
@@ -13,15 +14,15 @@ from .selection import TYPICAL_SURPLUS, Choice, SamplerInfo, tolerance
 
 NAME = "Step Cache (Auto)"
 WHY: dict[Integrator, str] = {
-    "euler": "best for euler in our tests",
-    "multistep": "best for multistep samplers in our tests",
-    "ode": "its steps can be planned to meet a target",
-    "sde": "this sampler adds noise, so no method gains much",
+    "euler": Text("why_euler", "best for euler in our tests"),
+    "multistep": Text("why_multistep", "best for multistep samplers in our tests"),
+    "ode": Text("why_ode", "its steps can be planned to meet a target"),
+    "sde": Text("why_sde", "this sampler adds noise, so no method gains much"),
 }
-LOOKS = "decided during the run; best for samplers with two evaluations a step in our tests"
-FREE = "decided during the run, because this sampler chooses its own steps"
-FULL = Method("Full run", "", (Full(Reason.TARGET),), Reuse())
-WHY_FEW = "short runs have few steps to skip, whatever the method"
+LOOKS = Text("why_two", "decided during the run; best for samplers with two evaluations a step in our tests")
+FREE = Text("why_adaptive", "decided during the run, because this sampler chooses its own steps")
+FULL = Method(Text("full_run", "Full run"), "", (Full(Reason.TARGET),), Reuse())
+WHY_FEW = Text("why_few", "short runs have few steps to skip, whatever the method")
 
 
 @dataclass(frozen=True)

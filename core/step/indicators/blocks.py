@@ -14,6 +14,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from ...texts import Text
 from ..calibration.block_profile import BlockProfile
 from ..context import RunContext
 from ..published.coefficients import (
@@ -29,15 +30,19 @@ from ..published.coefficients import (
     polynomial,
     row_of,
 )
+from ..report.messages import OWN_MODEL
 from .base import Indicator, IndicatorState
 from .reading import Reading, subsample
 
 LIMIT = 65_536  # elements of a hidden state that are looked at
 
-NO_POLYNOMIAL = "no polynomial is published for this model and none was measured on it: every step is computed"
-FOREIGN = (
-    "the polynomial {} was fitted to an input that the model's blocks do not receive, so its threshold is a rough guess here; "
-    "choose auto or measured"
+NO_POLYNOMIAL = Text(
+    "no_polynomial", "no polynomial is published for this model and none was measured on it: every step is computed"
+)
+FOREIGN = Text(
+    "foreign_polynomial",
+    "the polynomial {name} was fitted to an input that the model's blocks do not receive, so its threshold is a rough guess here; "
+    "choose auto or measured",
 )
 
 
@@ -177,8 +182,8 @@ class Modulated(Indicator):
         if chosen is None:
             return ModulatedState(None, note=NO_POLYNOMIAL)
         if row is None:
-            return ModulatedState(chosen, "a run of this model")
-        return ModulatedState(chosen, row.name, FOREIGN.format(row.name) if row.data.get("unseen") else "")
+            return ModulatedState(chosen, OWN_MODEL)
+        return ModulatedState(chosen, row.name, FOREIGN.of(name=row.name) if row.data.get("unseen") else "")
 
 
 class ModulatedState(ProbeState):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ...texts import Text
 from ..clock import Clock
 from ..context import RunContext
 from ..reasons import Reason
@@ -46,7 +47,7 @@ class Accumulator(Policy):
 class AccumulatorState(AdaptiveState):
     """An Accumulator in one run."""
 
-    name = "accumulated change"
+    name = Text("accumulated_change", "accumulated change")
 
     def __init__(self, config: Accumulator, steps: int) -> None:
         super().__init__(config.threshold)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ...texts import Text
 from ..calibration.block_profile import BlockProfile
 from ..clock import Clock
 from ..context import RunContext
@@ -14,7 +15,18 @@ from ..published.coefficients import Network
 from ..reasons import Reason
 
 LARGEST = 1.25  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
-UNLIKE = "the output changes by more than its own size from one evaluation to the next, so none can be predicted"
+UNLIKE = Text(
+    "unlike", "the output changes by more than its own size from one evaluation to the next, so none can be predicted"
+)
+NOT_COMPARED = Text(
+    "threshold_not_compared",
+    "the threshold was never compared: widen start_percent..end_percent, lower warmup, or take more steps",
+)
+RAISE = Text(
+    "threshold_too_low",
+    "raise the threshold of {threshold} above {smallest}, the smallest {what}, pick a faster preset, or take more steps",
+)
+CHANGE = Text("change", "change")
 
 ReadIndicator = Callable[[], Reading | None]
 """Reads the method's indicator for the current evaluation, in one host sync; None while too little is known."""
@@ -78,7 +90,7 @@ class Policy(RunPolicy):
 class AdaptiveState(RunPolicy):
     """A policy in one run that skips while a score is below a threshold. Remembers the smallest score for the advice."""
 
-    name = "change"  # of the score, for people
+    name: str = CHANGE  # of the score, for people
 
     def __init__(self, threshold: float) -> None:
         self.threshold: float = threshold
@@ -103,13 +115,9 @@ class AdaptiveState(RunPolicy):
         if self.unlike:
             return UNLIKE
         if self.smallest is None:
-            return (
-                "the threshold was never compared: widen start_percent..end_percent, lower warmup, or take more steps"
-            )
-        return (
-            f"raise the threshold of {self.smallest.threshold:.3g} above {self.smallest.score:.3g}, the smallest {self.name}, pick a "
-            "faster preset, or take more steps"
-        )
+            return NOT_COMPARED
+        threshold, score = self.smallest.threshold, self.smallest.score
+        return RAISE.of(threshold=f"{threshold:.3g}", smallest=f"{score:.3g}", what=self.name)
 
 
 def check_threshold(*values: float) -> None:

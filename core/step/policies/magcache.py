@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ...texts import Text
 from ..calibration.block_profile import BlockProfile
 from ..clock import Clock
 from ..context import RunContext
@@ -23,9 +24,19 @@ from ..published.coefficients import (
     row_of,
 )
 from ..reasons import Reason
+from ..report.messages import OWN_MODEL
 from .base import COMPUTE, SKIP, Decision, Policy, ReadIndicator, check_threshold
 
-NO_RATIOS = "no magnitude ratios are published for this model and none were measured on it: every step is computed"
+NO_RATIOS = Text(
+    "no_ratios", "no magnitude ratios are published for this model and none were measured on it: every step is computed"
+)
+WITHOUT_RATIOS = Text("without_ratios", "connect a step_mask, or take First Block Cache, which needs no table")
+NONE_LEFT = Text("none_left", "no step was left to skip: lower warmup and start_percent, or take more steps")
+RAISE = Text(
+    "error_too_large",
+    "the smallest error of a skip was {smallest} against a threshold of {threshold}: raise the threshold above it, pick a faster "
+    "preset, or take more steps",
+)
 
 
 @dataclass(frozen=True)
@@ -102,7 +113,7 @@ class Ratios(Policy):
             plan=Plan(grid, tuple(anchors)),
             error=error,
             smallest=smallest,
-            source="a run of this model" if name == MEASURED else name,
+            source=OWN_MODEL if name == MEASURED else name,
         )
 
     def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:
@@ -111,10 +122,7 @@ class Ratios(Policy):
 
     def advice(self) -> str:
         if self.note == NO_RATIOS:
-            return "connect a step_mask, or take First Block Cache, which needs no table"
+            return WITHOUT_RATIOS
         if not math.isfinite(self.smallest):
-            return "no step was left to skip: lower warmup and start_percent, or take more steps"
-        return (
-            f"the smallest error of a skip was {self.smallest:.3g} against a threshold of {self.error:.3g}: raise the threshold above "
-            "it, pick a faster preset, or take more steps"
-        )
+            return NONE_LEFT
+        return RAISE.of(smallest=f"{self.smallest:.3g}", threshold=f"{self.error:.3g}")

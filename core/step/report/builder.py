@@ -143,12 +143,11 @@ class ReportBuilder:
         report = self.report
         if finished and report.evaluations and not (report.skipped or report.learning) and falling:
             report.hint = self._advice()
-            reasons = Counter(str(e.reason) for e in report.evaluations)
-            why = ", ".join(f"{reason} ({n})" for reason, n in reasons.most_common())
+            reasons = Counter(e.reason for e in report.evaluations).most_common()
             if self._too_short() or self._no_room() or report.hint in report.notes:
                 report.note(report.hint, warning=False)
             else:
-                report.note(messages.nothing_skipped(why, report.hint), warning=False)
+                report.note(messages.nothing_skipped(reasons, report.hint), warning=False)
         if report.skipped and (sentence := messages.modalities(report.modalities)):
             report.note(sentence, warning=False)
         if report.learning and not finished:

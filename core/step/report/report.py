@@ -7,6 +7,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from ...texts import translatable
 from ..reasons import Reason
 from . import messages
 from .messages import VISIBLE
@@ -164,7 +165,8 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, counts, reasons and estimates. Values that are not finite are None."""
+        """JSON-ready: the fields, counts, reasons and estimates. Values that are not finite are None. `texts`: of the sentences among
+        them, what they are translated by (Text.as_dict)."""
         data = asdict(self)
         data["timeline"] = [e | {"reason": str(e["reason"])} for e in data["evaluations"]]
         data["evaluations"] = len(self.evaluations)
@@ -174,7 +176,8 @@ class Report:
         data["percentiles"] = {str(p): v for p, v in self.percentiles.items()}
         data["saved"], data["speedup"] = self.saved, self.speedup
         data["risk"], data["advice"], data["outlook"] = self.risk, self.advice, self.outlook
-        return {k: _finite(v) for k, v in data.items()}
+        said = (self.chosen, self.hint, self.risk, self.advice, self.outlook, self.costs, *self.notes)
+        return {**{k: _finite(v) for k, v in data.items()}, "texts": translatable(said)}
 
 
 def _finite(value: Any) -> Any:
