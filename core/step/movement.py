@@ -18,7 +18,7 @@ from .history import HostMemory
 from .indicators.reading import subsample
 from .readback import Readback
 
-PAST = 4  # evaluations that a sampler may combine into the next latent
+PAST = 8  # evaluations that a sampler may combine into the next latent: four steps of two
 # share of a movement beyond which the unexplained part is noise: multistep and Runge-Kutta samplers leave none
 NOISE = 0.5
 # cosine between D and what is left over, beyond which D contains it: on the demo's Flux below 0.05 for denoised latents, above 0.4 for
@@ -45,6 +45,7 @@ class NoiseWatch:
         self.past: list[tuple[Array, Array]] = []  # latent and D, oldest first
         self._input: Tensor | None = None
         self._output: Tensor | None = None
+        self._computed = True  # `_output` is the model's own
         self._left: Array | None = None  # the noise in `_input`
         self._followed: list[bool] = []  # of the last evaluations with noise: D contained it
 
@@ -53,15 +54,16 @@ class NoiseWatch:
         """Whether enough evaluations were observed to tell: two, and one more where there is noise."""
         return len(self.past) > 1 + self.noisy
 
-    def observe_output(self, x: Tensor, denoised: object) -> None:
-        """The evaluation's latent and the D that the sampler received. A D of another shape than x's ends what was observed so far."""
+    def observe_output(self, x: Tensor, denoised: object, computed: bool = True) -> None:
+        """The evaluation's latent and the D that the sampler received. computed: it is the model's own. A D of another shape than x's ends
+        what was observed so far."""
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
             self._restart()
             return
-        self._input, self._output = subsample(x), subsample(denoised)
+        self._input, self._output, self._computed = subsample(x), subsample(denoised), computed
 
-    def observe_input(self, x: Tensor, computed: bool) -> None:
-        """The next evaluation's latent. computed: the last evaluation's output was the model's own."""
+    def observe_input(self, x: Tensor) -> None:
+        """The next evaluation's latent."""
         if self._input is None or self._output is None:
             return
         now = subsample(x)
@@ -70,13 +72,14 @@ class NoiseWatch:
             return
         before, denoised, after = torch.stack((self._input, self._output, now)).cpu().double().numpy()
         self._input = self._output = None
-        if self._left is not None and computed:
+        if self._left is not None and self._computed:
             share = abs(denoised @ self._left) / max(np.linalg.norm(denoised) * np.linalg.norm(self._left), 1e-30)
             self._followed = [*self._followed[-1:], bool(share > FOLLOWS)]
             self.follows = self.follows or self._followed == [True, True]
         self.past = [*self.past[1 - PAST :], (before, denoised)]
         basis = np.stack([v for pair in self.past for v in pair], 1)
-        weights, *_ = np.linalg.lstsq(basis, after, rcond=None)
+        # the normal equations, which take a tenth of the time
+        weights, *_ = np.linalg.lstsq(basis.T @ basis, basis.T @ after, rcond=1e-12)
         left = after - basis @ weights
         moved = np.linalg.norm(after - before)
         noise = np.linalg.norm(left) > max(NOISE * moved, ROUNDING * np.linalg.norm(after))

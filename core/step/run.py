@@ -50,8 +50,6 @@ class Track:
         self.indicated_slot: Slot | None = None  # the slot that the indicator follows
         self.sigma = math.nan  # of its last evaluation
         self.new_slot = False  # a slot appeared where a skip had been decided: the next evaluation is computed
-        self.noise = NoiseWatch()
-        self.computed = True  # its last evaluation
 
     def forget(self) -> None:
         """Drop what was observed so far."""
@@ -133,8 +131,9 @@ class Run:
         self.seen: list[tuple[Slot, ...]] = []  # the last sets of slots, to find those that return
         self.same_sigma = False  # as in the evaluation before
         self.in_turn = False  # sets of slots were asked about one after the other at one sigma
-        self.watches_noise = watches_noise
-        self.noisy = False  # the sampler was found to add noise
+        # the first set of slots at this sigma, and the last decision about it; where sets take turns
+        self.leader: tuple[tuple[Slot, ...], Decision] | None = None
+        self.noise = NoiseWatch() if watches_noise else None  # None: the sampler's kind is known
         self.latent: Tensor | None = None  # the evaluation's, while noise is watched for
         self.histories: dict[Slot, History] = {}
         self.memory = HostMemory(pinnable)
@@ -180,7 +179,8 @@ class Run:
     def tick(self, sigma: float, x: Tensor | None = None) -> None:
         """The sampler begins an evaluation at this sigma. x: its latent, which is not written to."""
         self._end_evaluation()
-        self.latent = x if self.watches_noise else None
+        if self.noise is not None and x is not None:
+            self._watch_noise(x)
         self.reports.begin_evaluation()
         self.same_sigma = math.isclose(sigma, self.clock.sigma, rel_tol=1e-6)
         self.clock.tick(sigma)
@@ -190,9 +190,9 @@ class Run:
     def returned(self, denoised: object) -> None:
         """The sampler receives this D for the latent that `tick` was told of."""
         x, self.latent = self.latent, None
-        if x is not None and self.decision is not None:
-            self.track.computed = self.decision.compute
-            self._measure_noise(lambda: self.track.noise.observe_output(x, denoised))
+        watch, decision = self.noise, self.decision
+        if watch is not None and x is not None and decision is not None:
+            self._measure_noise(lambda: watch.observe_output(x, denoised, decision.compute))
 
     def forget(self) -> None:
         """Drop what was observed so far: the next evaluation is computed, or predicted from what follows."""
@@ -216,9 +216,8 @@ class Run:
         if self.decision is None:
             began = time.perf_counter()
             self._choose_track(tuple(slots))
-            self._watch_noise()
             self._observe_input(slots[0], seen)
-            self.decision = self._decide(slots)
+            self.decision = self._decide_in_turn(tuple(slots)) if self.in_turn else self._decide(slots)
             self._follow(self.decision, slots)
             deciding = time.perf_counter() - began - self.reading_seconds
             self.reports.decided(self.clock, self.decision, self.reading, deciding)
@@ -243,14 +242,18 @@ class Run:
         self.track = self.tracks.pop(slots, self.track)
         self.tracks[slots] = self.track
 
-    def _watch_noise(self) -> None:
+    @property
+    def noisy(self) -> bool:
+        """Whether the sampler was found to add noise."""
+        return self.noise is not None and self.noise.noisy
+
+    def _watch_noise(self, x: Tensor) -> None:
         """Where noise was added to the latent since the last evaluation, D is kept from here on: a velocity contains the noise that was
         in the latent, which would stay in the picture."""
-        x = self.latent
-        if x is None:
-            return
-        self._measure_noise(lambda: self.track.noise.observe_input(x, self.track.computed))
-        self.noisy = self.noisy or self.track.noise.noisy
+        watch = self.noise
+        assert watch is not None
+        self.latent = x
+        self._measure_noise(lambda: watch.observe_input(x))
         if self.noisy and self.keeps != "denoised" and self.method.level == "output":
             self.keeps = "denoised"
             self.forget()
@@ -258,7 +261,16 @@ class Run:
     def _measure_noise(self, observe: Callable[[], None]) -> None:
         """A failure, as by values that are not finite, ends the watch and never the sampling."""
         if not succeeds("the sampler's noise is not watched", observe):
-            self.watches_noise, self.latent = False, None
+            self.noise = self.latent = None
+
+    def _follows_noise(self) -> bool:
+        """Whether the outputs depend on noise that the sampler adds. Those of sets in turn are subtracted from each other, and little but
+        what depends on the noise may be left."""
+        watch = self.noise
+        found = watch is not None and (watch.follows or (watch.noisy and self.in_turn))
+        if found:
+            self.report.note(messages.NOISE, warning=False)
+        return found
 
     def _follow(self, decision: Decision, slots: list[Slot]) -> None:
         """Bring trajectory and prediction up to date with a decision."""
@@ -299,23 +311,36 @@ class Run:
         self.was_read = True
         return self.reading
 
-    def _decide(self, slots: list[Slot]) -> Decision:
+    def _decide_in_turn(self, slots: tuple[Slot, ...]) -> Decision:
+        """One decision for all sets of slots at one sigma. Samplers that ask in turn subtract the outputs, in which what is due to noise or
+        to a prediction cancels out only if all of them are computed, or all predicted from the same evaluations."""
+        if self.leader is None or not self.same_sigma or self.leader[0] == slots:
+            self.leader = slots, self._decide(slots)
+            return self.leader[1]
+        decision = self.leader[1]
+        if decision.compute:
+            return decision
+        self._read_indicator()
+        return self._possible(decision, slots)
+
+    def _decide(self, slots: Sequence[Slot]) -> Decision:
         if not self.clock.grid.falling or self.clock.sigma <= 0:
             return COMPUTE(Reason.OFF_SCHEDULE)
         opinions = (p.decide(self.clock, self._read_indicator) for p in self.policies)
         opinion = next((d for d in opinions if d is not None), SKIP(Reason.METHOD))
-        if opinion.compute:
-            return opinion
-        if self.latent is not None and not self.track.noise.ready:
+        return opinion if opinion.compute else self._possible(opinion, slots)
+
+    def _possible(self, opinion: Decision, slots: Sequence[Slot]) -> Decision:
+        """`opinion`, a skip, unless a prediction is not possible here."""
+        if self.noise is not None and not self.noise.ready:
             return COMPUTE(Reason.HISTORY)
-        if self.track.noise.follows:
-            self.report.note(messages.NOISE, warning=False)
+        if self._follows_noise():
             return COMPUTE(Reason.NOISE)
         if self.track.new_slot:
             self.track.new_slot = False
             self.trajectory.clear()
             return COMPUTE(Reason.NEW_CONDITIONING)
-        if len(self.trajectory.nodes) < self.need:
+        if any(len(t.trajectory.nodes) < self.need for t in self.tracks.values()):
             return COMPUTE(Reason.HISTORY)
         if not all(self._known(s) for s in slots):
             return COMPUTE(Reason.NEW_CONDITIONING)
@@ -417,6 +442,7 @@ class Run:
     def close(self, finished: bool, listeners: Iterable[Callable[[Report], None]] = ()) -> Report:
         """End of the run, also on error: frees the histories and hands the closed report to the listeners."""
         self._end_evaluation()
+        self._follows_noise()
         self.reports.wait()  # for the device, which may still read page-locked memory
         for history in self.histories.values():
             history.clear()

@@ -38,6 +38,9 @@ class EvaluationHook:
         self.x: Tensor | None = None  # its latent
         self.parts: Continuity | None = None  # from the first call on whose latent is not the evaluation's
         self.calls = 0
+        self.windows: set[tuple[int, ...]] = set()  # of this evaluation
+        self.last_windows = self.windows  # of the one before
+        self.moves = 0  # evaluations in a row with other windows than the one before
         self.told = 0  # bytes that ComfyUI was told of
         self.unused = ""  # the name of conditionings that ComfyUI will not run
         self.latent: Sequence[int] = ()  # shape of the whole latent
@@ -106,6 +109,7 @@ class EvaluationHook:
         finally:
             self.at = self.x = None
         self.run.returned(denoised)
+        self._compare_windows()
         if self.parts is not None:
             self._compare(self.parts.observe_whole, x, denoised, self.run.clock.sigma)
         return denoised
@@ -123,11 +127,20 @@ class EvaluationHook:
             self.run.report.note(STATEFUL, warning=False)
             return []
         self.calls += 1
+        if window := window_of(options):
+            self.windows.add(window)
         slots = slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
-        if not self._is_whole(x) and not window_of(options) and not self._continues(slots, x):
+        if not self._is_whole(x) and not window and not self._continues(slots, x):
             self.compute_unknown_part()
             return []
         return slots
+
+    def _compare_windows(self) -> None:
+        """At the end of an evaluation: note windows that move."""
+        self.moves = self.moves + 1 if self.last_windows and self.windows - self.last_windows else 0
+        self.last_windows, self.windows = self.windows, set()
+        if self.moves > 1:
+            self.run.report.note(messages.MOVING_WINDOWS, warning=False)
 
     def compute_unknown_part(self) -> None:
         """The current call is computed, because it is not known which part of the latent it runs the model on."""

@@ -163,7 +163,7 @@ def test_other_guiders(studio, meancache, watched, name):
 @pytest.mark.parametrize("schedule", ["looped_uniform", "standard_uniform"])
 def test_windows_that_move_are_not_answered_from_another_window(studio, meancache, watched, schedule):
     """Windows shift from step to step here: where one was never seen there is nothing to skip with."""
-    patched, _ = meancache(windows(studio.model, schedule), preset="Custom", predictor="reuse", budget=0.2)
+    patched, reports = meancache(windows(studio.model, schedule), preset="Custom", predictor="reuse", budget=0.2)
     model, watch = watched(patched)
     assert torch.isfinite(studio.sample(model, steps=STEPS)).all()
     seen = set()
@@ -173,6 +173,7 @@ def test_windows_that_move_are_not_answered_from_another_window(studio, meancach
                 assert call.place in seen
             seen.add(call.place)
     assert len({call.place[1] for e in watch.evaluations for call in e.calls}) > 3
+    assert any("windows that move" in note for note in reports[0].notes)
 
 
 def test_windows_over_the_batch(studio, meancache, watched):

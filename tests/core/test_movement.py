@@ -47,7 +47,7 @@ def renoised(x, d, past, sigma, after, noise):
 def sampled(step, output=denoised):
     watch, x, past = NoiseWatch(), random(1), None
     for i, (sigma, after) in enumerate(pairwise(SIGMAS)):
-        watch.observe_input(x, True)
+        watch.observe_input(x)
         d = output(x, sigma)
         watch.observe_output(x, d)
         x, past = step(x, d, past, sigma, after, random(i + 2)), (x - d) / sigma
@@ -76,9 +76,9 @@ def test_an_output_that_is_not_one_latent_and_a_new_size_end_the_comparison():
     watch = NoiseWatch()
     x = random(1)
     watch.observe_output(x, x)
-    watch.observe_input(x[..., :8], True)
+    watch.observe_input(x[..., :8])
     watch.observe_output(x, (x, x))
-    watch.observe_input(random(2), True)
+    watch.observe_input(random(2))
     assert not watch.ready and not watch.noisy
 
 

@@ -246,14 +246,38 @@ def test_conditionings_in_turn_keep_a_track_each():
         assert torch.dist(out[slot], full[slot]) < 0.03 * full[slot].norm()
 
 
-def test_an_adaptive_method_reads_an_indicator_for_each_conditioning_in_turn():
+@pytest.mark.parametrize(("noise", "skips"), [(0.0, True), (1.0, False)])
+def test_conditionings_in_turn_with_noise_that_the_sampler_adds_are_not_predicted(noise, skips):
+    """With noise in the latents, as FlowEdit makes them, the difference of two outputs is of its size."""
+    run = Run(HALF, GRID, "ode", watches_noise=True)
+    draw, x = torch.Generator().manual_seed(1), torch.linspace(-1, 1, 64)
+    for sigma, after in zip(GRID.sigmas, GRID.sigmas[1:], strict=False):
+        at, velocities = x + noise * sigma * torch.randn(64, generator=draw), []
+        for slot in ("a", "b"):
+            run.tick(sigma, at)
+            compute = run.decide([slot]).compute
+            d = denoise(at, sigma, 0.2 * (slot == "b")) if compute else run.predict(slot, at)
+            if compute:
+                run.observe(slot, at, d)
+            run.returned(d)
+            velocities.append((at - d) / sigma)
+        x = x + (velocities[1] + 3 * (velocities[0] - velocities[1])) * (after - sigma)
+    report = run.close(True)
+    assert (report.skipped > 0) == skips
+    assert ("adds noise" in report.advice) != skips
+
+
+def test_conditionings_in_turn_are_decided_together_at_a_sigma():
+    """Their outputs are subtracted from each other: one that is predicted and one that is not would differ by the prediction's error."""
     method = Method(
         "Test", "", (Warmup(4), Accumulator(0.2)), Reuse(), keeps="velocity", indicator=InputChange("anchor")
     )
     run = Run(method, GRID, "euler")
     in_turn(run, ("a", "b"))
-    read = [e.indicator for e in run.close(True).evaluations]
-    assert all(value is not None for value in read[12:-2])
+    evaluations = run.close(True).evaluations
+    computed = [e.computed for e in evaluations]
+    assert computed[::2] == computed[1::2] and not all(computed)
+    assert all(e.indicator is not None for e in evaluations[12:-2:2])
 
 
 def test_no_more_than_two_sets_of_slots_are_held_and_one_until_a_set_returns():
@@ -286,6 +310,12 @@ def test_the_advice_follows_the_reason(events, slots, said):
             run.observe(slot, torch.ones(2), torch.ones(2))
     report = run.close(True)
     assert report.skipped == 0 and said in report.advice and not report.warnings
+
+
+def test_one_change_of_a_prompt_is_no_reason_for_a_run_without_skips():
+    run = Run(Method("Test", "", (Warmup(99),), Reuse()), GRID, "euler", events=(5,))
+    euler(run)
+    assert "at nearly every step" not in run.close(True).advice
 
 
 def test_a_run_of_one_step_is_too_short_for_a_method_that_decides_as_it_goes():

@@ -174,8 +174,11 @@ def lcm_upscale(desk: Desk, cache: Cache, steps: int) -> Tensor:
 CASES: dict[str, Case] = {
     # reported
     "LanPaint": Case(lan_paint),
-    "AnimateDiff windows": Case(patched(models.animate_diff, SEEDS, 2, 1)),
-    "FlowEdit": Case(flow_edit(velocities=False)),
+    "AnimateDiff, static windows": Case(patched(models.animate_diff, SEEDS, 2, 1, 0)),
+    "AnimateDiff, moving windows": Case(
+        patched(models.animate_diff, SEEDS, 2, 1, 2), False, False, "windows that move"
+    ),
+    "FlowEdit": Case(flow_edit(velocities=False), False, False, "adds noise"),
     "FlowEdit, HunyuanLoom": Case(flow_edit(velocities=True), False, False, "adds noise"),
     "Detail Daemon": Case(by(lambda: samplers.detail_daemon(0.08))),
     "Ultimate SD Upscale": Case(ultimate_upscale),
@@ -189,6 +192,7 @@ CASES: dict[str, Case] = {
     "Tiled Diffusion": Case(patched(models.tiled_diffusion, 8), True, False, "parts of the latent"),
     "tiles in turn": Case(by(samplers.tiles_in_turn), False, False, "parts of the latent"),
     # other wirings
+    "own guidance": Case(by(lambda: samplers.own_guidance(4.0))),
     "RES4LYF": Case(by(samplers.runge_kutta)),
     "RES4LYF, SDE": Case(by(lambda: samplers.runge_kutta(0.4))),
     "Attention Couple": Case(patched(models.attention_couple)),

@@ -17,15 +17,19 @@ def _wrapped(model: Any, kind: str, wrapper: Callable[..., Any]) -> Any:
     return clone
 
 
-def animate_diff(model: Any, frames: int, length: int, overlap: int) -> Any:
-    """Kosinkadink/ComfyUI-AnimateDiff-Evolved: windows of frames that move from step to step, cut in a CALC_COND_BATCH wrapper and named
-    in transformer_options["ad_params"]."""
+def animate_diff(model: Any, frames: int, length: int, overlap: int, moves: int) -> Any:
+    """Kosinkadink/ComfyUI-AnimateDiff-Evolved: windows of frames, cut in a CALC_COND_BATCH wrapper and named in
+    transformer_options["ad_params"]. moves: frames by which they move from step to step, as "Looped Uniform" ones do, or 0."""
     seen: list[float] = []
 
     def windows(executor: Any, inner: Any, conds: Any, x: Tensor, timestep: Tensor, model_options: Any) -> Any:
         if not seen or seen[-1] != float(timestep[0]):
             seen.append(float(timestep[0]))
-        start, out, count = 2 * len(seen) % frames, [torch.zeros_like(x) for _ in conds], x.new_zeros(frames, 1, 1, 1)
+        start, out, count = (
+            moves * len(seen) % frames,
+            [torch.zeros_like(x) for _ in conds],
+            x.new_zeros(frames, 1, 1, 1),
+        )
         for first in range(start, frames + start - overlap, length - overlap):
             indices = [i % frames for i in range(first, first + length)]
             model_options["transformer_options"]["ad_params"] = {"sub_idxs": indices, "full_length": frames}

@@ -52,6 +52,24 @@ def runge_kutta(noise: float = 0.0) -> KSAMPLER:
     return KSAMPLER(sampler)
 
 
+def own_guidance(scale: float) -> KSAMPLER:
+    """Samplers that guide by themselves: at every step they run the model with one prompt, then with the other, on one latent."""
+
+    def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
+        guider = model.inner_model
+        positive, negative = guider.conds["positive"], guider.conds["negative"]
+        for sigma, after in pairwise(sigmas):
+            out = []
+            for conds in (positive, negative):
+                guider.conds["positive"] = conds
+                out.append(model(x, sigma * _ones(x), **extra_args))
+            x = x + (x - out[1] - scale * (out[0] - out[1])) / sigma * (after - sigma)
+        guider.conds["positive"] = positive
+        return x
+
+    return KSAMPLER(sampler)
+
+
 def flow_edit(velocities: bool, source: Tensor, prompts: tuple[Any, Any]) -> tuple[KSAMPLER, type[CFGGuider]]:
     """logtd/ComfyUI-HunyuanLoom: at every step the model is run on the noised picture with the source's prompt and with the target's, in
     turn, with new noise; the picture moves by the difference. velocities: D is the model's velocity."""

@@ -49,13 +49,8 @@ def sampled(desk, name, method):
 
 # (case, method): what is still wrong with it
 OPEN = {
-    ("AnimateDiff windows", "Auto"): "skips nothing",
-    ("AnimateDiff windows", "First Block Cache"): "skips nothing",
     ("Attention Couple", "First Block Cache"): "skips nothing",
-    ("FlowEdit", "Auto"): "12 dB below plain sampling",
-    ("FlowEdit", "First Block Cache"): "11 dB below plain sampling",
     ("RES4LYF", "Auto"): "1.3 dB below plain sampling",
-    ("prompts in turn, every step", "Auto"): "skips nothing, and gives another reason",
 }
 PAIRS = [
     pytest.param(name, method, marks=pytest.mark.xfail(reason=OPEN[name, method]) if (name, method) in OPEN else ())

@@ -144,7 +144,8 @@ class ReportBuilder:
         if finished and report.evaluations and not (report.skipped or report.learning) and falling:
             report.hint = self._advice()
             reasons = Counter(e.reason for e in report.evaluations).most_common()
-            if self._too_short() or self._no_room() or report.hint in report.notes:
+            whole = (messages.too_few(report.steps), messages.no_room(report.steps))
+            if report.hint in whole or report.hint in report.notes:
                 report.note(report.hint, warning=False)
             else:
                 report.note(messages.nothing_skipped(reasons, report.hint), warning=False)
@@ -165,12 +166,16 @@ class ReportBuilder:
     def _advice(self) -> str:
         if self._too_short():
             return messages.too_few(self.report.steps)
+        for found in (messages.NOISE, messages.MOVING_WINDOWS):
+            if found in self.report.notes:
+                return found
+        others = Counter(e.reason for e in self.report.evaluations if e.reason not in PLANNED)
+        reason, count = next(iter(others.most_common(1)), (None, 0))
+        often = count >= messages.OFTEN * len(self.report.evaluations)
+        if reason in messages.REMEDIES and (often or reason is Reason.UNKNOWN_PART):
+            return messages.REMEDIES[reason]
         if self._no_room():
             return messages.no_room(self.report.steps)
-        others = Counter(e.reason for e in self.report.evaluations if e.reason not in PLANNED)
-        for reason, _ in others.most_common(1):
-            if reason in messages.REMEDIES:
-                return messages.REMEDIES[reason]
         if self.choice:
             return self.choice.advice
         return next(filter(None, (p.advice() for p in self.policies)), messages.TO_SKIP_MORE)

@@ -120,6 +120,12 @@ UNKNOWN_PART = Text(
     "a node runs the model on parts of the latent and does not say which: such evaluations are computed",
 )
 NOISE = Text("noise", "the sampler adds noise that the model's output follows: no step can be predicted")
+MOVING_WINDOWS = Text(
+    "moving_windows",
+    "context windows that move from step to step have no past to be predicted from, so such steps are computed. Windows that stay in place "
+    "(static) can be skipped",
+)
+OFTEN = 0.4  # share of the evaluations from which on a reason counts as one for nearly every step
 # by the most frequent reason for evaluations that the method had not planned to compute
 REMEDIES: dict[Reason, Text] = {
     Reason.CONDITIONING_CHANGE: Text(
