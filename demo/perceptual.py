@@ -30,13 +30,17 @@ def available() -> bool:
 
 @cache
 def _network() -> Any:
-    # imported by the package for its authors' own debugging, and never called
-    for module, name in (("IPython", "embed"), ("torchsummary", "summary")):
-        if module not in sys.modules:
-            sys.modules[module] = ModuleType(module)
-            setattr(sys.modules[module], name, None)
-    from stlpips_pytorch import stlpips  # type: ignore[import-not-found]
-
+    # imported by the package for its authors' own debugging, and never called. Only while it is imported: matplotlib asks for IPython
+    lacking = {name: ModuleType(name) for name in ("IPython", "torchsummary") if name not in sys.modules}
+    sys.modules.update(lacking)
+    for name, function in (("IPython", "embed"), ("torchsummary", "summary")):
+        if name in lacking:
+            setattr(lacking[name], function, None)
+    try:
+        from stlpips_pytorch import stlpips  # type: ignore[import-not-found]
+    finally:
+        for name in lacking:
+            del sys.modules[name]
     return stlpips.LPIPS(net="alex", variant="shift_tolerant", verbose=False)
 
 

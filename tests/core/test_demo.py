@@ -70,3 +70,21 @@ def test_pictures_for_people(pixels, tmp_path):
     with Image.open(tmp_path / "flip.webp") as animation:
         assert getattr(animation, "n_frames", 1) == 2
         assert animation.width == TILE
+
+
+def test_the_stand_ins_that_lpips_is_imported_with_are_gone_afterwards(tmp_path, monkeypatch):
+    """matplotlib, which draws the benches' plots, takes any module IPython for the real one."""
+    import perceptual
+
+    package = tmp_path / "stlpips_pytorch"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "stlpips.py").write_text(
+        "from IPython import embed\nfrom torchsummary import summary\ndef LPIPS(**settings): return settings\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    before = {*sys.modules}
+    assert perceptual._network.__wrapped__()["variant"] == "shift_tolerant"
+    assert not {"IPython", "torchsummary"} & ({*sys.modules} - before)
+    for name in {*sys.modules} - before:
+        monkeypatch.delitem(sys.modules, name)
