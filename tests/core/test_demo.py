@@ -83,6 +83,8 @@ def test_the_stand_ins_that_lpips_is_imported_with_are_gone_afterwards(tmp_path,
         "from IPython import embed\nfrom torchsummary import summary\ndef LPIPS(**settings): return settings\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
+    for name in ("IPython", "torchsummary", "stlpips_pytorch", "stlpips_pytorch.stlpips"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
     before = {*sys.modules}
     assert perceptual._network.__wrapped__()["variant"] == "shift_tolerant"
     assert not {"IPython", "torchsummary"} & ({*sys.modules} - before)
