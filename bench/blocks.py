@@ -342,7 +342,6 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=OUTPUT / "blocks.json")
     parser.add_argument("--again", action="store_true", help="measure also what is in the file")
     args = parser.parse_args()
-    torch.set_num_threads(1)  # what else the machine does then changes little, and these models gain little by more
     table = Table.read(args.out)
     for name in args.models:
         studio = loaded(name)

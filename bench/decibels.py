@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from calibrated import calibrate, own_user_folder
 from judge import Bench, Cell, pairs, psnr
 from models import NAMES, OUTPUT, Studio, loaded
@@ -126,7 +125,6 @@ def main() -> None:
     parser.add_argument("--ask", nargs="*", type=float, default=[], help="ask for so many decibels instead")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     out = args.out or OUTPUT / ("decibels-asked.json" if args.ask else "decibels.json")
     rows: list[Row] = json.loads(out.read_text("utf-8")) if out.is_file() else []
     for name in args.models:

@@ -106,7 +106,7 @@ def watched(model: Any, tally: Tally) -> Iterator[Any]:
 @dataclass(frozen=True)
 class Shot:
     """A decoded picture (1, H, W, 3) in 0..1, its latent, and the processor's seconds that its sampling took: what else the machine does is
-    not in them. With one thread (see main of quality.py) they are what a clock shows on an idle machine."""
+    not in them. With one thread (see models.loaded) they are what a clock shows on an idle machine."""
 
     picture: Tensor
     seconds: float

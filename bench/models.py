@@ -1,4 +1,4 @@
-"""The three models that the pack is judged on, loaded by the ComfyUI at COMFYUI_PATH, in this process."""
+"""The three models that the pack is judged on, loaded by the ComfyUI at COMFYUI_PATH, in this process, on one thread."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 OUTPUT = ROOT / "bench-output"
@@ -54,6 +56,8 @@ def loaded(name: str = "flux") -> Studio:
     if not file_of(name).is_file():
         raise SystemExit(f"{file_of(name)} is not there: make train makes it")
     small.comfyui(os.environ["COMFYUI_PATH"])
+    # two benches at once, or a training beside, then change no figure; and these models gain little by more
+    torch.set_num_threads(1)
     demo = comfy_models(FOLDER, name if name == SECOND_EXPERT else "flux")
     model = small.load(name, file_of(name)) if name in small.BUILDERS else demo.model
     return Studio(model, demo.clip, demo.vae, name, digest_of(name))

@@ -91,7 +91,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=20)
     args = parser.parse_args()
     logging.disable(logging.WARNING)
-    torch.set_num_threads(1)
     print(
         "| Model | Picture | An evaluation | Method | Slower by | an evaluation |\n|---|--:|--:|---|--:|--:|",
         flush=True,

@@ -163,7 +163,6 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=list(NAMES), choices=NAMES)
     parser.add_argument("--pairs", type=int, default=6)
     args = parser.parse_args()
-    torch.set_num_threads(1)
     rows: list[dict[str, Any]] = []
     OUTPUT.mkdir(exist_ok=True)
     for name in args.models:

@@ -17,7 +17,6 @@ from dataclasses import asdict, dataclass
 from itertools import product
 from pathlib import Path
 
-import torch
 from calibrated import calibrate, kept, own_user_folder
 from compared import Entry, entries
 from judge import Bench, Cell, Score, Tally, watched
@@ -157,9 +156,6 @@ def main() -> None:
         table.save()
         show(table)
         return
-    torch.set_num_threads(
-        1
-    )  # two models at once, or a training beside, then change no figure; and these models gain little
     for name in args.models:
         studio = loaded(name)
         # what each run has to say is in the table; what failed is an exception
