@@ -1,10 +1,13 @@
-"""Every node as it is dropped, in both themes and both ways of drawing nodes: `make screenshots`, to be looked at."""
+"""Every node as it is dropped, and every state that nodes can show, in both themes and both ways of drawing: `make screenshots`."""
 
 import json
+from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from served import ask
 
+from skipstone.tests.browser import states
 from skipstone.tests.drawings import apart
 
 GAP, TITLE = 40, 34
@@ -44,3 +47,85 @@ def test_every_node(open_desk, mode):
     boxes = desk.evaluate(BOXES)
     assert {b[4] for b in boxes} == {*names}
     assert not [(a[4], b[4]) for i, a in enumerate(boxes) for b in boxes[:i] if not apart(a, b)]
+
+
+CUT = """() => [...document.querySelectorAll('.skipstone-say, .skipstone-status span, .skipstone-head .count')]
+    .filter((e) => e.scrollHeight > e.clientHeight + 1 || e.scrollWidth > e.clientWidth + 1).map((e) => e.innerText)"""
+
+
+@pytest.mark.parametrize("mode", ["canvas", "vue"])
+def test_every_state(open_desk, mode):
+    desk = open_desk(vue=mode == "vue")
+    page = desk.page
+    page.set_viewport_size({"width": 2000, "height": 1900})
+    reports = {desk.add("SkipstoneAuto", 0, 0): state for state in states.reports().items()}
+    lines = [(desk.add(kind, 0, 0), line) for kind, said in states.lines().items() for line in said]
+    workflow = desk.evaluate("() => (app.rootGraph ?? app.graph).id")
+    for number, (node, (name, (report, running))) in enumerate(reports.items()):
+        desk.evaluate("([id, name]) => { app.graph.getNodeById(id).title = name }", node, name)
+        if report is not None:
+            place = {"run": number, "node": node, "workflow": workflow, "prompt": "p", "sampler": ""}
+            told(desk, "report", place | {"running": running, "report": report.as_dict()})
+    for node, line in lines:
+        told(desk, "status", {"workflow": workflow, "node": node, **line.as_dict()})
+    page.wait_for_timeout(800)  # Vue nodes are measured once they are drawn
+    width, height = desk.evaluate(PACK, GAP, TITLE, COLUMNS)
+    page.evaluate(SHOW, [scale := min(1800 / width, 1750 / height, 1.4), 100 / scale, 90 / scale])
+    for theme in ("dark", "light"):
+        page.evaluate(THEME, theme)
+        page.wait_for_timeout(800)
+        desk.shoot(f"states-{mode}-{theme}")
+    assert page.locator(".skipstone-timeline").count() == len(reports)
+    assert page.locator(".skipstone-status").count() == len(lines)
+    assert desk.evaluate(CUT) == []
+
+
+def told(desk, event, message):
+    desk.page.evaluate("([name, detail]) => app.api.dispatchCustomEvent(`skipstone.${name}`, detail)", [event, message])
+
+
+SMALL = """() => {
+    const values = { width: 128, height: 128, steps: 20 }
+    const all = (graph) => graph.nodes.flatMap((n) => [n, ...(n.subgraph ? all(n.subgraph) : [])])
+    for (const widget of all(app.graph).flatMap((n) => n.widgets ?? [])) {
+        if (widget.name in values) widget.value = values[widget.name]
+    }
+}"""
+# ours and its neighbours in a row, below all others; the row's top left corner
+ROW = """() => {
+    const { graph } = app.canvas, bottom = Math.max(...graph.nodes.map((n) => n.pos[1] + n.size[1])) + 200
+    let x = 0
+    for (const type of ['ModelSamplingAuraFlow', 'SkipstoneAuto', 'KSampler']) {
+        const node = graph.nodes.find((n) => n.type === type)
+        node.setSize([270, node.computeSize()[1]])
+        node.pos = [x, bottom]
+        x += node.size[0] + 60
+    }
+    return [0, bottom]
+}"""
+
+
+def test_inside_a_subgraph(open_desk):
+    """An official template that is one box, with our node inside, after a run: the picture of README.md and of the help page."""
+    found = find_spec("comfyui_workflow_templates_json")
+    folder = Path(((found and found.submodule_search_locations) or ["no such folder"])[0])
+    file = folder / "templates" / "image_z_image_turbo.json"
+    if not file.is_file():
+        pytest.skip("the official template is not installed")
+    desk = open_desk(vue=False)
+    page = desk.page
+    page.set_viewport_size({"width": 1140, "height": 480})
+    desk.open(file)
+    page.keyboard.press("Escape")  # models that are not here are told of
+    desk.evaluate("() => app.extensionManager.command.execute('Skipstone.AddStepCaches')")
+    page.get_by_text("Step Cache (Auto) added: 1.").first.wait_for()
+    desk.evaluate(SMALL)
+    desk.queue()
+    host = "app.graph.nodes.find((n) => n.subgraph)"
+    desk.evaluate(f"() => app.canvas.openSubgraph({host}.subgraph, {host})")
+    desk.settle()
+    x, y = desk.evaluate(ROW)
+    page.evaluate(SHOW, [1, 90 - x, 130 - y])
+    page.locator(".skipstone-timeline:visible").get_by_text("of 20 computed").wait_for()
+    page.wait_for_timeout(9000)  # what was told in the corner is gone
+    desk.shoot("subgraph")
