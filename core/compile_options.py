@@ -161,7 +161,7 @@ ADVICE = (
         ("tritonmissing", "working triton", "named 'triton"),
         Text(
             "needs_triton",
-            "inductor needs Triton for a GPU: `pip install triton` on Linux, `pip install triton-windows` on Windows",
+            "inductor needs Triton for a GPU: `pip install triton`, on Windows `triton-windows`",
         ),
     ),
     (
@@ -175,14 +175,14 @@ ADVICE = (
         ),
         Text(
             "needs_compiler",
-            "inductor needs a C and C++ compiler: gcc and g++ on Linux, the Build Tools for Visual Studio on Windows",
+            "inductor needs a C and C++ compiler: gcc and g++, on Windows the Visual Studio Build Tools",
         ),
     ),
     (
         ("python.h",),
         Text(
             "needs_headers",
-            "inductor needs Python's C headers: python3-dev on Linux, a full Python in place of an embedded one on Windows",
+            "inductor needs Python's C headers: python3-dev, on Windows a full Python, not an embedded one",
         ),
     ),
     (("guard_filter_fn",), Text("needs_torch", "Compile Model+ needs torch 2.8 or newer")),

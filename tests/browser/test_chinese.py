@@ -14,6 +14,7 @@ from skipstone.core.step.policies import Budget, Schedule
 from skipstone.core.step.predictors import Linear
 from skipstone.core.step.report import messages
 from skipstone.core.step.run import Run
+from skipstone.tests.browser.states import text
 
 GRAPH = Path(__file__).resolve().parents[2] / "demo" / "graphs" / "meancache.json"
 COMPILE = ["each block", "default", "eager", False, "auto", "", "torch.compile", False]
@@ -21,8 +22,8 @@ COMPILE = ["each block", "default", "eager", False, "auto", "", "torch.compile",
 PLAIN = re.compile(r"MeanCache|euler|dB|ms|s\b")
 
 
-def is_chinese(text):
-    return bool(re.search(r"[\u4e00-\u9fff]", text)) and not re.search("[A-Za-z]{2,}", PLAIN.sub("", text))
+def is_chinese(said):
+    return bool(re.search(r"[\u4e00-\u9fff]", said)) and not re.search("[A-Za-z]{2,}", PLAIN.sub("", said))
 
 
 @pytest.fixture(params=["canvas", "vue"])
@@ -77,29 +78,21 @@ def test_states_of_other_nodes(desk):
             node["type"] = node["properties"]["Node name for S&R"] = "SkipstoneCachedTextEncode"
             node["widgets_values"] = [f"a red circle on {uuid.uuid4().hex}"]
     desk.open(graph)
+    compiled = text("compiled", what=text("blocks", count=12), seconds="63 s")
     desk.page.evaluate(
         """([workflow, ...all]) => {
             for (const [node, told] of all) app.api.dispatchCustomEvent('skipstone.status', { workflow, node, ...told })
         }""",
-        [graph["id"], ["4", compiled().as_dict()], ["5", encoded().as_dict()]],
+        [
+            graph["id"],
+            ["4", compiled.as_dict()],
+            ["5", text("encoded", seconds="1.2 s").as_dict()],
+        ],
     )
     lines = desk.page.locator(".skipstone-status")
     lines.get_by_text("已编译 12 个块").wait_for()
     for line in lines.all_inner_texts():
         assert is_chinese(line), line
-
-
-def compiled():
-    from skipstone.core.texts import Text
-
-    values = {"what": Text("blocks", "{count} blocks").of(count=12), "seconds": "63 s"}
-    return Text("compiled", "Compiled {what} in {seconds}").of(**values)
-
-
-def encoded():
-    from skipstone.core.texts import Text
-
-    return Text("encoded", "Encoded in {seconds}, saved for next time").of(seconds="1.2 s")
 
 
 def finished():

@@ -117,9 +117,7 @@ def learned_of(report):
             yield note.split("(setup: ", 1)[1].rsplit("; runs recorded: 1", 1)[0]
 
 
-@pytest.mark.parametrize(
-    ("sampler", "why"), [("heun", "two evaluations a step"), ("dpm_adaptive", "chooses its own steps")]
-)
+@pytest.mark.parametrize(("sampler", "why"), [("heun", "best for heun"), ("dpm_adaptive", "like the sampler's steps")])
 @pytest.mark.parametrize("name", MODELS)
 def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled, auto_model, name, sampler, why):
     """There is nothing to learn for that: the first run skips."""

@@ -119,7 +119,7 @@ def test_an_output_that_contains_the_samplers_noise_is_never_predicted(studio, m
     for _ in range(2):
         out = studio.sample_custom(patched, sigmas, sampler=kind)
         assert torch.equal(out, studio.sample_custom(loom, sigmas, sampler=kind))
-        assert reports[-1].skipped == 0 and "adds noise" in " ".join(reports[-1].notes)
+        assert reports[-1].skipped == 0 and "follows the sampler's noise" in " ".join(reports[-1].notes)
 
 
 def test_auto_takes_the_same_method_for_all_second_order_samplers():

@@ -62,15 +62,13 @@ def test_steps_are_planned_where_that_is_best(integrator):
 def test_and_decided_as_they_come_where_they_cannot_be_planned(integrator):
     report = run(BALANCED, integrator=integrator, adaptive_steps=True)
     assert report.method == "Free"
-    assert report.chosen == "method: Free (decided during the run, because this sampler chooses its own steps)"
+    assert report.chosen == "method: Free (decided during the run, like the sampler's steps)"
 
 
 def test_and_where_planning_was_not_best():
     report = run(BALANCED, integrator="ode", second_order=True)
     assert report.method == "Free"
-    assert report.chosen.startswith(
-        "method: Free (decided during the run; best for samplers with two evaluations a step"
-    )
+    assert report.chosen.startswith("method: Free (decided during the run; best for heun and the like")
 
 
 @pytest.mark.parametrize("exact", [{"speedup": 2.0}, {"decibels": 30.0}])
@@ -118,7 +116,7 @@ def test_where_every_skip_would_be_visible_nothing_is_skipped_and_that_is_said()
 def test_a_run_too_short_to_skip_is_said_to_be_and_is_no_fault():
     report = run(BALANCED, 3)
     assert report.skipped == 0
-    said = "3 steps are too few to skip any. Step caches help from about 12 steps; Compile Model+ and the encode cache help here"
+    said = "3 steps are too few to skip any (12 or more gain): bypass this node"
     assert (report.advice, report.notes, report.warnings) == (said, [said], [])
 
 

@@ -178,8 +178,8 @@ CASES: dict[str, Case] = {
     "AnimateDiff, moving windows": Case(
         patched(models.animate_diff, SEEDS, 2, 1, 2), False, False, "windows that move"
     ),
-    "FlowEdit": Case(flow_edit(velocities=False), False, False, "adds noise"),
-    "FlowEdit, HunyuanLoom": Case(flow_edit(velocities=True), False, False, "adds noise"),
+    "FlowEdit": Case(flow_edit(velocities=False), False, False, "follows the sampler's noise"),
+    "FlowEdit, HunyuanLoom": Case(flow_edit(velocities=True), False, False, "follows the sampler's noise"),
     "Detail Daemon": Case(by(lambda: samplers.detail_daemon(0.08))),
     "Ultimate SD Upscale": Case(ultimate_upscale),
     "SMEA Dy": Case(by(samplers.smea)),

@@ -60,8 +60,12 @@ export function message({ running, report }) {
   if (advice) return [said(report, advice)]
   // what the samplers that share a trajectory came to
   const together = report.texts?.find(({ key }) => key === "together")?.text
-  const found = [chosen, together, running ? "" : outlook].filter(Boolean)
-  return (found.length ? found : notes.slice(0, 1)).map((sentence) => said(report, sentence))
+  if (together) return [said(report, together)]
+  // what a person asks for first: does one see it; there is no room for the reasons of the method as well
+  if (outlook && !running) {
+    return [said(report, outlook), ...(chosen ? [t("timeline.method", { name: report.method })] : [])]
+  }
+  return [chosen || notes[0]].filter(Boolean).map((sentence) => said(report, sentence))
 }
 
 const plain = (text) => text.toLowerCase().replace(/[.!。！]$/, "")

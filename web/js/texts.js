@@ -37,6 +37,7 @@ const ENGLISH = {
     stoppedFirst: "Stopped before the first step",
     faster: "{times}x",
     saved: ", about {time} saved",
+    method: "Method: {name}",
     costs: "Costs of skipping: {costs}",
     evaluations: "{count} evaluations",
     each: "{count} evaluations, each",

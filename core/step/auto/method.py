@@ -15,14 +15,14 @@ from .selection import TYPICAL_SURPLUS, Choice, SamplerInfo, tolerance
 NAME = "Step Cache (Auto)"
 WHY: dict[Integrator, str] = {
     "euler": Text("why_euler", "best for euler in our tests"),
-    "multistep": Text("why_multistep", "best for multistep samplers in our tests"),
-    "ode": Text("why_ode", "its steps can be planned to meet a target"),
-    "sde": Text("why_sde", "this sampler adds noise, so no method gains much"),
+    "multistep": Text("why_multistep", "best for multistep in our tests"),
+    "ode": Text("why_ode", "it can be planned to meet a target"),
+    "sde": Text("why_sde", "noise leaves little to gain"),
 }
-LOOKS = Text("why_two", "decided during the run; best for samplers with two evaluations a step in our tests")
-FREE = Text("why_adaptive", "decided during the run, because this sampler chooses its own steps")
+LOOKS = Text("why_two", "decided during the run; best for heun and the like")
+FREE = Text("why_adaptive", "decided during the run, like the sampler's steps")
 FULL = Method(Text("full_run", "Full run"), "", (Full(Reason.TARGET),), Reuse())
-WHY_FEW = Text("why_few", "short runs have few steps to skip, whatever the method")
+WHY_FEW = Text("why_few", "short runs have little to skip")
 
 
 @dataclass(frozen=True)

@@ -119,7 +119,7 @@ UNKNOWN_PART = Text(
     "unknown_part",
     "a node runs the model on parts of the latent and does not say which: such evaluations are computed",
 )
-NOISE = Text("noise", "the sampler adds noise that the model's output follows: no step can be predicted")
+NOISE = Text("noise", "the output follows the sampler's noise: no step can be predicted")
 MOVING_WINDOWS = Text(
     "moving_windows",
     "context windows that move from step to step have no past to be predicted from, so such steps are computed. Windows that stay in place "
@@ -144,11 +144,11 @@ _COUNTED = Text("reason_counted", "{reason} ({count})")
 _NOTHING_SKIPPED = Text("nothing_skipped", "nothing was skipped: {remedy}. Computed because of: {reasons}")
 _TOO_FEW = Text(
     "too_few_steps",
-    "{steps} steps are too few to skip any. Step caches help from about {few} steps; Compile Model+ and the encode cache help here",
+    "{steps} steps are too few to skip any ({few} or more gain): bypass this node",
 )
 _ONE_STEP = Text(
     "one_step",
-    "1 step is too few to skip any. Step caches help from about {few} steps; Compile Model+ and the encode cache help here",
+    "1 step is too few to skip any ({few} or more gain): bypass this node",
 )
 _NO_ROOM = Text("no_room", "{steps} steps: nothing can be skipped without a visible change")
 
