@@ -9,6 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..core.images.compare import compared, ssim_text
 from ..core.step.report.report import Report
+from ..core.texts import Text
 from ..patch.comfy_server import place, sources_of
 from ..patch.step.attach import attach
 from .auto import auto_of
@@ -16,7 +17,10 @@ from .meancache import PRESETS
 from .report_nodes import CATEGORY
 from .reporting import JOURNAL, Reporter
 
-NO_RUNS = "Nothing to compare: wire the decoded images of a sampler that takes the models of All Presets."
+NO_RUNS = Text(
+    "nothing_to_compare",
+    "Nothing to compare: wire the decoded images of a sampler that takes the models of All Presets.",
+)
 
 
 class AllPresets(io.ComfyNode):
@@ -76,7 +80,8 @@ class PresetTable(io.ComfyNode):
         runs = JOURNAL.query(place(), samplers)
         rows = table(images, {_preset(entry.report): entry.report for entry in runs})
         if not rows:
-            return io.NodeOutput(NO_RUNS, ui=ui.PreviewText(NO_RUNS))
+            told = {**ui.PreviewText(NO_RUNS).as_dict(), "skipstone_text": [NO_RUNS.as_dict()]}
+            return io.NodeOutput(str(NO_RUNS), ui=told)
         row = markdown(rows)
         text = "\n".join([*(line.text() for line in rows), "", row])
         reference, *others = (ui.PreviewImage(image[:1], cls=cls).values[0] for image in images)

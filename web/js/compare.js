@@ -4,7 +4,7 @@
 import { api } from "../../../scripts/api.js"
 import { app } from "../../../scripts/app.js"
 import { el, guarded } from "./shared.js"
-import { t } from "./texts.js"
+import { t, translated } from "./texts.js"
 
 const TABLE = "SkipstonePresetTable"
 const [WIDTH, HEIGHT] = [480, 620] // pixels, of a new node
@@ -132,8 +132,10 @@ function equip(node) {
   node.onExecuted = function (output) {
     executed?.call(this, output)
     guarded(() => {
-      const { skipstone_presets: rows, skipstone_reference: reference, skipstone_row: row, text } = output ?? {}
+      const { skipstone_presets: rows, skipstone_reference: reference, skipstone_row: row } = output ?? {}
+      const { skipstone_text: told, text } = output ?? {} // the sentence, and it in English
       if (rows?.length && reference?.length) comparison.show(rows, reference[0], row[0])
+      else if (told?.length) comparison.empty(translated(told[0]))
       else if (text) comparison.empty([text].flat().join("\n"))
     })
   }
