@@ -138,12 +138,12 @@ def test_numbers_and_clearing(open_desk, redis):
     expect(memory).to_contain_text("2 entries")
     clear.click()
     confirm(desk, "Delete")
-    expect(panel.get_by_role("status")).to_contain_text("memory: 2 entries removed")
+    expect(panel.get_by_role("status")).to_contain_text("Memory: 2 entries removed")
     expect(memory).to_contain_text("0 entries")
     expect(disk).to_contain_text("2 entries")
     panel.get_by_role("button", name="Clear everything").click()
     confirm(desk, "Delete")
-    expect(panel.get_by_role("status")).to_contain_text("disk: 2 entries removed")
+    expect(panel.get_by_role("status")).to_contain_text("Disk: 2 entries removed")
     expect(disk).to_contain_text("0 entries")
 
     # away and back

@@ -89,6 +89,10 @@ const entries = (used) => t(used.entries === 1 ? "panel.entry" : "panel.entries"
 const placeOf = (tier) => t(`panel.places.${tier}`) ?? tier
 const from = (tier) => t(`panel.from.${tier}`) ?? tier
 const kindName = (kind) => t(`panel.kinds.${kind}`) ?? kind
+const gone = ([tier, used]) =>
+  used
+    ? t("panel.removed", { place: placeOf(tier), entries: entries(used), size: size(used.bytes) })
+    : t("panel.notRemoved", { place: placeOf(tier) })
 const percent = (share) => `${Math.round(100 * share)}%`
 
 /** The panel: one element that stays, its content made anew from what the server says. */
@@ -153,7 +157,8 @@ class Panel {
 
   parts(told, open) {
     if (told.state !== "on") {
-      const why = el("p", { className: told.state === "off" ? "" : "note bad" }, told.text)
+      const off = told.state === "off"
+      const why = el("p", { className: off ? "" : "note bad" }, off ? t("panel.off") : told.text)
       return [...notes(told), why, origin(told), this.foot(null)]
     }
     const tiers = told.tiers.map((tier) => this.tier(tier))
@@ -229,7 +234,8 @@ class Panel {
     if (!(await confirmed(question))) return
     this.say(t("panel.clearing"))
     try {
-      this.say((await asked("/skipstone/memo/clear", { tier, kind })).text)
+      const { removed } = await asked("/skipstone/memo/clear", { tier, kind })
+      this.say(Object.entries(removed).map(gone).join("\n"))
     } catch (error) {
       this.say(error.message, true)
     }
