@@ -113,7 +113,7 @@ class Schedule(Policy):
             question = replace(question, budget=part_budget(grid, share, question, context.kept))
         solution = solve(question)
         line = solution.predictor.line
-        plan = Plan(grid, solution.anchors, slope=line.slope if line else None)
+        plan = Plan(grid, solution.anchors, slope=line.slope if line else None, error=solution.error)
         return replace(self, plan=plan, predicted_error=solution.error, source=costs.recipe)
 
     def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:

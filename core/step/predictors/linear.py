@@ -91,10 +91,14 @@ class Corrected(Predictor):
     slope: factor on the line's increment; a slope of 1 overshoots where the velocity bends. None: the one of SLOPES that gives the best
         plan, or the middle one without a plan.
     at: the line's coordinate.
+    trusted: predicted errors of the plan, as shares of the run's displacement: the correction is made in full up to the first, not at all
+        from the second on, and in part in between. Where a run is far from what was recorded, corrections are larger than the errors that
+        they correct (bench/choices.md). Without a predicted error it is made in full.
     """
 
     slope: float | None = None
     at: Coordinate = "auto"
+    trusted: tuple[float, float] = (0.025, 0.05)
     name: str = "corrected"
     depth: int = 4
     need: int = 1
@@ -120,6 +124,8 @@ class _Correcting(Prediction):
         slope = next(s for s in (config.slope, plan.slope, SLOPES[1]) if s is not None)
         self.line = Line(slope, config.at)
         self.place = plan.grid.along(config.at)
+        full, none = config.trusted
+        self.gain = 1.0 if plan.error is None else min(max((none - plan.error) / (none - full), 0.0), 1.0)
         self.owed: Weights = {}  # displacement still to be added
         self.rate: Weights = {}  # of it, per unit of sigma on this edge
         self.first_of_edge = True  # no step of this edge has been predicted yet
@@ -149,7 +155,7 @@ class _Correcting(Prediction):
             # where an anchor was dropped since, the displacement can no longer be computed
             known = self.owed if self.owed.keys() <= trajectory.needed else {}
             end = self.plan.end_of_edge(clock.step)
-            left = self._spread(max(end, 0.0)) / self._spread(next(reversed(trajectory.nodes.values())))
+            left = self.gain * self._spread(max(end, 0.0)) / self._spread(next(reversed(trajectory.nodes.values())))
             length = end - clock.sigma
             self.rate = {k: w * left / length for k, w in known.items()} if length else {}
             self.owed = {}
