@@ -195,7 +195,9 @@ class BlockTraversal:
         if self.prefilling:
             self.prefilled = True
             return NOT_RUN
-        if position < self.next:
+        # other packs run a block once for each region of a picture; only what the last one returns is kept
+        again = position == self.next - 1 and position < self.last
+        if position < self.next and not again:
             self._give_up()
         self.next = position + 1
         if position == 0 and self.family.state_argument:
@@ -208,9 +210,9 @@ class BlockTraversal:
         except LookupError:
             self._give_up()
             return NOT_RUN
-        if position == 0:
+        if position == 0 and not again:
             self._begin(taken, kwargs.get("transformer_options") or self.inputs.options)
-        if position == self.first:
+        if position == self.first and not again:
             self.entered = True
             ran = self._enter(taken, own, args, kwargs)
             if ran is not NOT_RUN:

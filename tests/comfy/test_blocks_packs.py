@@ -91,6 +91,50 @@ def test_blocks_that_run_twice(studio, own_flux, cached, how, method):
     untouched(before, insides(own_flux))
 
 
+def coupled(block, img, txt):
+    """As Attention Couple: the block runs with two texts, and a mask joins the results."""
+    first, second = block(img.clone(), txt.clone()), block(img.clone(), txt.flip(1))
+    mask = torch.linspace(0, 1, img.shape[1])[None, :, None]
+    return first[0] * mask + second[0] * (1 - mask), first[1]
+
+
+class Coupled(Wrapped):
+    def forward(self, img, txt, **kwargs):
+        return coupled(lambda img, txt: self.block(img=img, txt=txt, **kwargs), img, txt)
+
+
+def with_regions(model, number):
+    def couple(args, more):
+        def block(img, txt):
+            out = more["original_block"]({**args, "img": img, "txt": txt})
+            return out["img"], out["txt"]
+
+        img, txt = coupled(block, args["img"], args["txt"])
+        return {"img": img, "txt": txt}
+
+    other = model.clone()
+    other.set_model_patch_replace(couple, "dit", "double_block", number)
+    return other
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(
+    "method",
+    [every(2), every(2, 1, 1), every(2, 0), below(1e9)],
+    ids=["static", "last blocks too", "from the first", "adaptive"],
+)
+def test_a_block_that_runs_once_for_each_region(studio, own_flux, cached, number, method):
+    """It is one of the first, or left out with others: the picture is that of a model whose block does both by itself."""
+    patched, reports = cached(method, with_regions(own_flux, number))
+    before = insides(own_flux)
+    out = studio.sample(patched, steps=STEPS)
+    untouched(before, insides(own_flux))
+    assert reports[0].skipped > 0 and not reports[0].notes
+    blocks = own_flux.model.diffusion_model.double_blocks
+    blocks[number] = Coupled(blocks[number])
+    assert torch.equal(out, studio.sample(cached(method, own_flux)[0], steps=STEPS))
+
+
 def during(model, change, undo):
     """A clone of which another pack changes the network for the duration of each call."""
     other = model.clone()

@@ -49,7 +49,6 @@ def sampled(desk, name, method):
 
 # (case, method): what is still wrong with it
 OPEN = {
-    ("Attention Couple", "First Block Cache"): "skips nothing",
     ("RES4LYF", "Auto"): "1.3 dB below plain sampling",
 }
 PAIRS = [
