@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -23,39 +23,16 @@ from .modalities import Modalities
 from .movement import NoiseWatch
 from .plan import Plan
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason
-from .predictors import Integrator, Predictor
-from .predictors.base import Prediction
+from .predictors import Integrator
 from .published.coefficients import Network
 from .readback import Readback
 from .report import messages
 from .report.builder import ReportBuilder, first_plan
 from .report.report import Report
+from .track import Slot, Track
 from .trajectory import Trajectory, Weights
 
-Slot = Hashable
-
 RETURNS = 4  # the last sets of slots among which one that returns is looked for
-
-
-class Track:
-    """One set of slots in a run: its past evaluations, its prediction and its indicator.
-
-    Samplers ask about one set of slots at every evaluation. Some, such as FlowEdit's, ask about two sets in turn.
-    """
-
-    def __init__(self, predictor: Predictor, plan: Plan, indicator: IndicatorState | None) -> None:
-        self.prediction: Prediction = predictor.start(plan)
-        self.trajectory = Trajectory(max(predictor.depth, 1), predictor.reads_predictions)
-        self.indicator = indicator
-        self.indicated_slot: Slot | None = None  # the slot that the indicator follows
-        self.sigma = math.nan  # of its last evaluation
-        self.new_slot = False  # a slot appeared where a skip had been decided: the next evaluation is computed
-
-    def forget(self) -> None:
-        """Drop what was observed so far."""
-        self.trajectory.clear()
-        if self.indicator:
-            self.indicator.clear()
 
 
 class Run:
@@ -248,15 +225,19 @@ class Run:
         return self.noise is not None and self.noise.noisy
 
     def _watch_noise(self, x: Tensor) -> None:
-        """Where noise was added to the latent since the last evaluation, D is kept from here on: a velocity contains the noise that was
-        in the latent, which would stay in the picture."""
+        """Where noise was added to the latent since the last evaluation, the run goes on as an SDE sampler's: D is kept, because a velocity
+        contains the noise that was in the latent, which would stay in the picture."""
         watch = self.noise
         assert watch is not None
         self.latent = x
         self._measure_noise(lambda: watch.observe_input(x))
-        if self.noisy and self.keeps != "denoised" and self.method.level == "output":
-            self.keeps = "denoised"
+        predictor, _ = self.method.suited("sde")
+        if self.noisy and self.method.level == "output" and (self.keeps, self.predictor) != ("denoised", predictor):
             self.forget()
+            self.keeps, self.predictor, self.need = "denoised", predictor, predictor.need
+            self.report.predictor = predictor.name
+            for track in {self.track, *self.tracks.values()}:
+                track.predict_with(predictor, self.plan)
 
     def _measure_noise(self, observe: Callable[[], None]) -> None:
         """A failure, as by values that are not finite, ends the watch and never the sampling."""

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from ...core.step.calibration.block_profile import BlockProfiler
 from ...core.step.reasons import Reason
-from ...core.step.run import Run, Slot
+from ...core.step.run import Run
+from ...core.step.track import Slot
 from ...core.texts import Text, said
 from ..families.tokens import CallInputs
 from ..step.hook_base import EvaluationHook

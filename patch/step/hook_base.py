@@ -15,7 +15,8 @@ from ...core.step.guard import succeeds
 from ...core.step.movement import Continuity
 from ...core.step.policies import Reason
 from ...core.step.report import messages
-from ...core.step.run import Run, Slot
+from ...core.step.run import Run
+from ...core.step.track import Slot
 from ...core.texts import Text
 from ..families import STATE_OPTIONS
 from .sigmas import SigmaReader

@@ -105,13 +105,13 @@ def evaluated_sigmas(sampler: Any, sigmas: Sequence[float]) -> list[float] | Non
 
 
 def integrator_of(sampler: object) -> Integrator:
-    """The kind of a ComfyUI SAMPLER. For an unknown one: "ode", which assumes the least, or "sde" if its last run added noise."""
+    """The kind of a ComfyUI SAMPLER. For one of another pack: "unknown", or "sde" if its last run added noise."""
     name = function_of(sampler)
     options = getattr(sampler, "extra_options", None) or {}
     if noisy(name) or _churns(sampler) or options.get("eta", 0) > 0:
         return "sde"
     if foreign(sampler):
-        return "sde" if _adds_noise.get(_identity(sampler)) else "ode"
+        return "sde" if _adds_noise.get(_identity(sampler)) else "unknown"
     if name in EULER:
         return "euler"
     # CFG++ moves the latent by another prediction than the one it returns

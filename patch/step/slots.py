@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from ...core.step.run import Slot
+from ...core.step.track import Slot
 from .sparse_attention import sparse_ranges
 
 Cond = dict[str, Any]

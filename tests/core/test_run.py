@@ -337,6 +337,15 @@ def test_a_failing_measurement_of_modalities_changes_nothing(monkeypatch, name):
     assert run.close(True).modalities == {}
 
 
+@pytest.mark.parametrize(("noise", "name", "kept"), [(0.0, "corrected", "velocity"), (0.3, "linear", "denoised")])
+def test_a_sampler_of_another_pack_is_predicted_as_it_turns_out_to_be(noise, name, kept):
+    run = Run(HALF, GRID, "unknown", watches_noise=True)
+    watched_euler(run, noise)
+    assert run.keeps == kept
+    report = run.close(True)
+    assert report.predictor == name and report.skipped > 0
+
+
 @pytest.mark.parametrize("name", ["observe_input", "observe_output"])
 def test_a_failing_watch_for_noise_changes_nothing(monkeypatch, name):
     def fail(*_):
@@ -349,9 +358,9 @@ def test_a_failing_watch_for_noise_changes_nothing(monkeypatch, name):
     assert run.close(True).skipped > 0
 
 
-def watched_euler(run):
-    """Euler whose latents and outputs the run is told."""
-    x = torch.linspace(-1, 1, 8)
+def watched_euler(run, noise=0.0):
+    """Euler whose latents and outputs the run is told. noise: standard deviation of what is added after each step."""
+    x, draw = torch.linspace(-1, 1, 64), torch.Generator().manual_seed(1)
     for sigma, after in zip(GRID.sigmas, GRID.sigmas[1:], strict=False):
         run.tick(sigma, x)
         compute = run.decide(["a"]).compute
@@ -359,5 +368,5 @@ def watched_euler(run):
         if compute:
             run.observe("a", x, d)
         run.returned(d)
-        x = x + (after - sigma) * (x - d) / sigma
+        x = x + (after - sigma) * (x - d) / sigma + noise * after * torch.randn(64, generator=draw)
     return x

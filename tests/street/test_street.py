@@ -47,18 +47,8 @@ def sampled(desk, name, method):
     return picture, reports
 
 
-# (case, method): what is still wrong with it
-OPEN = {
-    ("RES4LYF", "Auto"): "1.3 dB below plain sampling",
-}
-PAIRS = [
-    pytest.param(name, method, marks=pytest.mark.xfail(reason=OPEN[name, method]) if (name, method) in OPEN else ())
-    for method in METHODS
-    for name in CASES
-]
-
-
-@pytest.mark.parametrize(("name", "method"), PAIRS)
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method):
     case = CASES[name]
     picture, reports = sampled(desk, name, METHODS[method])

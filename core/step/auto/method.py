@@ -17,6 +17,7 @@ WHY: dict[Integrator, str] = {
     "euler": Text("why_euler", "best for euler in our tests"),
     "multistep": Text("why_multistep", "best for multistep in our tests"),
     "ode": Text("why_ode", "it can be planned to meet a target"),
+    "unknown": Text("why_unknown", "another pack's, watched as it runs"),
     "sde": Text("why_sde", "noise leaves little to gain"),
 }
 LOOKS = Text("why_two", "decided during the run; best for heun and the like")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..report.report import Report
 
 # PSNR of a decoded picture minus that of the predicted error, reached by nine in ten; see bench/choices.md
-EXCESS: dict[Integrator, float] = {"euler": -4.0, "multistep": -10.0, "ode": -6.0, "sde": -7.0}
+EXCESS: dict[Integrator, float] = {"euler": -4.0, "multistep": -10.0, "ode": -6.0, "sde": -7.0, "unknown": -6.0}
 # dB that a typical picture is above what nine in ten reach (bench/choices.md). Presets are limited by it, and reports predict it
 TYPICAL_SURPLUS = 6.0
 # dB that the prediction of nine in ten pictures may be worse where the costs were not measured in full runs of the model
