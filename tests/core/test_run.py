@@ -264,7 +264,7 @@ def test_conditionings_in_turn_with_noise_that_the_sampler_adds_are_not_predicte
         x = x + (velocities[1] + 3 * (velocities[0] - velocities[1])) * (after - sigma)
     report = run.close(True)
     assert (report.skipped > 0) == skips
-    assert ("adds noise" in report.advice) != skips
+    assert ("sampler's noise" in report.advice) != skips
 
 
 def test_conditionings_in_turn_are_decided_together_at_a_sigma():

@@ -121,9 +121,7 @@ UNKNOWN_PART = Text(
 )
 NOISE = Text("noise", "the output follows the sampler's noise: no step can be predicted")
 MOVING_WINDOWS = Text(
-    "moving_windows",
-    "context windows that move from step to step have no past to be predicted from, so such steps are computed. Windows that stay in place "
-    "(static) can be skipped",
+    "moving_windows", "context windows that move have no past to be predicted from. Static ones can be skipped"
 )
 OFTEN = 0.4  # share of the evaluations from which on a reason counts as one for nearly every step
 # by the most frequent reason for evaluations that the method had not planned to compute
