@@ -193,6 +193,7 @@ CASES: dict[str, Case] = {
     "tiles in turn": Case(by(samplers.tiles_in_turn), False, False, "parts of the latent"),
     # other wirings
     "own guidance": Case(by(lambda: samplers.own_guidance(4.0))),
+    "noise of another pack": Case(by(lambda: samplers.ancestral(0.5))),
     "RES4LYF": Case(by(samplers.runge_kutta)),
     "RES4LYF, SDE": Case(by(lambda: samplers.runge_kutta(0.4))),
     "Attention Couple": Case(patched(models.attention_couple)),

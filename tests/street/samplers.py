@@ -52,6 +52,21 @@ def runge_kutta(noise: float = 0.0) -> KSAMPLER:
     return KSAMPLER(sampler)
 
 
+def ancestral(share: float) -> KSAMPLER:
+    """Euler with new noise at every step, under a name that nobody knows. share: of the noise in the latent that is replaced."""
+
+    def sampler(model: Any, x: Tensor, sigmas: Tensor, extra_args: Any = None, **_: Any) -> Tensor:
+        draw = torch.Generator().manual_seed(5)
+        for sigma, after in pairwise(sigmas):
+            denoised = model(x, sigma * _ones(x), **extra_args)
+            old = (x - (1 - sigma) * denoised) / sigma
+            new = (1 - share**2) ** 0.5 * old + share * torch.randn(x.shape, generator=draw)
+            x = (1 - after) * denoised + after * new
+        return x
+
+    return KSAMPLER(sampler)
+
+
 def own_guidance(scale: float) -> KSAMPLER:
     """Samplers that guide by themselves: at every step they run the model with one prompt, then with the other, on one latent."""
 

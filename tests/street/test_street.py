@@ -21,6 +21,7 @@ from skipstone.nodes.taylorseer import taylorseer_of
 from skipstone.patch.step import samplers as known_samplers
 from skipstone.patch.step.attach import attach
 
+from . import samplers
 from .cases import CASES, STEPS
 
 pytestmark = [pytest.mark.usefixtures("user"), pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")]
@@ -65,3 +66,18 @@ def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method)
     assert (computed < evaluations) == skips
     if not skips:
         assert case.said in " ".join(reports[0].notes)
+
+
+@pytest.mark.parametrize("method", [auto_of("Balanced"), method_of("Speed")], ids=["Auto", "MeanCache"])
+def test_a_sampler_that_adds_noise_under_an_unknown_name_is_found_out(desk, plain, method):
+    """It is no worse than plain sampling for any of three seeds, and is known for an SDE sampler in the next run."""
+    name = "noise of another pack"
+    picture, (report,) = sampled(desk, name, method)
+    full, fewer = plain.latent(name), plain.latent(name, report.computed)
+    errors, most = ((p - full).square().mean((1, 2, 3)) for p in (picture, fewer))
+    print(
+        f"| {name} | {report.method} | {report.computed} of {STEPS} | {[f'{e:+.1f} dB' for e in 10 * (most / errors).log10()]} |"
+    )
+    assert report.skipped > 0
+    assert (10 * (most / errors).log10() >= -BELOW).all()
+    assert known_samplers.integrator_of(samplers.ancestral(0.5)) == "sde"
