@@ -7,12 +7,19 @@ from itertools import pairwise
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 
 from skipstone.core.step.calibration.gram_recorder import GramRecorder
+from skipstone.core.step.modalities import Modalities
+from skipstone.core.step.movement import Continuity, NoiseWatch
 from skipstone.core.step.report.builder import ReportBuilder
 from skipstone.core.step.report.report import Report
+from skipstone.nodes.auto import auto_of
+from skipstone.nodes.easycache import easycache_of
+from skipstone.nodes.firstblock import firstblock_of
 from skipstone.nodes.meancache import method_of
-from skipstone.patch.step import run_setup
+from skipstone.nodes.taylorseer import taylorseer_of
+from skipstone.patch.step import run_log, run_setup
 from skipstone.patch.step.attach import attach
 
 pytestmark = [
@@ -80,6 +87,81 @@ def test_a_failing_report_changes_nothing(studio, learning, monkeypatch, caplog,
     out, _ = learning()
     assert torch.equal(out, studio.full(steps=STEPS))
     assert "the report of MeanCache failed" in caplog.text
+
+
+METHODS = {
+    "Auto": auto_of("Balanced", first_run="skip at once"),
+    "MeanCache": method_of("Speed"),
+    "EasyCache": easycache_of("Custom", threshold=10.0, warmup=2),
+    "TaylorSeer": taylorseer_of("Balanced"),
+    "First Block Cache": firstblock_of("Custom", threshold=100.0, warmup=2),
+}
+OBSERVERS = [
+    (NoiseWatch, "observe_input"),
+    (NoiseWatch, "observe_output"),
+    (Modalities, "observe"),
+    (Modalities, "errors"),
+    (ReportBuilder, "close"),
+    (run_log, "write"),
+    (run_setup, "observe"),
+    (run_setup, "join"),
+]
+
+
+def euler_of_a_pack(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    """Under a name that nobody knows, so that it is watched."""
+    for sigma, after in pairwise(sigmas):
+        denoised = model(x, sigma * x.new_ones([x.shape[0]]), **(extra_args or {}))
+        x = x + (x - denoised) / sigma * (after - sigma)
+    return x
+
+
+def sampled_with(studio, method, model=None, listeners=(), watchers=()):
+    """(picture, report) of ten steps of it."""
+    reports: list[Report] = []
+    patched = attach(model or studio.model, method, (reports.append, *listeners), watchers)
+    sigmas = torch.linspace(1, 0, 11)
+    return studio.sample_custom(patched, sigmas, sampler=comfy.samplers.KSAMPLER(euler_of_a_pack)), reports[0]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("where", OBSERVERS, ids=lambda w: f"{w[0].__name__.split('.')[-1]}.{w[1]}")
+def test_whoever_looks_on_and_fails_changes_no_picture(studio, monkeypatch, where, method):
+    wanted, report = sampled_with(studio, METHODS[method])
+    assert report.skipped > 0
+    monkeypatch.setattr(*where, raising(RuntimeError("of torch")))
+    assert torch.equal(sampled_with(studio, METHODS[method])[0], wanted)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_failing_listener_and_a_failing_indicator_of_progress_change_no_picture(studio, method):
+    wanted, _ = sampled_with(studio, METHODS[method])
+    fail = raising(RuntimeError("of a page"))
+    assert torch.equal(sampled_with(studio, METHODS[method], listeners=(fail,), watchers=(fail,))[0], wanted)
+
+
+def on_a_copy(model):
+    """A pack that runs the model on a copy of the latent, and does not say that it is all of it."""
+
+    def wrapper(executor, inner, conds, x, timestep, options):
+        return executor(inner, conds, x.clone(), timestep, options)
+
+    other = model.clone()
+    other.add_wrapper_with_key(WrappersMP.CALC_COND_BATCH, "another pack", wrapper)
+    return other
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["check", "observe_part", "observe_whole"])
+def test_where_parts_cannot_be_compared_all_is_computed(studio, monkeypatch, name, method):
+    """Without the comparison it is not known which part of the latent a call is about."""
+    model = on_a_copy(studio.model)
+    plain = studio.sample_custom(model, torch.linspace(1, 0, 11), sampler=comfy.samplers.KSAMPLER(euler_of_a_pack))
+    assert sampled_with(studio, METHODS[method], model)[1].skipped > 0
+    monkeypatch.setattr(Continuity, name, raising(RuntimeError("of torch")))
+    picture, report = sampled_with(studio, METHODS[method], model)
+    assert torch.equal(picture, plain)
+    assert report.skipped == 0 and "parts of the latent" in report.advice
 
 
 def test_the_error_that_ended_a_run_is_not_hidden_by_one_of_its_report(studio, cached, monkeypatch):
