@@ -1,6 +1,6 @@
 """The relation of a schedule's predicted error to the image's PSNR against the full run, and whether a quality target is kept.
 
-make bench-decibels   (in a real ComfyUI, on the CPU, on three small models; a quarter of an hour. Writes bench-output/decibels.json)
+make bench-decibels   (in a real ComfyUI, on the CPU, on three small models; half an hour. Writes bench-output/decibels.json)
 make bench-decibels ARGS="--ask 40 50"   asks Step Cache (Auto) for that many, on pairs that nothing was fitted on
 
 The costs come from one full run, as a user's do.
@@ -26,9 +26,10 @@ FITTED, ASKED = 5000, 7000
 SHARES = (0.7, 0.5, 0.35, 0.25)
 CELLS = (
     Cell("euler", 3.0, 50),
-    Cell("euler", 3.0, 20),
-    Cell("dpmpp_2m", 3.0, 20),
-    Cell("heun", 3.0, 20),
+    *(Cell("euler", cfg, 20) for cfg in (1.0, 3.0, 6.0)),
+    *(Cell("dpmpp_2m", cfg, 20) for cfg in (3.0, 6.0)),
+    Cell("res_multistep", 1.0, 20),
+    *(Cell("heun", cfg, 20) for cfg in (3.0, 6.0)),
     Cell("euler_ancestral", 3.0, 20),
     Cell("res_multistep", 1.0, 8),
 )
