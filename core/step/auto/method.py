@@ -10,7 +10,7 @@ from ..method import Method
 from ..policies import Full, Policy, Reason, Schedule
 from ..predictors import Integrator, Reuse
 from ..report import messages
-from .selection import TYPICAL_SURPLUS, Choice, SamplerInfo, tolerance
+from .selection import Choice, SamplerInfo, tolerance
 
 NAME = "Step Cache (Auto)"
 WHY: dict[Integrator, str] = {
@@ -68,7 +68,7 @@ class AutoMethod:
             return within(self.planned, tolerance(self.decibels, sampler.integrator)), choice
         if self.speedup or sampler.integrator == "sde":
             return self.planned, choice
-        return limited(self.planned, tolerance(messages.VISIBLE - TYPICAL_SURPLUS, sampler.integrator)), choice
+        return limited(self.planned, tolerance(messages.VISIBLE, sampler.integrator)), choice
 
 
 def within(method: Method, error: float) -> Method:

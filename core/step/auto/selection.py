@@ -15,9 +15,7 @@ if TYPE_CHECKING:
     from ..report.report import Report
 
 # PSNR of a decoded picture minus that of the predicted error, reached by nine in ten; see bench/choices.md
-EXCESS: dict[Integrator, float] = {"euler": -4.0, "multistep": -10.0, "ode": -6.0, "sde": -7.0, "unknown": -6.0}
-# dB that a typical picture is above what nine in ten reach (bench/choices.md). Presets are limited by it, and reports predict it
-TYPICAL_SURPLUS = 6.0
+EXCESS: dict[Integrator, float] = {"euler": 2.0, "multistep": -4.0, "ode": 0.0, "sde": -1.0, "unknown": 0.0}
 # dB that the prediction of nine in ten pictures may be worse where the costs were not measured in full runs of the model
 MARGIN: dict[Origin, float] = {Origin.MEASURED: 0.0, Origin.LEARNED: 3.0, Origin.RELATED: 4.0, Origin.SHIPPED: 6.0}
 NEARLY = 0.95  # share of a target speed-up that counts as reached: work beside the model is not skipped
@@ -85,8 +83,3 @@ def tolerance(decibels: float, integrator: Integrator) -> float:
 def decibels(error: float, integrator: Integrator) -> float:
     """The PSNR in dB that a predicted error above 0 keeps nine in ten pictures within: the inverse of `tolerance`."""
     return float(-20 * math.log10(error) + EXCESS[integrator])
-
-
-def typical_decibels(error: float, integrator: Integrator) -> float:
-    """The PSNR in dB of a typical picture with this predicted error above 0."""
-    return decibels(error, integrator) + TYPICAL_SURPLUS

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from ..auto.selection import typical_decibels
+from ..auto.selection import decibels
 from ..calibration.costs import Origin
 from ..clock import Clock
 from ..indicators.base import IndicatorState
@@ -78,7 +78,7 @@ class ReportBuilder:
             if policy.plan is plan and policy.predicted_error is not None:
                 self.report.error = policy.predicted_error
                 if own and policy.predicted_error:
-                    self.report.decibels = typical_decibels(policy.predicted_error, integrator)
+                    self.report.decibels = decibels(policy.predicted_error, integrator)
         if not learning:
             for part in (*policies, indicator):
                 if part is not None and part.note:
