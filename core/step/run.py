@@ -57,6 +57,7 @@ class Run:
     computes_on: the model's device, whose clock times evaluations; None: the host.
     pinnable: bytes of the host's memory that may be page-locked.
     parts, modalities: lengths and names of the modalities in a packed latent.
+    cfg: guidance, by which the report's decibels are predicted; 1 if it is not known.
     watches_noise: find out whether the sampler adds noise, because its kind is unknown. `tick` and `returned` are told the latent then.
     """
 
@@ -77,6 +78,7 @@ class Run:
         pinnable: float = float("inf"),
         parts: Sequence[int] = (),
         modalities: Sequence[str] = (),
+        cfg: float = 1.0,
         watches_noise: bool = False,
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
@@ -126,6 +128,7 @@ class Run:
             plan,
             predictor.name,
             integrator,
+            cfg=cfg,
             learning=learning,
             origin=origin,
             computes_on=computes_on,

@@ -117,7 +117,8 @@ def start_run(
     ends = not given or given[-1] == 0
     grid = Grid.of(run_sigmas(sampler, given), flow, sampling.percent_to_sigma, _highest(sampling), ends)
     integrator = integrator_of(sampler)
-    method = method.resolve(SamplerInfo(integrator, grid.steps, adaptive_steps(sampler), second_order(sampler)))
+    cfg = guidance_of(guider) or 1.0
+    method = method.resolve(SamplerInfo(integrator, grid.steps, adaptive_steps(sampler), second_order(sampler), cfg))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": HOST}[method.history_device]
     conds = getattr(guider, "conds", None) or {}
     options = (getattr(guider, "model_options", None) or {}).get("transformer_options", {})
@@ -140,6 +141,7 @@ def start_run(
         pinnable=pinnable(patcher.load_device),
         parts=parts,
         modalities=_names(shapes or ()),
+        cfg=cfg,
         watches_noise=foreign(sampler),
     )
     costs = calibration.costs()

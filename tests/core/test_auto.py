@@ -187,6 +187,18 @@ def test_more_decibels_allow_less(integrator):
     assert len({*allowed}) == len(allowed)
 
 
+@pytest.mark.parametrize("integrator", INTEGRATORS)
+def test_guidance_allows_less(integrator):
+    """Up to CFG 6, the highest that was measured."""
+    errors = [tolerance(40, integrator, cfg) for cfg in (1.0, 3.0, 4.5, 6.0, 12.0)]
+    assert errors[0] == errors[1] > errors[2] > errors[3] == errors[4]
+
+
+def test_a_target_counts_the_guidance_of_the_run():
+    kept = [near(40).resolve(SamplerInfo("multistep", 20, cfg=cfg)).policies[-1] for cfg in (3.0, 6.0)]
+    assert kept[0].max_error > kept[1].max_error > 0
+
+
 def test_decibels_that_no_skip_keeps_are_kept_by_skipping_nothing():
     report = run(near(80), 10, costs=costs(10))
     assert report.skipped == 0

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from skipstone.core.step.auto.selection import decibels
+from skipstone.core.step.auto.selection import typical_decibels
 from skipstone.core.step.calibration.costs import Costs, Origin
 from skipstone.core.step.calibration.gram import Gram
 from skipstone.core.step.clock import Grid
@@ -225,7 +225,7 @@ def test_decibels_are_expected_only_of_costs_learned_of_the_users_own_model():
     costs = Gram(grid.times[:-1], np.diag(np.linspace(0.1, 1, 20)))
     learned = Run(schedule, grid, "euler", costs=Costs(costs, Origin.MEASURED)).report
     assert learned.decibels is not None and learned.error is not None
-    assert learned.decibels == pytest.approx(decibels(learned.error, "euler"))
+    assert learned.decibels == pytest.approx(typical_decibels(learned.error, "euler"))
     assert learned.decibels < VISIBLE and "visibly" not in learned.advice, "nothing was skipped yet"
 
 

@@ -65,7 +65,7 @@ class AutoMethod:
         if self.adaptive is not None and (sampler.adaptive_steps or (sampler.second_order and not exact)):
             return self.adaptive, replace(choice, why=FREE if sampler.adaptive_steps else LOOKS)
         if self.decibels:
-            return within(self.planned, tolerance(self.decibels, sampler.integrator)), choice
+            return within(self.planned, tolerance(self.decibels, sampler.integrator, sampler.cfg)), choice
         if self.speedup or sampler.integrator == "sde":
             return self.planned, choice
         return limited(self.planned, tolerance(messages.VISIBLE, sampler.integrator)), choice

@@ -14,8 +14,13 @@ from ..report import messages
 if TYPE_CHECKING:
     from ..report.report import Report
 
-# PSNR of a decoded picture minus that of the predicted error, reached by nine in ten; see bench/choices.md
-EXCESS: dict[Integrator, float] = {"euler": 2.0, "multistep": -4.0, "ode": 0.0, "sde": -1.0, "unknown": 0.0}
+# PSNR of a decoded picture minus that of the predicted error, reached by nine in ten at CFG 3 and below; see bench/choices.md
+EXCESS: dict[Integrator, float] = {"euler": 4.0, "multistep": 0.0, "ode": 2.0, "sde": -1.0, "unknown": 0.0}
+# dB less for each unit of CFG above 3: guidance enlarges differences. It was measured up to CFG 6
+PER_GUIDANCE: dict[Integrator, float] = {"euler": 1.5, "multistep": 4.0, "ode": 1.5, "sde": 1.5, "unknown": 4.0}
+GUIDED, MEASURED_GUIDANCE = 3.0, 6.0
+# dB that a typical picture is above what nine in ten reach
+TYPICAL_SURPLUS = 6.0
 # dB that the prediction of nine in ten pictures may be worse where the costs were not measured in full runs of the model
 MARGIN: dict[Origin, float] = {Origin.MEASURED: 0.0, Origin.LEARNED: 3.0, Origin.RELATED: 4.0, Origin.SHIPPED: 6.0}
 NEARLY = 0.95  # share of a target speed-up that counts as reached: work beside the model is not skipped
@@ -31,12 +36,14 @@ class SamplerInfo:
     steps: of the grid.
     adaptive_steps: it chooses its own steps, so none can be planned.
     second_order: it evaluates the model twice a step, as heun does.
+    cfg: guidance; 1 if it is not known.
     """
 
     integrator: Integrator
     steps: int
     adaptive_steps: bool = False
     second_order: bool = False
+    cfg: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -73,13 +80,17 @@ class Choice:
         return ""
 
 
-def tolerance(decibels: float, integrator: Integrator) -> float:
+def tolerance(decibels: float, integrator: Integrator, cfg: float = 1.0) -> float:
     """The largest predicted error, as a share of the run's displacement (Report.error), that keeps a picture within `decibels` of the full
     run's (PSNR, peak 1), for nine in ten pictures of the fit. See bench/choices.md.
     """
-    return float(10 ** (-(decibels - EXCESS[integrator]) / 20))
+    return float(10 ** (-(decibels - _excess(integrator, cfg)) / 20))
 
 
-def decibels(error: float, integrator: Integrator) -> float:
-    """The PSNR in dB that a predicted error above 0 keeps nine in ten pictures within: the inverse of `tolerance`."""
-    return float(-20 * math.log10(error) + EXCESS[integrator])
+def typical_decibels(error: float, integrator: Integrator, cfg: float = 1.0) -> float:
+    """The PSNR in dB of a typical picture with this predicted error above 0."""
+    return float(-20 * math.log10(error) + _excess(integrator, cfg) + TYPICAL_SURPLUS)
+
+
+def _excess(integrator: Integrator, cfg: float) -> float:
+    return EXCESS[integrator] - PER_GUIDANCE[integrator] * max(min(cfg, MEASURED_GUIDANCE) - GUIDED, 0.0)

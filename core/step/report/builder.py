@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 import torch
 
-from ..auto.selection import decibels
+from ..auto.selection import typical_decibels
 from ..calibration.costs import Origin
 from ..clock import Clock
 from ..indicators.base import IndicatorState
@@ -37,6 +37,7 @@ class ReportBuilder:
     plan: the run's plan; without anchors where policies decide as the run goes.
     predictor: name of the predictor.
     integrator: the sampler's kind.
+    cfg: the run's guidance.
     learning: the run is computed in full because it is recorded.
     origin: of the costs.
     computes_on: the model's device; None: the host.
@@ -51,6 +52,7 @@ class ReportBuilder:
         predictor: str,
         integrator: Integrator,
         *,
+        cfg: float = 1.0,
         learning: bool,
         origin: Origin,
         computes_on: torch.device | None = None,
@@ -78,7 +80,7 @@ class ReportBuilder:
             if policy.plan is plan and policy.predicted_error is not None:
                 self.report.error = policy.predicted_error
                 if own and policy.predicted_error:
-                    self.report.decibels = decibels(policy.predicted_error, integrator)
+                    self.report.decibels = typical_decibels(policy.predicted_error, integrator, cfg)
         if not learning:
             for part in (*policies, indicator):
                 if part is not None and part.note:

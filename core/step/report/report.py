@@ -54,7 +54,7 @@ class Report:
     deciding: seconds of that in policies and predictors on the host, without waiting for the device.
     computed_seconds: median time of a computed evaluation on the device; 0 where it was not measured.
     share: a skipped evaluation's work over a computed one's: by blocks, and by time once it was measured (timing.py).
-    decibels: PSNR against the full run that nine in ten pictures with this `error` reach, with costs of the user's own model.
+    decibels: PSNR against the full run that a typical picture with this `error` has, with costs of the user's own model.
     chosen: Step Cache (Auto)'s choice in one sentence.
     learning: computed in full, because the run was recorded.
     modalities: of a packed latent: prediction error as a share of the output's size, by name.
