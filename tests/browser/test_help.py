@@ -32,7 +32,7 @@ def test_in_chinese(open_desk):
     desk = open_desk(vue=True, **{"Comfy.Locale": "zh"})
     page, node = read(desk, "SkipstoneAuto")
     assert "步缓存（自动）" in page.locator("h1").first.inner_text()  # noqa: RUF001
-    assert loaded(page) == [True]
+    assert loaded(page) == [True, True]
     assert desk.shown(node)[0] == "模式"
     # a node without a Chinese page shows the English one
     page, _ = read(desk, "SkipstoneDBCache")
