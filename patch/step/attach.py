@@ -22,7 +22,7 @@ from .run_setup import RunSession, start_run
 
 KEY = "skipstone"
 # ComfyUI's own step caches, by the key of their wrapper
-RIVALS = {"easycache": "EasyCache", "lazycache": "LazyCache"}
+RIVALS = {"easycache": "ComfyUI's EasyCache", "lazycache": "ComfyUI's LazyCache"}
 
 Listener = Callable[[Report], None]
 log = logging.getLogger(__name__)

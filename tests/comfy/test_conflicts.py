@@ -37,7 +37,7 @@ def test_meancache_twice(studio, meancache):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_meancache_on_a_model_that_has_comfyuis_own(studio, meancache, name):
-    with pytest.raises(StepCacheError, match=naming("MeanCache", name)):
+    with pytest.raises(StepCacheError, match=naming("MeanCache", f"ComfyUI's {name}")):
         meancache(rival(name, studio.model), preset="Speed")
 
 
@@ -46,7 +46,7 @@ def test_comfyuis_own_on_a_model_that_has_meancache(studio, meancache, watched, 
     """The pack is not called when the second cache is attached, so the error comes when sampling starts, before anything is computed."""
     model, reports = meancache(preset="Speed")
     both, watch = watched(rival(name, model))
-    with pytest.raises(StepCacheError, match=naming("MeanCache", name)):
+    with pytest.raises(StepCacheError, match=naming("MeanCache", f"ComfyUI's {name}")):
         studio.sample(both)
     assert watch.evaluations == []
     assert reports == []
