@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from ..report.report import Report
 
 # PSNR of a decoded picture minus that of the predicted error, reached by nine in ten at CFG 3 and below; see bench/choices.md
-EXCESS: dict[Integrator, float] = {"euler": 3.0, "multistep": -3.0, "ode": 2.0, "sde": -1.0, "unknown": -3.0}
+EXCESS: dict[Integrator, float] = {"euler": 3.0, "multistep": -3.0, "ode": 2.0, "sde": -7.0, "unknown": -3.0}
 # dB less for each unit of CFG above 3: guidance enlarges differences. It was measured up to CFG 6
 PER_GUIDANCE: dict[Integrator, float] = {"euler": 2.0, "multistep": 4.0, "ode": 1.5, "sde": 2.0, "unknown": 4.0}
 GUIDED, MEASURED_GUIDANCE = 3.0, 6.0
