@@ -68,6 +68,21 @@ def test_without_recordings_costs_are_shipped():
     assert np.array_equal(found.gram.products, default(grid(), 3.0).products)
 
 
+@pytest.mark.parametrize(("recorded_at", "passes", "alone"), [(1.0, 1, False), (1.0, 2, True), (6.0, 1, True)])
+def test_a_full_run_without_guidance_tells_little_of_a_guided_one(recorded_at, passes, alone):
+    """It has one pass, so the built-in costs count more than it does. Both passes, or other guidance, tell more."""
+    recipe = replace(OWN, cfg=f"{recorded_at:g} (CFGGuider)")
+    gram = recorded(grid(), passes=passes)
+    found = costs_for(OWN, 3.0, grid(), "velocity", [Recording(gram, recipe, True)])
+    assert found.origin is (Origin.MEASURED if alone else Origin.LEARNED)
+    if not alone:
+        shares = [
+            np.corrcoef(found.gram.products.ravel(), m.ravel())[0, 1]
+            for m in (gram.on(grid()), default(grid(), 3.0).products)
+        ]
+        assert shares[1] > shares[0]
+
+
 def test_a_full_run_with_the_same_settings_is_used_alone():
     full = Recording(recorded(grid()), OWN, True)
     others = [Recording(recorded(grid(), seed=s), replace(OWN, sampler=f"sample_{s}"), True) for s in (1, 2)]

@@ -80,7 +80,8 @@ def costs_for(
     kinds = {r.gram.kept for _, r in same}
     kind = kept if kept in kinds or not kinds else kinds.pop()
     weighted = [(w * min(r.gram.runs, MOST_RUNS), r.gram) for w, r in same if r.gram.kept == kind][:MOST]
-    measured = any(r.full for _, r in own)
+    # a run at CFG 1 has one pass, which tells little of the guided output, and the reverse
+    measured = any(r.full and (r.gram.passes > 1 or (r.recipe.guidance == 1) == (scale == 1)) for _, r in own)
     if not measured:
         built_in = shipped(grid.flow, kind)
         weighted += [(1.0 / len(built_in), gram) for gram in built_in]

@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 OTHER_LORA, OTHER_WEIGHTS = 0.7, 0.25
-OTHER_NOISE, OTHER_GUIDANCE = 0.2, 0.3
+OTHER_NOISE, OTHER_GUIDANCE = 0.2, 0.1
 # samplers that add noise between evaluations have one of these in their name
 NOISY = ("ancestral", "sde", "ddpm", "lcm", "seeds", "sa_solver", "restart", "stochastic")
 
