@@ -5,7 +5,7 @@ make bench-people ARGS="--models nextdit --pairs 4"   (in a real ComfyUI, on the
 Of every cell the fewest evaluations that MeanCache (which Step Cache (Auto) plans with) has to compute for a mean PSNR of at least DECIBELS
 and a mean LPIPS of at most LPIPS against the full run, over pairs that nothing was recorded on. Costs: what TAUGHT ordinary runs of
 Step Cache (Auto) with the cell's settings leave behind; no run is computed in full. A cell of two models has the second from the middle on,
-as Wan 2.2's graphs; where there is no second expert the model is asked twice.
+as Wan 2.2's graphs; where there is no second expert the same model samples both halves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Sentences that people read on nodes, in English, each with a key and values from which the front end makes it in its own language.
 
-A sentence is a `Text` beside the code that says it. tools/help.py writes all of them to locales/, with the translations in
+A sentence is a `Text`, defined beside the code that uses it. tools/help.py writes all of them to locales/, with the translations in
 tools/chinese.json. Logs, errors and JSON have the English sentence.
 """
 

@@ -32,10 +32,9 @@ def available() -> bool:
 def _network() -> Any:
     # imported by the package for its authors' own debugging, and never called. Only while it is imported: matplotlib asks for IPython
     lacking = {name: ModuleType(name) for name in ("IPython", "torchsummary") if name not in sys.modules}
+    for module in lacking.values():
+        vars(module).update(embed=None, summary=None)
     sys.modules.update(lacking)
-    for name, function in (("IPython", "embed"), ("torchsummary", "summary")):
-        if name in lacking:
-            setattr(lacking[name], function, None)
     try:
         from stlpips_pytorch import stlpips  # type: ignore[import-not-found]
     finally:

@@ -163,9 +163,9 @@ def _output(output: Any) -> dict[str, str]:
 
 
 def _main() -> Texts:
+    # schemas() imports the nodes, and with them every Text
     parts = dict.fromkeys(part for s in schemas() for part in s.category.split("/"))
     categories = dict.fromkeys(part for s in settings() for part in s["category"])
-    schemas()  # loads what says something
     own = {key: texts for key, texts in _front_end().items() if key != "commands"}
     return {
         "nodeCategories": {p: p for p in parts},

@@ -160,7 +160,7 @@ class Run:
         """The sampler begins an evaluation at this sigma. x: its latent, which is not written to."""
         self._end_evaluation()
         if self.noise is not None and x is not None:
-            self._watch_noise(x)
+            self._watch_noise(self.noise, x)
         self.reports.begin_evaluation()
         self.same_sigma = math.isclose(sigma, self.clock.sigma, rel_tol=1e-6)
         self.clock.tick(sigma)
@@ -227,15 +227,15 @@ class Run:
         """Whether the sampler was found to add noise."""
         return self.noise is not None and self.noise.noisy
 
-    def _watch_noise(self, x: Tensor) -> None:
+    def _watch_noise(self, watch: NoiseWatch, x: Tensor) -> None:
         """Where noise was added to the latent since the last evaluation, the run goes on as an SDE sampler's: D is kept, because a velocity
         contains the noise that was in the latent, which would stay in the picture."""
-        watch = self.noise
-        assert watch is not None
         self.latent = x
         self._measure_noise(lambda: watch.observe_input(x))
+        if not self.noisy or self.method.level != "output":
+            return
         predictor, _ = self.method.suited("sde")
-        if self.noisy and self.method.level == "output" and (self.keeps, self.predictor) != ("denoised", predictor):
+        if (self.keeps, self.predictor) != ("denoised", predictor):
             self.forget()
             self.keeps, self.predictor, self.need = "denoised", predictor, predictor.need
             self.report.predictor = predictor.name

@@ -83,6 +83,13 @@ def test_a_full_run_without_guidance_tells_little_of_a_guided_one(recorded_at, p
         assert shares[1] > shares[0]
 
 
+def test_a_full_run_with_the_same_guider_without_a_scale_counts_as_measured():
+    recipe = replace(OWN, cfg="DualCFGGuider")
+    other = Recording(recorded(grid(), passes=1), replace(recipe, sampler="sample_dpmpp_2m"), True)
+    assert recipe.guidance is None
+    assert costs_for(recipe, None, grid(), "velocity", [other]).origin is Origin.MEASURED
+
+
 def test_a_full_run_with_the_same_settings_is_used_alone():
     full = Recording(recorded(grid()), OWN, True)
     others = [Recording(recorded(grid(), seed=s), replace(OWN, sampler=f"sample_{s}"), True) for s in (1, 2)]

@@ -133,7 +133,7 @@ function equip(node) {
     executed?.call(this, output)
     guarded(() => {
       const { skipstone_presets: rows, skipstone_reference: reference, skipstone_row: row } = output ?? {}
-      const { skipstone_text: told, text } = output ?? {} // the sentence, and it in English
+      const { skipstone_text: told, text } = output ?? {} // the sentence with its key and values; the same in English
       if (rows?.length && reference?.length) comparison.show(rows, reference[0], row[0])
       else if (told?.length) comparison.empty(translated(told[0]))
       else if (text) comparison.empty([text].flat().join("\n"))

@@ -58,10 +58,10 @@ export function tone({ running, report }) {
 export function message({ running, report }) {
   const { advice, chosen, notes, outlook } = report
   if (advice) return [said(report, advice)]
-  // what the samplers that share a trajectory came to
+  // the joint count of samplers that share a trajectory
   const together = report.texts?.find(({ key }) => key === "together")?.text
   if (together) return [said(report, together)]
-  // what a person asks for first: does one see it; there is no room for the reasons of the method as well
+  // the predicted difference comes first; the node has no room for the reasons of the method as well
   if (outlook && !running) {
     return [said(report, outlook), ...(chosen ? [t("timeline.method", { name: report.method })] : [])]
   }

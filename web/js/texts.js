@@ -220,8 +220,8 @@ export function t(key, values = {}) {
 /** With a capital letter at the beginning; the server's sentences are made for log lines. */
 export const capital = (text) => text.charAt(0).toUpperCase() + text.slice(1)
 
-/** A sentence of the server's. `told`: what it is translated by, see core/texts.py: its text in English, its key and values, and each of
- * these a value, such a sentence, or a list of them. */
+/** A sentence of the server's. `told`: its English text, key and values (Text.as_dict in core/texts.py). A value is a word, a number,
+ * such a sentence, or a list of them. */
 export function translated(told) {
   const inWords = (value) => {
     if (Array.isArray(value)) return value.map(inWords).join(t("list.comma"))

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 EXCESS: dict[Integrator, float] = {"euler": 3.0, "multistep": -3.0, "ode": 2.0, "sde": -7.0, "unknown": -3.0}
 # dB less for each unit of CFG above 3: guidance enlarges differences. It was measured up to CFG 6
 PER_GUIDANCE: dict[Integrator, float] = {"euler": 2.0, "multistep": 4.0, "ode": 1.5, "sde": 2.0, "unknown": 4.0}
-GUIDED, MEASURED_GUIDANCE = 3.0, 6.0
+FROM_CFG, UP_TO_CFG = 3.0, 6.0
 # dB that a typical picture is above what nine in ten reach
 TYPICAL_SURPLUS = 6.0
 # dB that the prediction of nine in ten pictures may be worse where the costs were not measured in full runs of the model
@@ -93,4 +93,4 @@ def typical_decibels(error: float, integrator: Integrator, cfg: float = 1.0) -> 
 
 
 def _excess(integrator: Integrator, cfg: float) -> float:
-    return EXCESS[integrator] - PER_GUIDANCE[integrator] * max(min(cfg, MEASURED_GUIDANCE) - GUIDED, 0.0)
+    return EXCESS[integrator] - PER_GUIDANCE[integrator] * max(min(cfg, UP_TO_CFG) - FROM_CFG, 0.0)

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..clock import Grid
 from .gram import Gram, Value
-from .recipe import Recipe, similarity
+from .recipe import Recipe, both_guided_or_neither, similarity
 
 SHIPPED = Path(__file__).with_name("shipped_costs.json")
 USUAL_CFG = 1.0  # where the guider has no scale
@@ -80,8 +80,7 @@ def costs_for(
     kinds = {r.gram.kept for _, r in same}
     kind = kept if kept in kinds or not kinds else kinds.pop()
     weighted = [(w * min(r.gram.runs, MOST_RUNS), r.gram) for w, r in same if r.gram.kept == kind][:MOST]
-    # a run at CFG 1 has one pass, which tells little of the guided output, and the reverse
-    measured = any(r.full and (r.gram.passes > 1 or (r.recipe.guidance == 1) == (scale == 1)) for _, r in own)
+    measured = any(r.full and wanted and _tells(r, wanted) for _, r in own)
     if not measured:
         built_in = shipped(grid.flow, kind)
         weighted += [(1.0 / len(built_in), gram) for gram in built_in]
@@ -107,6 +106,11 @@ def _fitting(wanted: Recipe, grid: Grid, recordings: Sequence[Recording]) -> lis
         if weight > 0 and covered >= COVERED:
             found.append((float(weight * covered), recording))
     return sorted(found, key=lambda pair: (-pair[0], not pair[1].full))
+
+
+def _tells(recording: Recording, wanted: Recipe) -> bool:
+    """Whether a recording has the passes that the run's outputs are made of: one pass at CFG 1 tells little of guided outputs."""
+    return recording.gram.passes > 1 or both_guided_or_neither(recording.recipe.guidance, wanted.guidance)
 
 
 def _bounded(grid: Grid) -> Grid:

@@ -115,10 +115,15 @@ def noisy(sampler: str) -> bool:
     return any(word in sampler for word in NOISY)
 
 
+def both_guided_or_neither(known: float | None, wanted: float | None) -> bool:
+    """Whether the outputs of one pass at two CFG scales tell of each other. A scale that is not known is comparable with itself alone."""
+    return known == wanted or (None not in (known, wanted) and (known == 1) == (wanted == 1))
+
+
 def _guidance_factor(known: float | None, wanted: float | None) -> float:
     if known == wanted:
         return 1.0
-    if known is None or wanted is None or (known == 1) != (wanted == 1) or min(known, wanted) <= 0:
+    if known is None or wanted is None or not both_guided_or_neither(known, wanted) or min(known, wanted) <= 0:
         return OTHER_GUIDANCE
     return float(1 / (1 + abs(math.log2(known / wanted)) / 3))
 

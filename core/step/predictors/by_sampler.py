@@ -26,5 +26,5 @@ class BySampler:
 
     def choose(self, integrator: Integrator) -> Predictor:
         known = {"euler": self.euler, "multistep": self.multistep, "ode": self.ode, "sde": self.sde}
-        # none of those tried was worse with a short run's few anchors, one evaluation a step or two: tests/street
+        # of another pack: never more than 0.1 dB below plain sampling, with one or two evaluations a step (tests/street)
         return known.get(integrator, self.multistep)

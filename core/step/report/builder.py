@@ -146,8 +146,8 @@ class ReportBuilder:
         if finished and report.evaluations and not (report.skipped or report.learning) and falling:
             report.hint = self._advice()
             reasons = Counter(e.reason for e in report.evaluations).most_common()
-            whole = (messages.too_few(report.steps), messages.no_room(report.steps))
-            if report.hint in whole or report.hint in report.notes:
+            complete = (messages.too_few(report.steps), messages.no_room(report.steps))  # without a list of reasons
+            if report.hint in complete or report.hint in report.notes:
                 report.note(report.hint, warning=False)
             else:
                 report.note(messages.nothing_skipped(reasons, report.hint), warning=False)

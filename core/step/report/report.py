@@ -165,8 +165,8 @@ class Report:
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready: the fields, counts, reasons and estimates. Values that are not finite are None. `texts`: of the sentences among
-        them, what they are translated by (Text.as_dict)."""
+        """JSON-ready: the fields, counts, reasons and estimates. Values that are not finite are None. `texts`: the sentences among
+        them with key and values, for translation (Text.as_dict)."""
         data = asdict(self)
         data["timeline"] = [e | {"reason": str(e["reason"])} for e in data["evaluations"]]
         data["evaluations"] = len(self.evaluations)
