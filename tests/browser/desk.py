@@ -123,6 +123,11 @@ class Desk:
                 return
         raise AssertionError(f"the prompt did not end:\n{self.server.log_tail()}")
 
+    def receive(self, event: str, message: Any) -> None:
+        """As if the server had sent an event of ours."""
+        script = "([name, detail]) => app.api.dispatchCustomEvent(`skipstone.${name}`, detail)"
+        self.page.evaluate(script, [event, message])
+
     # the picture
 
     def place(self, node: str, widget: str = "") -> tuple[float, float]:

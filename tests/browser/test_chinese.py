@@ -79,16 +79,8 @@ def test_states_of_other_nodes(desk):
             node["widgets_values"] = [f"a red circle on {uuid.uuid4().hex}"]
     desk.open(graph)
     compiled = text("compiled", what=text("blocks", count=12), seconds="63 s")
-    desk.page.evaluate(
-        """([workflow, ...all]) => {
-            for (const [node, told] of all) app.api.dispatchCustomEvent('skipstone.status', { workflow, node, ...told })
-        }""",
-        [
-            graph["id"],
-            ["4", compiled.as_dict()],
-            ["5", text("encoded", seconds="1.2 s").as_dict()],
-        ],
-    )
+    for node, line in (("4", compiled), ("5", text("encoded", seconds="1.2 s"))):
+        desk.receive("status", {"workflow": graph["id"], "node": node, **line.as_dict()})
     lines = desk.page.locator(".skipstone-status")
     lines.get_by_text("已编译 12 个块").wait_for()
     for line in lines.all_inner_texts():
@@ -111,6 +103,4 @@ def finished():
 
 def shown(desk, graph, report):
     run = {"run": 1, "node": "4", "workflow": graph["id"], "prompt": "p", "sampler": "8", "running": False}
-    desk.page.evaluate(
-        "(run) => app.api.dispatchCustomEvent('skipstone.report', run)", run | {"report": report.as_dict()}
-    )
+    desk.receive("report", run | {"report": report.as_dict()})

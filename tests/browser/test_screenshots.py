@@ -65,9 +65,9 @@ def test_every_state(open_desk, mode):
         desk.evaluate("([id, name]) => { app.graph.getNodeById(id).title = name }", node, name)
         if report is not None:
             place = {"run": number, "node": node, "workflow": workflow, "prompt": "p", "sampler": ""}
-            told(desk, "report", place | {"running": running, "report": report.as_dict()})
+            desk.receive("report", place | {"running": running, "report": report.as_dict()})
     for node, line in lines:
-        told(desk, "status", {"workflow": workflow, "node": node, **line.as_dict()})
+        desk.receive("status", {"workflow": workflow, "node": node, **line.as_dict()})
     page.wait_for_timeout(800)  # Vue nodes are measured once they are drawn
     width, height = desk.evaluate(PACK, GAP, TITLE, COLUMNS)
     page.evaluate(SHOW, [scale := min(1800 / width, 1750 / height, 1.4), 100 / scale, 90 / scale])
@@ -78,10 +78,6 @@ def test_every_state(open_desk, mode):
     assert page.locator(".skipstone-timeline").count() == len(reports)
     assert page.locator(".skipstone-status").count() == len(lines)
     assert desk.evaluate(CUT) == []
-
-
-def told(desk, event, message):
-    desk.page.evaluate("([name, detail]) => app.api.dispatchCustomEvent(`skipstone.${name}`, detail)", [event, message])
 
 
 SMALL = """() => {
