@@ -4,7 +4,8 @@ A fingerprint covers the weights as they were loaded, what patches them, how the
 environment that it runs in (environment.py). It does not cover file names: one file may have several, and one name may come to mean
 another file. Whatever cannot be described completely raises NotCacheable, so what is not understood is computed and not kept.
 
-Not noticed: weights that are written to in place, other than by ComfyUI's patches, after they were first read.
+Weights that other code writes to after they were read are noticed by SPOTS elements of each, which are compared at every look-up. Not
+noticed: a later write that changes none of these, such as one to a single row.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from .modifications import is_foreign
 WHOLE = 384 << 20  # bytes of weights that are hashed in full: most VAEs, CLIP-L; about a tenth of a second
 HOOKS = "hooks on the CLIP"
 RUNS, RUN = 32, 64  # of each weight of a larger encoder: number of samples, elements in each
+SPOTS = 16  # elements of each weight that are compared at every look-up: 716 weights of SDXL's CLIP take some milliseconds
 BLOCK = 1021  # int64 values that are summed to one; a prime, so that no row length divides it
 
 # attributes of modules that loading, moving and running an encoder change, and that its results do not depend on
@@ -37,6 +39,7 @@ _RUNTIME = {
     "comfy_force_cast_weights", "dynamic_patchers", "dynamic_pins", "dynamic_vbars", "_v", "_v_signature", "_v_weight", "_v_bias",
     "_prefetch", "_pin", "_pin_state", "_seq_len_cached", "_cos_cached", "_sin_cached", "_resident_bank", "_visual_cache",
     "_kv_cache_entries", "_full_precision_mm", "_comfy_hostbuf", "_patcher_finalizer",
+    "manual_cast_dtype",  # set while a CLIP is loaded; counts as an object patch
 }  # fmt: skip
 RUNTIME = frozenset({"device", "output_device", "size", "memory_used_encode", "memory_used_decode", "skipstone_decode"})
 """Attributes of VAEs and CLIPs that change no bits, or are described otherwise."""
@@ -151,7 +154,7 @@ def _names(module: Any) -> dict[int, str]:
 
 
 def _identity(patcher: Any, module: Any, about: list[Any], own: bool) -> Identity:
-    seen = state_of(module)
+    seen = state_of(patcher, module)
     if module not in _built or _built[module][0] != seen:
         _built[module] = seen, _base(patcher, module)
     base = _built[module][1]
@@ -175,8 +178,8 @@ def _attributes(part: Any) -> Iterator[tuple[str, Any]]:
             yield name, value
 
 
-def state_of(module: Any) -> object:
-    """A cheap change detector within this process; keeps nothing alive."""
+def state_of(patcher: Any, module: Any) -> object:
+    """A cheap change detector within this process; keeps nothing alive. patcher: of the module; what it patches is no change."""
     parts = None
     if any(_filled(getattr(torch.nn.modules.module, f"_global{hooks}", None)) for hooks in _HOOKS):
         raise NotCacheable("a hook on all modules")
@@ -192,7 +195,7 @@ def state_of(module: Any) -> object:
             if parts is None:
                 parts = _names(module)
             told.append((name, _brief(value, parts, 0)))
-    return told
+    return told, _spots(as_loaded(patcher, module))
 
 
 def _same(value: Any) -> object:
@@ -288,6 +291,32 @@ def _read(weights: Iterable[tuple[str, Any]]) -> str:
     if sum(part.nbytes for _, _, part in parts) > WHOLE:
         parts = [(name, [*about, str(list(part.shape))], *_sampled(part)) for name, about, part in parts]
     return digest(parts)
+
+
+def _spots(weights: Iterable[tuple[str, Any]]) -> object:
+    """Sizes and SPOTS elements of each weight, wherever it lies.
+
+    PyTorch's counter of writes does not serve: inference tensors, as which ComfyUI loads weights, have none, and writes to `.data` do not
+    count.
+    """
+    shapes: list[object] = []
+    found: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
+    for _, weight in weights:
+        try:
+            for _, part in stored_parts(weight):
+                shapes.append((part.shape, part.dtype))
+                found.setdefault((part.dtype, part.device), []).append(_spots_of(part))
+        except NotCacheable:  # an encoder with such weights has no fingerprint
+            shapes.append(type(weight))
+    return shapes, [torch.cat(spots).cpu().view(torch.uint8).numpy().tobytes() for spots in found.values()]
+
+
+def _spots_of(part: Tensor) -> Tensor:
+    """Up to SPOTS elements in equal distances, which are odd so that they do not all lie in one column. No other element is read."""
+    room = part.untyped_storage().nbytes() // part.element_size() - part.storage_offset()
+    size = min(part.numel(), room)  # elements in memory, also of transposed weights
+    step = max(size // (SPOTS + 1), 1) | 1
+    return part.as_strided((min(-(-size // step), SPOTS),), (step,))
 
 
 def stored_parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:

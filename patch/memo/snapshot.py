@@ -70,13 +70,13 @@ def _module(encoder: Any) -> Any:
 
 
 def _state(encoder: Any, module: Any) -> object:
-    """Compares equal as long as nothing but weights and patches changes; None where that is not known. Keeps nothing alive."""
+    """Compares equal as long as nothing but patches changes; None where that is not known. Keeps nothing alive."""
     try:
         if hasattr(module, "reset_clip_options"):
             module.reset_clip_options()  # as every encoding begins
         if hasattr(encoder, "tokenizer"):  # what a CLIP holds besides belongs to a clone
-            return fingerprint.state_of(module), _constants(encoder.tokenizer, 0)
-        return fingerprint.state_of(module), _constants(encoder, 0)
+            return fingerprint.state_of(encoder.patcher, module), _constants(encoder.tokenizer, 0)
+        return fingerprint.state_of(encoder.patcher, module), _constants(encoder, 0)
     except Exception:  # whatever another version of ComfyUI or another pack's encoder raises
         return None
 

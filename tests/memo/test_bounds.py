@@ -194,6 +194,8 @@ class FakeRedis:
 def resp(value):
     if isinstance(value, int):
         return b":%d\r\n" % value
+    if isinstance(value, list):
+        return b"*%d\r\n%s" % (len(value), b"".join(map(resp, value)))
     return b"$%d\r\n%s\r\n" % (len(value), value)
 
 
@@ -224,6 +226,20 @@ def test_a_server_that_answers_byte_by_byte_is_a_miss():
     one.close()
 
 
+def cluster(port):
+    """Answers as the only node of a Cluster does, which serves all slots."""
+    keyed = [
+        [name, arity, [], 1, 1, 1] for name, arity in ((b"strlen", 2), (b"getrange", 4), (b"pexpire", -3), (b"set", -3))
+    ]
+
+    def answer(words):
+        if words[0] == "CLUSTER":
+            return resp([[0, 16383, [b"127.0.0.1", port, b"0" * 40]]])
+        return resp(keyed) if words[0] == "COMMAND" else usual(words)
+
+    return answer
+
+
 class Flood(FakeRedis):
     """Answers GETRANGE with 3 GB, as far as they are taken. sent: bytes."""
 
@@ -241,9 +257,13 @@ class Flood(FakeRedis):
                     self.sent += connection.send(bytes(1_000_000))
 
 
-def test_an_answer_of_gigabytes_is_read_no_further_than_a_reply_may_be_long():
+@pytest.mark.parametrize("kind", ["redis", "redis+cluster"])
+def test_an_answer_of_gigabytes_is_read_no_further_than_a_reply_may_be_long(kind, monkeypatch):
+    monkeypatch.setattr(redis_address, "SOCKET", 0.2)
     server = Flood(usual)
-    one = RedisTier(server.url)
+    port = server.listener.getsockname()[1]
+    server.answer = cluster(port) if kind == "redis+cluster" else usual
+    one = RedisTier(f"{kind}://127.0.0.1:{port}")
     one.probe()
     with pytest.raises(Unavailable):
         one.get(A, lambda: None)

@@ -101,7 +101,7 @@ def test_a_prompt(memo, loads, accelerator, make_clip, plain_clip, same):  # noq
     assert memory.live == before and gpu.device.pinned.held == 0
 
 
-def test_weights_are_read_once_and_in_few_waits(memo, accelerator, make_vae, pixels):  # noqa: F811
+def test_weights_are_read_once_in_few_waits_and_looked_at_in_one(memo, accelerator, make_vae, pixels):  # noqa: F811
     gpu = accelerator(capacity=1 << 34)
     vae = memo_vae(vae_on(gpu, make_vae))
     vae.encode(pixels())
@@ -111,7 +111,7 @@ def test_weights_are_read_once_and_in_few_waits(memo, accelerator, make_vae, pix
     gpu.device.syncs.clear()
     vae.encode(pixels())
     vae.encode(pixels(2))
-    assert not waits_of(gpu)
+    assert len(waits_of(gpu)) == 2
 
 
 def test_other_weights_on_a_device_are_another_encoder(memo, accelerator, make_vae, pixels, same):  # noqa: F811

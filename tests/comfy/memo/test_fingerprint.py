@@ -57,7 +57,7 @@ def test_it_is_worked_out_once(make_vae, monkeypatch):
     def never(*_):
         raise AssertionError("read again")
 
-    monkeypatch.setattr(fingerprint, "as_loaded", never)
+    monkeypatch.setattr(fingerprint, "_base", never)
     assert fingerprint.of_vae(vae) == first
 
 

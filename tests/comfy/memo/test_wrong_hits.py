@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file
 
 import nodes
 from skipstone.core.memo.errors import NotCacheable
-from skipstone.patch.memo import environment, fingerprint, modifications, source_code
+from skipstone.patch.memo import environment, fingerprint, modifications, snapshot, source_code
 from skipstone.patch.memo.cache_provider import Provider
 from skipstone.patch.memo.describe import description
 from skipstone.patch.memo.device_tags import pack
@@ -689,6 +689,69 @@ def test_settings_changed_on_one_and_the_same_object_are_noticed(make_vae):
     assert len(set(seen)) == 4
 
 
+def _written(weight):
+    weight.add_(0.001)
+
+
+def _data_written(weight):
+    weight.data.add_(0.001)
+
+
+def _exchanged(weight):
+    weight.data = weight + 0.001
+
+
+def _narrowed(weight):
+    weight.data = weight.to(torch.float16)
+
+
+@pytest.mark.parametrize("write", [_written, _data_written, _exchanged, _narrowed], ids=lambda write: write.__name__)
+@pytest.mark.parametrize("which", ["encoder.conv_in.weight", "encoder.mid.block_1.norm1.bias", "post_quant_conv.bias"])
+def test_weights_written_to_after_they_were_read_are_others(make_vae, write, which):
+    vae = make_vae()
+    weight = vae.first_stage_model.get_parameter(which)
+    before, held = fingerprint.of_vae(vae).digest, weight.data.clone()
+    write(weight)
+    assert fingerprint.of_vae(vae).digest != before
+    weight.data = held
+    assert fingerprint.of_vae(vae).digest == before
+
+
+def test_a_parameter_in_the_place_of_another_and_transposed_ones_count(make_clip):
+    clip = make_clip()
+    layer = clip.cond_stage_model.clip_l.transformer.text_model.encoder.layers[1].mlp.fc1
+    told = [fingerprint.of_clip(clip).digest]
+    layer.weight = torch.nn.Parameter(layer.weight * 1.5, requires_grad=False)
+    told.append(fingerprint.of_clip(clip).digest)
+    layer.weight = torch.nn.Parameter(layer.weight.t().contiguous().t(), requires_grad=False)
+    assert fingerprint.of_clip(clip).digest == told[1], "the same values"
+    layer.weight.mul_(2)
+    assert fingerprint.of_clip(clip).digest not in told
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_loading_patching_and_unloading_make_no_other_encoder(make_clip, monkeypatch, inplace):
+    clip = make_clip()
+    clip.patcher.weight_inplace_update = inplace
+    clip.patcher.detach()
+    patched = clip.clone()
+    name = "clip_l.transformer.text_model.encoder.layers.0.mlp.fc1.weight"
+    assert patched.add_patches({name: (torch.ones(64, 32),)}, 0.5) == [name]
+    own, lora = fingerprint.of_clip(clip).digest, fingerprint.of_clip(patched).digest
+    snapshot.note(clip)
+
+    def never(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(fingerprint, "_base", never)
+    for one in (patched, clip, patched):
+        comfy.model_management.load_models_gpu([one.patcher])
+        assert [fingerprint.of_clip(c).digest for c in (clip, patched)] == [own, lora]
+        assert not snapshot.is_changed(clip) and not snapshot.is_changed(patched)
+    patched.patcher.detach()
+    assert [fingerprint.of_clip(c).digest for c in (clip, patched)] == [own, lora]
+
+
 class Engine:
     """A pack's own weighting of words, put in the place of ComfyUI's for the time of one encoding (smZNodes)."""
 
@@ -815,14 +878,24 @@ def test_tiles_that_were_asked_for_are_kept_by_the_provider(memo, provided):
     assert memo.counts("node") == (1, 1) and provided.ran == []
 
 
-def test_an_encoder_changed_in_place_and_the_provider(memo, provided, monkeypatch):
+def _other_code(vae):
+    vae.process_input = lambda image: image * 3.0
+
+
+def _other_weights(vae):
+    next(vae.first_stage_model.parameters()).mul_(3.0)
+
+
+@pytest.mark.parametrize("bend", [_other_code, _other_weights])
+def test_an_encoder_changed_in_place_and_the_provider(memo, provided, monkeypatch, bend):
     """Another pack's node that is not above ours may have written to the VAE that ComfyUI holds."""
     graph = _stock_of_plain_nodes(("VAELoader", {"vae_name": "demo.safetensors"}))
     load = nodes.VAELoader.load_vae
 
     def bent(self, *args, **kwargs):
         (vae,) = load(self, *args, **kwargs)
-        vae.process_input = lambda image: image * 3.0
+        snapshot.note(vae)
+        bend(vae)
         return (vae,)
 
     with monkeypatch.context() as changed:
