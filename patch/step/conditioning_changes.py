@@ -14,7 +14,7 @@ Bounds = tuple[float, float]  # in force from the first percent, or sigma, to th
 def changes(conds: Mapping[str, list[Any]], grid: Grid, ranges: Iterable[Bounds] = ()) -> frozenset[int]:
     """The steps at which a conditioning differs from the step before: time ranges of prompts and ControlNets, keyframes of hooks.
 
-    conds: a guider's conditionings, by name. ranges: of sigma, in which the model computes otherwise (sparse_attention.py).
+    conds: a guider's conditionings, by name. ranges: of sigma, in which the model computes otherwise (sigma_ranges.py).
     """
     if grid.percent_to_sigma is None:
         return frozenset()

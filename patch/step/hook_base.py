@@ -20,6 +20,7 @@ from ...core.step.track import Slot
 from ...core.texts import Text
 from ..families import STATE_OPTIONS
 from .sigmas import SigmaReader
+from .sigma_ranges import Range
 from .slots import slots_of, window_of
 
 NOT_RECORDED = Text("teaches_nothing", "this run teaches nothing about the model's costs: {error}")
@@ -45,6 +46,7 @@ class EvaluationHook:
         self.told = 0  # bytes that ComfyUI was told of
         self.unused = ""  # the name of conditionings that ComfyUI will not run
         self.latent: Sequence[int] = ()  # shape of the whole latent
+        self.ranges: Sequence[Range] = ()  # of sigma, in which another node changes the network
 
     def record(self, observe: Callable[..., None], *args: Any) -> None:
         """Have the recording observe an evaluation. Its failure ends the recording and never the sampling."""
@@ -130,7 +132,7 @@ class EvaluationHook:
         self.calls += 1
         if window := window_of(options):
             self.windows.add(window)
-        slots = slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1)
+        slots = slots_of(conds, x, self.run.clock.sigma, options, self.calls - 1, self.ranges)
         if not self._is_whole(x) and not window and not self._continues(slots, x):
             self.compute_unknown_part()
             return []

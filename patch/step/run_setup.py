@@ -41,7 +41,7 @@ from .output import OutputHook
 from .samplers import adaptive_steps, evaluations_per_step, foreign, integrator_of, observe, run_sigmas, second_order
 from .shared_trajectory import join
 from .sigmas import SigmaReader, pinnable
-from .sparse_attention import sparse_ranges
+from .sigma_ranges import sigma_ranges
 
 LONGEST_PROFILE = 1000  # steps of a run whose block profile is recorded
 TOO_LONG = messages.LONG_PROFILE.of(most=LONGEST_PROFILE)
@@ -121,7 +121,7 @@ def start_run(
     method = method.resolve(SamplerInfo(integrator, grid.steps, adaptive_steps(sampler), second_order(sampler), cfg))
     device = {"auto": None, "gpu": patcher.load_device, "cpu": HOST}[method.history_device]
     conds = getattr(guider, "conds", None) or {}
-    options = (getattr(guider, "model_options", None) or {}).get("transformer_options", {})
+    ranges = sigma_ranges(patcher, getattr(guider, "model_options", None) or {})
     support = block_support_of(method, patcher.model.diffusion_model) if method.blocks else None
     network = known(patcher, conds)
 
@@ -134,7 +134,7 @@ def start_run(
         grid,
         integrator,
         device,
-        events=changes(conds, grid, sparse_ranges(options)),
+        events=changes(conds, grid, ranges),
         network=network,
         evaluations_per_step=evaluations_per_step(sampler),
         computes_on=patcher.load_device,
@@ -170,7 +170,7 @@ def start_run(
         profiler = BlockProfiler(grid) if learning else None
         hook = BlockHook(run, reader, support, offload, profiler)
         session = RunSession(run, hook, sampler, calibration.recipe, profiler, learning, always=always)
-    hook.unused, hook.latent = _unused(guider), _shape(latent)
+    hook.unused, hook.latent, hook.ranges = _unused(guider), _shape(latent), ranges
     return session
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ...core.step.track import Slot
-from .sparse_attention import sparse_ranges
+from .sigma_ranges import Range
 
 Cond = dict[str, Any]
 
@@ -43,7 +43,12 @@ class ConditioningSlot:
 
 
 def slots_of(
-    conds: Sequence[list[Cond] | None], x: Tensor, sigma: float, options: dict[str, Any], call: int
+    conds: Sequence[list[Cond] | None],
+    x: Tensor,
+    sigma: float,
+    options: dict[str, Any],
+    call: int,
+    ranges: Sequence[Range] = (),
 ) -> list[Slot | None]:
     """The slot of each of the call's conditionings; None for one that is not in force here (its output is zero).
 
@@ -54,8 +59,10 @@ def slots_of(
     sigma: of the current evaluation.
     options: transformer_options.
     call: 0-based index of this call within the evaluation.
+    ranges: of sigma, in which another node changes the network (sigma_ranges.py).
     """
-    frame = Frame(call, tuple(x.shape), window_of(options), _patches(options, sigma))
+    in_force = frozenset(span for span in ranges if within(sigma, *span))
+    frame = Frame(call, tuple(x.shape), window_of(options), _patches(options) | in_force)
     slots: list[Slot | None] = []
     for position, cond in enumerate(conds):
         active = tuple(_in_force(c, sigma) for c in cond or () if _covers(c, sigma))
@@ -100,12 +107,11 @@ def window_of(options: dict[str, Any]) -> tuple[int, ...]:
     return tuple(frames or ())
 
 
-def _patches(options: dict[str, Any], sigma: float) -> frozenset[object]:
-    """The places patched in this call: guidance nodes run the model again with some blocks replaced. And whether attention is sparse."""
+def _patches(options: dict[str, Any]) -> frozenset[object]:
+    """The places patched in this call: guidance nodes run the model again with some blocks replaced."""
     replaced = options.get("patches_replace", {})
     added = options.get("patches", {})
     return frozenset(
         [(kind, place) for kind, places in replaced.items() for place in places]
         + [(kind, len(patches)) for kind, patches in added.items()]
-        + [("sparse attention", span) for span in sparse_ranges(options) if within(sigma, *span)]
     )

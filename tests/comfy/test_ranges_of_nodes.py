@@ -1,8 +1,10 @@
-"""Nodes that act in a range of sigma: CFGOverride, at whose edge the negative begins or ends, and BlockSparseAttention, at whose edge the
-model computes otherwise."""
+"""Nodes that act in a range of sigma: CFGOverride, at whose edge the negative begins or ends, and nodes at whose edge the model computes
+otherwise, such as BlockSparseAttention, Deep Shrink (PatchModelAddDownscale) and RAUNet."""
 
 from __future__ import annotations
 
+from functools import partial
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.firstblock import firstblock_of
 from skipstone.nodes.taylorseer import taylorseer_of
-from skipstone.patch.step.sparse_attention import sparse_ranges
+from skipstone.patch.step.sigma_ranges import ranges_in, sigma_ranges
 
 nodes = pytest.importorskip("comfy_extras.nodes_custom_sampler")
 pytestmark = [pytest.mark.usefixtures("user"), pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")]
@@ -113,20 +115,99 @@ def test_the_edge_of_sparse_attention_is_computed(run, flux, spans):
         assert patch.sparse and all(patch.sigma_end <= s <= patch.sigma_start for s in patch.sparse)
 
 
+def test_the_edge_of_deep_shrink_is_computed(studio, cached, tiny_unet, watched):
+    """ComfyUI's own node, for UNets: above sigma_end a block works at half the size."""
+    downscale = pytest.importorskip("comfy_extras.nodes_model_downscale").PatchModelAddDownscale
+    (shrunk,) = downscale.execute(tiny_unet, 1, 2.0, 0.0, 0.5, True, "bicubic", "bicubic").result
+    patched, reports = cached(taylorseer_of("Custom", interval=4, warmup=2, order=1), shrunk)
+    patched, watch = watched(patched)
+    latent = torch.zeros(1, 4, 16, 16)
+    assert studio.sample(patched, steps=STEPS, cfg=1.0, latent=latent).isfinite().all()
+    end = float(tiny_unet.get_model_object("model_sampling").percent_to_sigma(0.5))
+    edge = next(i for i, e in enumerate(watch.evaluations) if e.sigma < end)
+    found = {e.step: e.reason for e in reports[0].evaluations}
+    assert found[edge] == "conditioning change"
+    assert reports[0].skipped >= 4
+
+
+class Settings:
+    def __init__(self, start: float, end: float) -> None:
+        self.start_sigma, self.end_sigma = start, end
+
+
+class Owner:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+
+    def patch(self, h: Any) -> Any:
+        return h
+
+
+def in_closure() -> Any:
+    ca_start_sigma, ca_end_sigma = 0.8, 0.2
+
+    def patch(h: Any) -> Any:
+        return h if ca_start_sigma > ca_end_sigma else None
+
+    return patch
+
+
+@pytest.mark.parametrize(
+    "patch",
+    [
+        in_closure(),
+        partial(lambda index, settings, h: h, 3, Settings(0.8, 0.2)),
+        partial(lambda h, settings: h, settings=Settings(0.8, 0.2)),
+        Owner(Settings(0.8, 0.2)).patch,
+        override_of(SparseAttention(0.8, 0.2), None),
+        SparseAttention(0.8, 0.2),
+        SimpleNamespace(sigma_start=0.8, sigma_end=0.2),
+    ],
+    ids=["closure", "partial", "keyword", "method", "override", "callable object", "object"],
+)
+def test_ranges_are_found_wherever_a_patch_keeps_them(patch):
+    assert ranges_in([{"patches": {"input_block_patch": [patch]}}]) == ((0.8, 0.2),)
+    assert ranges_in([{"patches_replace": {"dit": {("single_block", 1): patch}}}]) == ((0.8, 0.2),)
+
+
 def test_ranges_are_read_from_whatever_overrides_the_attention():
-    assert sparse_ranges({}) == ()
-    assert sparse_ranges({"optimized_attention_override": torch.nn.functional.scaled_dot_product_attention}) == ()
-    assert sparse_ranges({"optimized_attention_override": lambda func, *args, **kwargs: func(*args)}) == ()
+    def of(override: Any) -> Any:
+        return ranges_in([{"optimized_attention_override": override}])
+
+    assert ranges_in([{}, None]) == ()
+    assert of(torch.nn.functional.scaled_dot_product_attention) == ()
+    assert of(lambda func, *args, **kwargs: func(*args)) == ()
     first = override_of(SparseAttention(0.9, 0.1), None)
     second = override_of(SparseAttention(0.8, 0.2), first)
-    assert sparse_ranges({"optimized_attention_override": second}) == ((0.8, 0.2), (0.9, 0.1))
+    assert set(of(second)) == {(0.8, 0.2), (0.9, 0.1)}
 
     def early() -> Any:
         def override() -> Any:
             return patch
 
-        ranges = sparse_ranges({"optimized_attention_override": override})
+        ranges = of(override)
         patch = SparseAttention(1.0, 0.0)
         return ranges
 
     assert early() == ()
+
+
+def test_what_cannot_be_read_or_never_ends_is_left_out():
+    class Unreadable:
+        @property
+        def __dict__(self) -> Any:
+            raise RuntimeError("no")
+
+    class Endless:
+        def __getattr__(self, name: str) -> Any:
+            return Endless()
+
+    circle: list[Any] = []
+    circle.append(circle)
+    patch = SparseAttention(0.8, 0.2)
+    endless, deep = Endless(), SimpleNamespace(next=None)
+    for _ in range(5000):
+        deep = SimpleNamespace(next=deep)
+    assert ranges_in([circle, endless, deep, list(range(10**6)), patch]) == ((0.8, 0.2),)
+    assert ranges_in([SimpleNamespace(sigma_start="0.8", sigma_end=None), SimpleNamespace(sigma_start=True)]) == ()
+    assert sigma_ranges(SimpleNamespace(object_patches={"forward": Unreadable()}), {}) == ()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import comfy.controlnet
@@ -125,13 +126,20 @@ def pulid(model: Any) -> Any:
     return _wrapped(model, WrappersMP.DIFFUSION_MODEL, forward)
 
 
+@dataclass(frozen=True)
+class Range:
+    start_sigma: float
+    end_sigma: float
+
+
 def hi_diffusion(model: Any, until: float = 0.6) -> Any:
-    """florestefano1975/ComfyUI-HiDiffusion: above a sigma a block works at a lower resolution."""
+    """blepping/comfyui_jankhidiffusion: in a range of sigma a block works at a lower resolution."""
+    span = Range(1.0, until)
 
     def lower(args: Any, original: Any) -> Any:
-        if float(args["transformer_options"]["sigmas"][0]) < until:
-            return original(args)
-        out = original(args)
+        sigma, out = float(args["transformer_options"]["sigmas"][0]), original(args)
+        if not span.end_sigma <= sigma <= span.start_sigma:
+            return out
         coarse = torch.nn.functional.avg_pool1d(out["img"].transpose(1, 2), 2)
         return {**out, "img": coarse.repeat_interleave(2, -1).transpose(1, 2)}
 
