@@ -30,6 +30,7 @@ class RunContext:
     margin: dB that errors predicted with these costs may be worse.
     parts: lengths of the modalities in a packed latent; empty for others.
     forced: for each step, whether it is computed whatever later policies decide.
+    breaks: steps before which nothing tells of those from there on, because a conditioning or the network changes.
     max_skipped_steps: the longest sequence of steps that may be skipped.
     """
 
@@ -43,6 +44,7 @@ class RunContext:
     margin: float = 0.0
     parts: Sequence[int] = ()
     forced: list[bool] = field(init=False)
+    breaks: frozenset[int] = frozenset()
     max_skipped_steps: float = math.inf
 
     def __post_init__(self) -> None:

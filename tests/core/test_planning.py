@@ -77,6 +77,19 @@ def test_a_cap_is_kept(steps, cap):
     assert max(b - a for a, b in pairwise(anchors)) <= cap + 1
 
 
+def test_where_older_anchors_are_dropped_a_plan_computes_the_next_step_too():
+    """The output lies on a line, which two anchors predict exactly: without a break it does not matter which steps are computed."""
+    steps, at = 12, 6
+    sigmas = tuple(1 - i / steps for i in range(steps + 1))
+    line = np.array([[1.0, 3 * s] for s in sigmas[:-1]])
+    gram = Gram(Grid.of(sigmas).times[:-1], line @ line.T, "a line", "velocity")
+    forced = tuple(i in (0, 1, at, steps - 1) for i in range(steps))
+    asked = Question(Linear(), sigmas, True, gram, 6, 2.0, forced, breaks=frozenset((at,)))
+    solution = solve(asked)
+    assert {at, at + 1} <= set(solution.anchors) and solution.error == pytest.approx(0, abs=1e-6)
+    assert solve(replace(asked, budget=4)).error > 0.01 > solve(replace(asked, budget=4, breaks=frozenset())).error
+
+
 def test_more_forced_steps_than_the_budget_are_all_computed():
     asked = question(1000, 0.1)
     forced = tuple(i < 300 or i == 999 for i in range(1000))

@@ -21,6 +21,8 @@ from .edge_costs import displacement, edge_costs, edge_weights
 from .pssp import Paths
 
 LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
+# factor on the cost of an edge that ends where older anchors are dropped: its error is not corrected afterwards (bench/choices.md)
+UNCORRECTED = 1.5
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class Question:
     max_error: above 0, the budget is the smallest whose predicted error is at most this share of the run's displacement.
     limit: above 0, the budget is raised until the predicted error is at most this share.
     ends: the run ends a trajectory, so its last step is computed.
+    breaks: steps at which older anchors are dropped.
     """
 
     predictor: Predictor
@@ -52,6 +55,7 @@ class Question:
     max_error: float = 0.0
     limit: float = 0.0
     ends: bool = True
+    breaks: frozenset[int] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -79,6 +83,9 @@ def _solve(question: Question) -> Solution:
 def _exact(question: Question) -> Solution:
     grid, steps = Grid(question.sigmas, question.flow), len(question.forced)
     cost, budget, forced = edge_costs(question.predictor, grid, question.costs), question.budget, question.forced
+    for b in question.breaks:
+        cost[:, b] = cost[b, b]  # as of an anchor without a predecessor
+        cost[:, :, b] *= UNCORRECTED
     weights = edge_weights(grid)
     if question.ends:
         cost = cost[:, :, :steps]
@@ -113,6 +120,7 @@ def _coarse(question: Question) -> Solution:
             forced=tuple(all(part) for part in inside),
             budget=max(round(question.budget * LARGEST / steps), 2),
             max_skipped_steps=math.inf,
+            breaks=frozenset(),
         )
     )
     budget = question.budget

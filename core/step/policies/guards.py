@@ -73,6 +73,7 @@ class ConditioningChanges(Policy):
 
     def start(self, context: RunContext) -> ConditioningChanges:
         context.force(self.steps)
+        context.breaks |= self.steps
         return self
 
     def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision | None:

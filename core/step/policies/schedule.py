@@ -107,6 +107,7 @@ class Schedule(Policy):
             self.max_error * safety,
             self.limit,
             grid.ends,
+            context.breaks,
         )
         if not (grid.begins and grid.ends):
             share = self.budget.share(grid.whole[1])
