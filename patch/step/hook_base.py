@@ -19,8 +19,8 @@ from ...core.step.run import Run
 from ...core.step.track import Slot
 from ...core.texts import Text
 from ..families import STATE_OPTIONS
-from .sigmas import SigmaReader
 from .sigma_ranges import Range
+from .sigmas import SigmaReader
 from .slots import slots_of, window_of
 
 NOT_RECORDED = Text("teaches_nothing", "this run teaches nothing about the model's costs: {error}")

@@ -40,8 +40,8 @@ from .hook_base import EvaluationHook
 from .output import OutputHook
 from .samplers import adaptive_steps, evaluations_per_step, foreign, integrator_of, observe, run_sigmas, second_order
 from .shared_trajectory import join
-from .sigmas import SigmaReader, pinnable
 from .sigma_ranges import sigma_ranges
+from .sigmas import SigmaReader, pinnable
 
 LONGEST_PROFILE = 1000  # steps of a run whose block profile is recorded
 TOO_LONG = messages.LONG_PROFILE.of(most=LONGEST_PROFILE)

@@ -1,8 +1,8 @@
 """The ranges of sigma in which another node changes the network, as nodes announce them.
 
-By a convention that ComfyUI's own nodes follow (PatchModelAddDownscale, Uni3C, Anima LLLite, BlockSparseAttention) and other packs with them
-(RAUNet of comfyui_jankhidiffusion), a patch keeps the bounds as `sigma_start` and `sigma_end`, or `start_sigma` and `end_sigma`: in
-variables of its function, or in an object that the function refers to.
+By a convention of ComfyUI's own nodes (PatchModelAddDownscale, Uni3C, Anima LLLite, BlockSparseAttention), which other packs follow (RAUNet
+of comfyui_jankhidiffusion), a patch keeps the bounds as `sigma_start` and `sigma_end`, or `start_sigma` and `end_sigma`: in variables of
+its function, or in an object that the function refers to.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from types import FunctionType, MethodType
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -91,5 +91,5 @@ def _ranges(names: dict[str, Any]) -> Iterator[Range]:
                 yield float(start), float(end)
 
 
-def _number(value: Any) -> bool:
+def _number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool)

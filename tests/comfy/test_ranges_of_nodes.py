@@ -195,7 +195,7 @@ def test_ranges_are_read_from_whatever_overrides_the_attention():
 def test_what_cannot_be_read_or_never_ends_is_left_out():
     class Unreadable:
         @property
-        def __dict__(self) -> Any:
+        def __dict__(self) -> Any:  # type: ignore[override]
             raise RuntimeError("no")
 
     class Endless:

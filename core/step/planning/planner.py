@@ -83,9 +83,9 @@ def _solve(question: Question) -> Solution:
 def _exact(question: Question) -> Solution:
     grid, steps = Grid(question.sigmas, question.flow), len(question.forced)
     cost, budget, forced = edge_costs(question.predictor, grid, question.costs), question.budget, question.forced
-    for b in question.breaks:
-        cost[:, b] = cost[b, b]  # as of an anchor without a predecessor
-        cost[:, :, b] *= UNCORRECTED
+    for at in question.breaks:
+        cost[:, at] = cost[at, at]  # as of an anchor without a predecessor
+        cost[:, :, at] *= UNCORRECTED
     weights = edge_weights(grid)
     if question.ends:
         cost = cost[:, :, :steps]
