@@ -28,7 +28,9 @@ from .modifications import is_foreign
 WHOLE = 384 << 20  # bytes of weights that are hashed in full: most VAEs, CLIP-L; about a tenth of a second
 HOOKS = "hooks on the CLIP"
 RUNS, RUN = 32, 64  # of each weight of a larger encoder: number of samples, elements in each
-SPOTS = 16  # elements of each weight that are compared at every look-up: 716 weights of SDXL's CLIP take some milliseconds
+SPOTS = (
+    16  # elements of each weight that are compared at every look-up: 716 weights of SDXL's CLIP take some milliseconds
+)
 BLOCK = 1021  # int64 values that are summed to one; a prime, so that no row length divides it
 
 # attributes of modules that loading, moving and running an encoder change, and that its results do not depend on
