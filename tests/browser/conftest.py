@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import safetensors.torch
@@ -18,7 +20,9 @@ sys.path.insert(0, str(ROOT / "bench"))
 
 from served import running, wait_until_up  # noqa: E402
 
-from skipstone.tests.browser.desk import Desk  # noqa: E402
+from skipstone.tests.browser.desk import VIEWPORT, Desk  # noqa: E402
+
+FAILED, LAST = pytest.StashKey[bool](), pytest.StashKey[bool]()
 
 FILES = {
     "diffusion_models": [MODELS / f"skipstone_demo_{name}.safetensors" for name in ("flux", "nextdit", "unet")],
@@ -58,34 +62,110 @@ def server(tmp_path_factory):
         yield server
 
 
-# while Playwright is there its event loop runs, and other tests have loops of their own
-@pytest.fixture(scope="module")
-def chromium():
+@pytest.fixture(scope="session")
+def browser():
+    """Chromium and the event loop of the library that drives it; the loop is not the running one outside of the tests here."""
     if CHROMIUM is None:
         pytest.skip("there is no Chromium (Debian: apt-get install chromium)")
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
+        loop = asyncio.get_running_loop()
+        asyncio._set_running_loop(None)
+        yield browser, loop
+        asyncio._set_running_loop(loop)
         browser.close()
 
 
 @pytest.fixture
-def open_desk(chromium, server):
-    """Opens pages on the front end: `open_desk(vue=True, dark=False)`. No error of ours may be logged in any."""
-    desks: list[Desk] = []
-    contexts = []
+def chromium(browser):
+    """Other tests have event loops of their own: this one is the running one during a test."""
+    chromium, loop = browser
+    asyncio._set_running_loop(loop)
+    yield chromium
+    asyncio._set_running_loop(None)
 
-    def opened(**settings):
-        contexts.append(chromium.new_context(viewport={"width": 1500, "height": 900}, reduced_motion="reduce"))
-        desks.append(Desk(contexts[-1].new_page(), server, **settings))
-        return desks[-1]
+
+class Pages:
+    """Loaded pages that were used before, the last two, with what they were opened with. Loading the front end takes 5 s of CPU time,
+    clearing a page a tenth of that."""
+
+    def __init__(self) -> None:
+        self.free: list[tuple[tuple[object, ...], Desk]] = []
+
+    def take(self, key: tuple[object, ...], **settings: Any) -> Desk | None:
+        """A page as good as new, or None."""
+        for entry in [entry for entry in self.free if entry[0] == key]:
+            self.free.remove(entry)
+            if entry[1].renew(**settings):
+                return entry[1]
+            entry[1].page.context.close()
+        return None
+
+    def put(self, key: tuple[object, ...], desk: Desk) -> None:
+        self.free.append((key, desk))
+        while len(self.free) > 2:  # they cost a tenth of a core each
+            self.free.pop(0)[1].page.context.close()
+
+    def close(self, but: str = "") -> None:
+        """All, or all but those of one server."""
+        for entry in [entry for entry in self.free if entry[0][0] != but]:
+            self.free.remove(entry)
+            entry[1].page.context.close()
+
+
+@pytest.fixture(scope="session")
+def pages(browser):
+    return Pages()
+
+
+@pytest.fixture(autouse=True)
+def no_pages_during_other_tests(request, chromium, pages):
+    yield
+    if request.node.stash.get(LAST, False):
+        pages.close()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item, nextitem):
+    item.stash[LAST] = nextitem is None or nextitem.path.parent != item.path.parent
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item):
+    report = yield
+    if report.failed:
+        item.stash[FAILED] = True
+    return report
+
+
+@pytest.fixture
+def open_desk(request, chromium, no_pages_during_other_tests, pages, server):
+    """Opens pages on the front end: `open_desk(vue=True, dark=False)`. No error of ours may be logged in any.
+
+    A page of an earlier test with the same settings is cleared and used again, unless that test failed or left something behind.
+    """
+    desks: dict[Desk, tuple[object, ...]] = {}
+    pages.close(but=server.url)
+
+    def opened(vue: bool = False, dark: bool = True, **settings):
+        key = (server.url, vue, *sorted(settings.items()))
+        desk = pages.take(key, vue=vue, dark=dark, **settings)
+        if desk is None:
+            context = chromium.new_context(viewport=VIEWPORT, reduced_motion="reduce")
+            desk = Desk(context.new_page(), server, vue=vue, dark=dark, **settings)
+        desks[desk] = key
+        return desk
 
     yield opened
-    for context in contexts:
-        context.close()
-    assert [e for desk in desks for e in desk.errors] == []
+    errors = [e for desk in desks for e in desk.errors]
+    for desk, key in desks.items():
+        if errors or request.node.stash.get(FAILED, False):
+            desk.page.context.close()
+        else:
+            pages.put(key, desk)
+    assert errors == []
 
 
 @pytest.fixture(params=["canvas", "vue"])

@@ -7,14 +7,43 @@ import re
 from pathlib import Path
 from typing import Any
 
-from playwright.sync_api import Locator, Page
+from playwright.sync_api import Error, Locator, Page, ViewportSize
 from served import Server, ask
 
 SHOTS = Path(__file__).resolve().parents[2] / "demo-output" / "screenshots"
 LOADED = 60_000  # ms
+DEFAULT_TIMEOUT = 30_000  # ms, Playwright's own
+VIEWPORT: ViewportSize = {"width": 1500, "height": 900}
 NO_DOUBLE_CLICK = 500  # ms, after which a click is one of its own
 LABEL = "[data-testid='widget-layout-field-label'], .content-center-safe"  # of a Vue node's widget; older front ends give it no name
 READY = "() => window.app?.vueAppReady && window.app.graph && window.app.canvas && !document.querySelector('#splash-loader')"
+
+
+# what a test may leave behind
+STATE = """() => {
+    const { setting, sidebarTab, workflow } = app.extensionManager
+    const values = Object.keys(setting.settings).sort().map((id) => [id, setting.get(id)])
+    return {
+        theme: setting.get("Comfy.ColorPalette"),
+        settings: JSON.stringify(values.filter(([id]) => id !== "Comfy.ColorPalette")),
+        sidebar: sidebarTab.activeSidebarTabId,
+        tabs: workflow.openWorkflows.length,
+        nodes: app.graph._nodes.length,
+        root: app.canvas.graph === (app.rootGraph ?? app.graph),
+        dialogs: document.querySelectorAll("[role=dialog], .litecontextmenu, .graphdialog, .litesearchbox").length,
+    }
+}"""
+RENEW = """async (wanted) => {
+    const { command, setting, toast, workflow } = app.extensionManager
+    for (const [name, value] of Object.entries(wanted)) if (setting.get(name) !== value) await setting.set(name, value)
+    app.api.dispatchCustomEvent("reconnected")  // as after a server that was started anew: earlier runs are forgotten
+    await command.execute("Comfy.NewBlankWorkflow")
+    for (const tab of [...workflow.openWorkflows]) if (tab !== workflow.activeWorkflow) await workflow.closeWorkflow(tab)
+    app.graph.clear()
+    app.canvas.ds.reset()
+    localStorage.removeItem("litegrapheditor_clipboard")
+    toast.removeAll()
+}"""
 
 
 class Desk:
@@ -25,6 +54,13 @@ class Desk:
         self.errors: list[str] = []
         page.on("console", lambda m: self._heard(m.type, m.text))
         page.on("pageerror", lambda e: self._heard("error", f"{e} {e.stack}"))
+        self._settings(vue, dark, settings)
+        self.load()
+        self.evaluate("() => app.graph.clear()")
+        self.loaded = self.page.evaluate(STATE)
+
+    def _settings(self, vue: bool, dark: bool, more: dict[str, Any]) -> dict[str, Any]:
+        """Make the server's settings those of a new user: what others opened or moved is not."""
         wanted = {
             "Comfy.VueNodes.Enabled": vue,
             "Comfy.ColorPalette": "dark" if dark else "light",
@@ -32,13 +68,26 @@ class Desk:
             "Comfy.Graph.CanvasInfo": False,
             "Comfy.Minimap.Visible": False,
             "Comfy.Locale": "en",
-            **settings,
+            **more,
         }
-        # those of a new user: what others opened or moved is not
-        (server.folder / "user" / "default" / "comfy.settings.json").unlink(missing_ok=True)
-        ask(server, "/settings", wanted)
-        self.load()
-        self.evaluate("() => app.graph.clear()")
+        (self.server.folder / "user" / "default" / "comfy.settings.json").unlink(missing_ok=True)
+        ask(self.server, "/settings", wanted)
+        return wanted
+
+    def renew(self, vue: bool, dark: bool, **more: Any) -> bool:
+        """Clear a page that was loaded with these settings, apart from the theme: an empty graph in its only tab, nothing open, nothing to
+        undo. False if it is not as it was when it had just been loaded."""
+        wanted = self._settings(vue, dark, more)
+        self.errors.clear()
+        self.page.set_default_timeout(DEFAULT_TIMEOUT)
+        self.page.set_viewport_size(VIEWPORT)
+        self.page.mouse.move(0, 0)
+        try:
+            self.page.evaluate(RENEW, wanted)
+            self.settle()
+            return bool(self.page.evaluate(STATE) == self.loaded | {"theme": wanted["Comfy.ColorPalette"]})
+        except Error:  # a front end that has not all of it
+            return False
 
     def _heard(self, kind: str, text: str) -> None:
         if kind == "error" and re.search("skipstone", text, re.IGNORECASE):
@@ -114,12 +163,13 @@ class Desk:
         ).first.click()
         for _ in range(int(seconds * 10)):
             self.page.wait_for_timeout(100)
-            history = json.loads(ask(self.server, "/history"))
-            new = {*history} - before
             queue = json.loads(ask(self.server, "/queue"))
-            if new and not queue["queue_running"] and not queue["queue_pending"]:
-                for one in new:
-                    assert history[one]["status"]["status_str"] == "success", history[one]["status"]["messages"][-1]
+            if queue["queue_running"] or queue["queue_pending"]:
+                continue
+            history = json.loads(ask(self.server, "/history"))  # of a session: much to read
+            for one in (new := {*history} - before):
+                assert history[one]["status"]["status_str"] == "success", history[one]["status"]["messages"][-1]
+            if new:
                 return
         raise AssertionError(f"the prompt did not end:\n{self.server.log_tail()}")
 

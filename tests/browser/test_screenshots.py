@@ -147,5 +147,6 @@ def test_inside_a_subgraph(open_desk):
     x, y = desk.evaluate(ROW)
     page.evaluate(SHOW, [1, 90 - x, 130 - y])
     page.locator(".skipstone-timeline:visible").get_by_text("of 20 computed").wait_for()
-    page.wait_for_timeout(9000)  # what was told in the corner is gone
+    page.evaluate("() => app.extensionManager.toast.removeAll()")  # what is told in the corner
+    page.locator(".p-toast-message").first.wait_for(state="detached")
     desk.shoot("subgraph")

@@ -1,16 +1,14 @@
 """The templates: found in the template browser, opened with no error, what they say over the API, and run."""
 
 import json
-import os
 import re
-from pathlib import Path
+from typing import Any
 
-from served import ask, ran, running, wait_until_up
+import pytest
+from served import ask, ran
 
-from skipstone.tests.browser.desk import Desk
 from skipstone.tests.drawings import FOLDER, NAMES, exported, with_demo_models
 
-ROOT = Path(__file__).resolve().parents[2]
 # run here with the demo's models; the encode cache's are run in tests/comfy/memo
 QUICK = ("Step Cache - text to image", "Compare - judge it on your model", "Step Cache - with torch.compile")
 
@@ -40,22 +38,30 @@ def test_they_open_and_run(open_desk):
             ran(desk.server, with_demo_models(api))
 
 
-def test_a_missing_model_is_offered_for_download(chromium, tmp_path):
+@pytest.fixture
+def no_models(server, tmp_path):
+    """The server's models are elsewhere for the time of a test."""
+    moved = [(file, tmp_path / str(i)) for i, file in enumerate((server.folder / "models").rglob("*.*"))]
+    for file, place in moved:
+        file.rename(place)
+    yield
+    for file, place in moved:
+        place.rename(file)
+
+
+def test_a_missing_model_is_offered_for_download(open_desk, no_models):
     """In a ComfyUI without any model: what the front end lists as missing is what can be downloaded."""
-    with running(Path(os.environ["COMFYUI_PATH"]), {"skipstone": ROOT}, {}, 1, tmp_path / "log") as server:
-        wait_until_up(server)
-        context = chromium.new_context(viewport={"width": 1600, "height": 1000})
-        try:
-            for name in NAMES:
-                desk = Desk(context.new_page(), server)
-                desk.open(FOLDER / f"{name}.json")
-                files = {m["name"] for node in desk.saved()["nodes"] for m in node["properties"].get("models", [])}
-                page = desk.page
-                page.get_by_role("button", name="View details").first.click()
-                for file in files:
-                    page.get_by_text(file, exact=True).first.wait_for()
-                page.get_by_role("button", name=re.compile("^Download")).first.wait_for()
-                desk.shoot(f"template-missing-{NAMES.index(name)}")
-                page.close()
-        finally:
-            context.close()
+    settings: dict[str, Any] = {"vue": False, "dark": True, "Comfy.RightSidePanel.IsOpen": False}
+    desk = open_desk(**settings)
+    for name in NAMES:
+        page = desk.page
+        page.set_viewport_size({"width": 1600, "height": 1000})
+        desk.open(FOLDER / f"{name}.json")
+        files = {m["name"] for node in desk.saved()["nodes"] for m in node["properties"].get("models", [])}
+        page.get_by_role("button", name="View details").first.click()
+        for file in files:
+            page.get_by_text(file, exact=True).first.wait_for()
+        page.get_by_role("button", name=re.compile("^Download")).first.wait_for()
+        desk.shoot(f"template-missing-{NAMES.index(name)}")
+        if not desk.renew(**settings):
+            desk.load()
