@@ -283,30 +283,41 @@ def watched():
 
 
 @pytest.fixture(scope="session")
-def tiny_unet():
-    """A MODEL of another kind: a UNet with random weights that predicts noise, sigma from 14.6 down, 4 channels."""
-    config = comfy.supported_models.SD15(
-        {
-            "image_size": 32,
-            "in_channels": 4,
-            "out_channels": 4,
-            "model_channels": 32,
-            "num_res_blocks": [1, 1],
-            "channel_mult": (1, 2),
-            "transformer_depth": [1, 1],
-            "transformer_depth_output": [1, 1, 1, 1],
-            "transformer_depth_middle": 1,
-            "use_spatial_transformer": True,
-            "context_dim": 768,
-            "num_heads": 2,
-            "num_head_channels": -1,
-            "use_linear_in_transformer": False,
-            "adm_in_channels": None,
-            "use_temporal_attention": False,
-            "legacy": False,
-        }
-    )
-    return random_model(config)
+def small_unet():
+    """Makes MODELs of another kind: UNets of two levels with random weights that predict noise, sigma from 14.6 down, 4 channels.
+    outer, inner: transformers in each block of a level."""
+
+    def made(outer: int, inner: int) -> Any:
+        config = comfy.supported_models.SD15(
+            {
+                "image_size": 32,
+                "in_channels": 4,
+                "out_channels": 4,
+                "model_channels": 32,
+                "num_res_blocks": [1, 1],
+                "channel_mult": (1, 2),
+                "transformer_depth": [outer, inner],
+                "transformer_depth_output": [outer, outer, inner, inner],
+                "transformer_depth_middle": 1,
+                "use_spatial_transformer": True,
+                "context_dim": 768,
+                "num_heads": 2,
+                "num_head_channels": -1,
+                "use_linear_in_transformer": False,
+                "adm_in_channels": None,
+                "use_temporal_attention": False,
+                "legacy": False,
+            }
+        )
+        return random_model(config)
+
+    return made
+
+
+@pytest.fixture(scope="session")
+def tiny_unet(small_unet):
+    """Such a MODEL with seven transformers."""
+    return small_unet(1, 1)
 
 
 @pytest.fixture(scope="session")
@@ -364,5 +375,7 @@ def steady_memory():
             "get_free_memory",
             lambda dev=None, torch_free_too=False: (free, free) if torch_free_too else free,
         )
-        patch.setattr(logging.getLogger("torch.__trace"), "propagate", False)  # megabytes, for other tools
+        trace = logging.getLogger("torch.__trace")  # megabytes, for other tools
+        patch.setattr(trace, "propagate", False)
+        patch.setattr(trace, "handlers", [])
         yield

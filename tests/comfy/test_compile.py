@@ -66,6 +66,12 @@ def flux(small_flux):
     return small_flux(depth=1, depth_single_blocks=2)
 
 
+@pytest.fixture(scope="module")
+def unet(small_unet):
+    """A MODEL with four transformers, for the same reason."""
+    return small_unet(0, 1)
+
+
 def compiled(model, what=EACH_BLOCK, backend="eager", **more):
     return compile_model(model, Settings(what, backend=backend, **more))
 
@@ -575,7 +581,7 @@ def test_attention_that_another_node_replaced(studio, flux, what):
 
 
 @BOTH
-def test_patches_in_blocks(tiny_unet, studio, said, what):
+def test_patches_in_blocks(unet, studio, said, what):
     """As IPAdapter and PAG put them there. Patches between blocks do not prevent compiling."""
     latent, how = torch.zeros(1, 4, 16, 16), {"steps": 1}
 
@@ -590,10 +596,10 @@ def test_patches_in_blocks(tiny_unet, studio, said, what):
         return model
 
     for node, factors in ((patched, (0.0, 3.0)), (between, (0.5,) if what == EACH_BLOCK else ())):
-        pictures = [studio.sample(compiled(tiny_unet, what), latent=latent, **how)]
+        pictures = [studio.sample(compiled(unet, what), latent=latent, **how)]
         for factor in factors:
-            out = studio.sample(node(compiled(tiny_unet, what), factor), latent=latent, **how)
-            assert close(out, studio.sample(node(tiny_unet, factor), latent=latent, **how))
+            out = studio.sample(node(compiled(unet, what), factor), latent=latent, **how)
+            assert close(out, studio.sample(node(unet, factor), latent=latent, **how))
             assert not any(close(out, p) for p in pictures)
             pictures.append(out)
         messages = said()
@@ -792,11 +798,11 @@ def test_with_comfyuis_nodes(studio, flux, what, name):
         ("perturbed attention guidance", WHOLE_MODEL),
     ],
 )
-def test_with_comfyuis_nodes_on_a_unet(studio, tiny_unet, what, name):
+def test_with_comfyuis_nodes_on_a_unet(studio, unet, what, name):
     latent, node = torch.zeros(1, 4, 16, 16), UNET_NODES[name]
-    plain = studio.sample(node(tiny_unet), latent=latent, steps=2)
-    assert not close(plain, studio.sample(tiny_unet, latent=latent, steps=2))
-    assert close(studio.sample(node(compiled(tiny_unet, what)), latent=latent, steps=2), plain)
+    plain = studio.sample(node(unet), latent=latent, steps=2)
+    assert not close(plain, studio.sample(unet, latent=latent, steps=2))
+    assert close(studio.sample(node(compiled(unet, what)), latent=latent, steps=2), plain)
 
 
 # Where nothing can be compiled
