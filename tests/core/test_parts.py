@@ -9,7 +9,7 @@ from skipstone.core.step.clock import Grid
 from skipstone.core.step.context import RunContext
 from skipstone.core.step.method import Method
 from skipstone.core.step.planning.edge_costs import edge_costs
-from skipstone.core.step.planning.parts import whole_grid
+from skipstone.core.step.planning.parts import part_budget, whole_grid
 from skipstone.core.step.planning.planner import LARGEST, Question, solve
 from skipstone.core.step.policies import Budget, Full, Schedule, Warmup
 from skipstone.core.step.predictors import BySampler, Corrected, Linear, Reuse, Taylor
@@ -106,6 +106,18 @@ def test_two_parts_compute_as_many_steps_as_the_whole_run():
 def test_budgets_of_parts_add_up(cut, share):
     parts = part(slice(0, cut + 1)), part(slice(cut, 21))
     assert sum(Budget.of(share).count(grid) for grid in parts) == Budget.of(share).count(part())
+
+
+@pytest.mark.parametrize("at", range(1, 9))
+def test_a_break_in_the_second_part_is_where_it_is_in_the_whole_trajectory(at):
+    def asked(grid, steps):
+        forced = tuple(i in steps for i in range(grid.steps))
+        return Question(Linear(), grid.sigmas, True, default(grid), 9, 2.0, forced, breaks=frozenset({steps[-2]}))
+
+    second, whole = part(SECOND), part()
+    plan = solve(asked(whole, (0, 1, 10 + at, 19)))
+    budget = part_budget(second, 0.46, asked(second, (at, 9)), "velocity")
+    assert budget == sum(i >= 10 for i in plan.anchors)
 
 
 def test_a_part_that_ends_above_zero_has_no_special_last_step():

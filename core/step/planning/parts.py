@@ -56,6 +56,7 @@ def part_budget(grid: Grid, share: float, question: Question, kept: Value) -> in
             max_error=0.0,
             limit=0.0,
             ends=True,
+            breaks=frozenset(first + i for i in question.breaks),
         )
     )
     return max(sum(first <= i < last for i in plan.anchors), 1)
