@@ -42,11 +42,10 @@ class NoiseWatch:
     def __init__(self) -> None:
         self.noisy = False  # noise was added to the latent
         self.follows = False  # twice in a row D contained it, so it is no denoised latent and cannot be predicted
-        self.past: list[tuple[Array, Array]] = []  # latent and D, oldest first
-        self._input: Tensor | None = None
-        self._output: Tensor | None = None
-        self._computed = True  # `_output` is the model's own
-        self._left: Array | None = None  # the noise in `_input`
+        self.past: list[tuple[Array, ...]] = []  # latent and every D, oldest first
+        self._seen: tuple[Tensor, ...] = ()  # of the last evaluation: latent and every D
+        self._computed = True  # D is the model's own
+        self._left: Array | None = None  # the noise in its latent
         self._followed: list[bool] = []  # of the last evaluations with noise: D contained it
 
     @property
@@ -55,29 +54,30 @@ class NoiseWatch:
         return len(self.past) > 1 + self.noisy
 
     def observe_output(self, x: Tensor, denoised: object, computed: bool = True) -> None:
-        """The evaluation's latent and the D that the sampler received. computed: it is the model's own. A D of another shape than x's ends
-        what was observed so far."""
-        if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
+        """The evaluation's latent and the D that the sampler received, or several, as LanPaint's. computed: it is the model's own. A D of
+        another shape than x's ends what was observed so far."""
+        several = denoised if isinstance(denoised, tuple | list) else (denoised,)
+        if not several or not all(isinstance(d, Tensor) and d.shape == x.shape for d in several):
             self._restart()
             return
-        self._input, self._output, self._computed = subsample(x), subsample(denoised), computed
+        self._seen, self._computed = tuple(map(subsample, (x, *several))), computed
 
     def observe_input(self, x: Tensor) -> None:
         """The next evaluation's latent."""
-        if self._input is None or self._output is None:
+        if not self._seen:
             return
         now = subsample(x)
-        if now.shape != self._input.shape:
+        if now.shape != self._seen[0].shape:
             self._restart()
             return
-        before, denoised, after = torch.stack((self._input, self._output, now)).cpu().double().numpy()
-        self._input = self._output = None
+        before, denoised, *others, after = torch.stack((*self._seen, now)).cpu().double().numpy()
+        self._seen = ()
         if self._left is not None and self._computed:
             share = abs(denoised @ self._left) / max(np.linalg.norm(denoised) * np.linalg.norm(self._left), 1e-30)
             self._followed = [*self._followed[-1:], bool(share > FOLLOWS)]
             self.follows = self.follows or self._followed == [True, True]
-        self.past = [*self.past[1 - PAST :], (before, denoised)]
-        basis = np.stack([v for pair in self.past for v in pair], 1)
+        self.past = [*self.past[1 - PAST :], (before, denoised, *others)]
+        basis = np.stack([v for values in self.past for v in values], 1)
         # the normal equations, which take a tenth of the time
         weights, *_ = np.linalg.lstsq(basis.T @ basis, basis.T @ after, rcond=1e-12)
         left = after - basis @ weights
@@ -89,7 +89,7 @@ class NoiseWatch:
     def _restart(self) -> None:
         """Drop the evaluations observed so far: the next latent does not follow from them."""
         self.past.clear()
-        self._input = self._output = self._left = None
+        self._seen, self._left = (), None
 
 
 @dataclass(frozen=True)

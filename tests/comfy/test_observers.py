@@ -9,9 +9,11 @@ import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
 
+from skipstone.core.step.calibration.block_profile import BlockProfiler
 from skipstone.core.step.calibration.gram_recorder import GramRecorder
 from skipstone.core.step.modalities import Modalities
 from skipstone.core.step.movement import Continuity, NoiseWatch
+from skipstone.core.step.published.coefficients import MEASURED
 from skipstone.core.step.report.builder import ReportBuilder
 from skipstone.core.step.report.report import Report
 from skipstone.nodes.auto import auto_of
@@ -19,6 +21,7 @@ from skipstone.nodes.easycache import easycache_of
 from skipstone.nodes.firstblock import firstblock_of
 from skipstone.nodes.meancache import method_of
 from skipstone.nodes.taylorseer import taylorseer_of
+from skipstone.nodes.teacache import teacache_of
 from skipstone.patch.step import run_log, run_setup
 from skipstone.patch.step.attach import attach
 
@@ -175,32 +178,52 @@ def test_the_error_that_ended_a_run_is_not_hidden_by_one_of_its_report(studio, c
         studio.sample(patched, steps=STEPS, callback=interrupted)
 
 
-def test_a_guider_that_returns_two_latents_teaches_nothing(studio, learning):
-    """As LanPaint's: what the sampler gets is no tensor of the latent's shape."""
+def sampled_in_pairs(studio, model, steps=STEPS):
+    """A picture with a guider that returns two latents, as LanPaint's does, and a sampler of unknown name that uses both."""
 
     class Guider(comfy.samplers.CFGGuider):
-        def predict_noise(self, *args, **kwargs):
-            denoised = super().predict_noise(*args, **kwargs)
-            return denoised, denoised
+        def predict_noise(self, x, *args, **kwargs):
+            denoised = super().predict_noise(x, *args, **kwargs)
+            return denoised, 0.9 * denoised
 
-    def sampler(model, x, sigmas, extra_args=None, callback=None, disable=None):
+    def sampler_of_a_pack(model, x, sigmas, extra_args=None, callback=None, disable=None):
         for sigma, after in pairwise(sigmas):
-            denoised, _ = model(x, sigma * x.new_ones([x.shape[0]]), **(extra_args or {}))
-            x = x + (x - denoised) / sigma * (after - sigma)
+            first, second = model(x, sigma * x.new_ones([x.shape[0]]), **(extra_args or {}))
+            x = x + (x - (first + second) / 2) / sigma * (after - sigma)
         return x
 
-    def sampled(model):
-        guider = Guider(model)
-        guider.set_conds(studio.prompt(), studio.prompt(""))
-        guider.set_cfg(3.0)
-        sigmas = torch.linspace(1, 0, STEPS + 1)
-        return guider.sample(studio.noise(), torch.zeros_like(studio.noise()), comfy.samplers.KSAMPLER(sampler), sigmas)
+    guider = Guider(model)
+    guider.set_conds(studio.prompt(), studio.prompt(""))
+    guider.set_cfg(3.0)
+    kind = comfy.samplers.KSAMPLER(sampler_of_a_pack)
+    return guider.sample(studio.noise(), torch.zeros_like(studio.noise()), kind, torch.linspace(1, 0, steps + 1))
 
-    plain = sampled(studio.model)
+
+def test_a_guider_that_returns_two_latents_teaches_nothing(studio):
+    plain = sampled_in_pairs(studio, studio.model)
     reports: list[Report] = []
     patched = attach(studio.model, method_of(preset="Speed", calibration="calibrate"), (reports.append,))
-    assert torch.equal(sampled(patched), plain)
+    assert torch.equal(sampled_in_pairs(studio, patched), plain)
     assert any("one tensor of the latent's shape" in note for note in reports[0].notes)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_with_a_guider_that_returns_two_latents_steps_are_skipped(studio, method):
+    reports: list[Report] = []
+    patched = attach(studio.model, METHODS[method], (reports.append,))
+    assert sampled_in_pairs(studio, patched, 12).isfinite().all()
+    assert reports[0].skipped > 2
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda e: type(e).__name__)
+@pytest.mark.parametrize("name", ["observe", "profile"])
+def test_a_failing_block_profile_changes_nothing(studio, cached, monkeypatch, name, error):
+    """TeaCache measures its coefficients in a full run of a model that has no published ones."""
+    monkeypatch.setattr(BlockProfiler, name, raising(error))
+    patched, reports = cached(teacache_of("Custom", polynomial=MEASURED), studio.model)
+    assert torch.equal(studio.sample(patched, steps=STEPS), studio.full(steps=STEPS))
+    assert reports[0].finished and reports[0].skipped == 0
+    assert any("teaches nothing" in n or "could not be recorded" in n for n in reports[0].notes)
 
 
 def test_a_latent_that_changes_its_size_teaches_nothing(studio, learning):

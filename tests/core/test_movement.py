@@ -77,9 +77,23 @@ def test_an_output_that_is_not_one_latent_and_a_new_size_end_the_comparison():
     x = random(1)
     watch.observe_output(x, x)
     watch.observe_input(x[..., :8])
-    watch.observe_output(x, (x, x))
-    watch.observe_input(random(2))
-    assert not watch.ready and not watch.noisy
+    for broken in ((x, None), (x, x[..., :8]), (), None, "x"):
+        watch.observe_output(x, broken)
+        watch.observe_input(random(2))
+        assert not watch.ready and not watch.noisy
+
+
+@pytest.mark.parametrize("step", [euler, multistep])
+def test_a_sampler_that_receives_two_outputs_may_use_both(step):
+    """As LanPaint's guider returns: of two guidance scales."""
+    watch, x, past = NoiseWatch(), random(1), None
+    for i, (sigma, after) in enumerate(pairwise(SIGMAS)):
+        watch.observe_input(x)
+        pair = denoised(x, sigma), random(i + 50) * 0.3
+        watch.observe_output(x, pair)
+        used = pair[0] + 0.7 * pair[1]
+        x, past = step(x, used, past, sigma, after, random(i + 2)), (x - used) / sigma
+    assert watch.ready and not watch.noisy and not watch.follows
 
 
 def calls(part, step=euler):
