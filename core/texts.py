@@ -15,7 +15,7 @@ class Text(str):
 
     Parameters
     ----------
-    key: its name in locales/, letters and _. Raises ValueError where another text has it.
+    key: its name in locales/: letters, digits and _. Raises ValueError where another text has it.
     english: the sentence. {name} is replaced by a value.
     values: by name: str, int, Text, or a list of them, which is joined by commas. Numbers are rounded by the caller. None: a text
         that is still to be filled in, or that has no values.

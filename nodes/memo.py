@@ -7,8 +7,10 @@ from typing import Any
 from comfy_api.latest import io, ui
 
 from ..core.memo import status
+from ..core.memo.reasons import tier_name
 from ..core.memo.stats import WORDS, size
-from ..patch.comfy_server import place
+from ..core.texts import Text
+from ..patch.comfy_server import place, show_text
 from ..patch.memo.encoders import memo_clip, memo_vae
 from ..patch.memo.instance import opened
 from ..patch.memo.lazy_encode import PendingLatent, PendingPrompt, conditioning
@@ -21,7 +23,14 @@ ALIASES = ["skipstone", "encode cache", "memo", "cache", "encode once"]
 ALL = "all"
 TIERS = (ALL, "memory", "disk", "redis", "s3")
 KINDS = {ALL: None, **{word: kind for kind, word in WORDS.items()}}
-OFF = "The encode cache is switched off in the settings (Skipstone, Encode cache) or by SKIPSTONE_MEMO."
+OFF = Text(
+    "memo_off", "The encode cache is switched off in the settings (Skipstone, Encode cache) or by SKIPSTONE_MEMO."
+)
+_NO_PLACE = Text("memo_no_place", "The encode cache has no place to store anything: see the settings.")
+_NO_ANSWER = Text("tier_no_answer", "{tier}: does not answer")
+_REMOVED = Text("entries_removed", "{tier}: {entries} entries removed, {size}")
+_PARTS = Text("parts", "{parts}")
+_NO_TIER = Text("memo_no_tier", "The settings have no {tier}.")
 DictType = io.Custom("DICT")
 GONE = (
     "there is no {0}, and the encode cache does not have the result. Either the loader has no {0}, as for a checkpoint without one, or "
@@ -257,6 +266,7 @@ class MemoStats(io.ComfyNode):
     def execute(cls, after: Any = None) -> io.NodeOutput:
         memo = opened()
         text, told = (OFF, {}) if memo is None else (status.text(memo), status.report(memo))
+        show_text(OFF if memo is None else memo.stats.headline(), place().sampler)
         return io.NodeOutput(text, told, ui=ui.PreviewText(text))
 
 
@@ -304,28 +314,33 @@ class MemoClear(io.ComfyNode):
     def execute(cls, tier: str = ALL, kind: str = ALL, unused_days: float = 0.0, after: Any = None) -> io.NodeOutput:
         among("tier", tier, TIERS)
         among("kind", kind, KINDS)
-        text, removed = cleared(tier, kind, unused_days)
+        lines, removed = cleared(tier, kind, unused_days)
+        show_text(_PARTS.of(parts=lines) if removed else lines[0], place().sampler)
+        text = "\n".join(lines)
         return io.NodeOutput(text, removed, after, ui=ui.PreviewText(text))
 
 
-def cleared(tier: str, kind: str, unused_days: float) -> tuple[str, dict[str, Any]]:
-    """Delete entries. tier, kind: of TIERS and KINDS. Returns a text, and what was removed by tier; {} where the cache is off."""
+def cleared(tier: str, kind: str, unused_days: float) -> tuple[list[Text], dict[str, Any]]:
+    """Delete entries. tier, kind: of TIERS and KINDS. Returns lines of text, and what was removed by tier; {} where nothing can be."""
     memo = opened()
     if memo is None:
-        return OFF, {}
+        return [OFF], {}
     try:
         older_than = unused_days * 86400.0 if unused_days > 0 else None
         removed = memo.clear(None if tier == ALL else tier, KINDS[kind], older_than)
     except ValueError:
-        return f"The settings have no {tier}.", {}
+        return [_NO_TIER.of(tier=tier_name(tier))], {}
     told: dict[str, Any] = {}
     lines = []
     for name, gone in removed.items():
         told[name] = None if gone is None else {"entries": gone.entries, "bytes": gone.bytes}
+        where = tier_name(name)
         lines.append(
-            f"{name}: " + ("does not answer" if gone is None else f"{gone.entries} entries removed, {size(gone.bytes)}")
+            _NO_ANSWER.of(tier=where)
+            if gone is None
+            else _REMOVED.of(tier=where, entries=gone.entries, size=size(gone.bytes))
         )
-    return "\n".join(lines) or "The encode cache has no place to store anything: see the settings.", told
+    return lines or [_NO_PLACE], told
 
 
 def _after() -> Any:

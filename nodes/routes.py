@@ -17,6 +17,7 @@ from aiohttp import web
 
 from ..core.memo import metrics
 from ..core.memo.status import check_connections, overview
+from ..core.texts import Text, said
 from ..patch.comfy_server import on_free, server
 from ..patch.memo.instance import metrics_wanted, opened, settings_status
 from ..patch.memo.lazy_encode import forget_held
@@ -24,6 +25,11 @@ from ..patch.step import calibration
 from .memo import KINDS, OFF, TIERS, cleared
 from .reporting import JOURNAL
 
+_CHANGED = Text(
+    "settings_changed",
+    "the settings have changed since ComfyUI was started: restart it to use and to test them",
+)
+_FAILED = Text("request_failed", "The request failed; see ComfyUI's log.")
 log = logging.getLogger(__name__)
 _work = ThreadPoolExecutor(2, "skipstone-routes")  # a disk or a Redis that hangs keeps nobody else waiting
 _WORDS = {kind: word for word, kind in KINDS.items()}
@@ -78,16 +84,17 @@ async def _metrics(request: web.Request) -> web.Response:
 async def _clear(request: web.Request) -> web.Response:
     asked = await _json(request)
     tier, kind = _one_of(asked, "tier", TIERS), _one_of(asked, "kind", KINDS)
-    text, removed = await _off_the_loop(cleared, tier, kind, 0.0)
+    lines, removed = await _off_the_loop(cleared, tier, kind, 0.0)
     if not removed:
-        raise _Refused(text, web.HTTPConflict.status_code)
-    return web.json_response({"text": text, "removed": removed})
+        raise _Refused(lines[0], web.HTTPConflict.status_code)
+    return web.json_response({"text": "\n".join(lines), "removed": removed})
 
 
 async def _test(request: web.Request) -> web.Response:
     await _json(request)  # nothing in it counts
-    ok, text = await _off_the_loop(_checked)
-    return web.json_response({"ok": ok, "text": text})
+    ok, sentences = await _off_the_loop(_checked)
+    text = " ".join(f"{sentence[:1].upper()}{sentence[1:].removesuffix('.')}." for sentence in sentences)
+    return web.json_response({"ok": ok, "text": text, "texts": [_told(sentence) for sentence in sentences]})
 
 
 def _shown() -> dict[str, Any]:
@@ -115,14 +122,12 @@ def _named(by_kind: dict[str, Any]) -> dict[str, Any]:
     return {_WORDS[kind]: by_kind[kind] for kind in known}
 
 
-def _checked() -> tuple[bool, str]:
+def _checked() -> tuple[bool, list[str]]:
     memo = opened()
     if memo is None:
-        return False, OFF
-    ok, text = check_connections(memo)
-    if settings_status()["changed"]:
-        text += " The settings have changed since ComfyUI was started: restart it to use and to test them."
-    return ok, text
+        return False, [OFF]
+    ok, sentences = check_connections(memo)
+    return ok, [*sentences, *([_CHANGED] if settings_status()["changed"] else [])]
 
 
 # the timelines
@@ -175,14 +180,19 @@ def _guarded(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except _Refused as refused:
-            return web.json_response({"error": str(refused)}, status=refused.status)
+            return web.json_response({"error": str(refused), "told": _told(said(refused))}, status=refused.status)
         except web.HTTPException:
             raise
         except Exception:
             log.exception("[Skipstone] %s", request.path)
-            return web.json_response({"error": "The request failed; see ComfyUI's log."}, status=500)
+            return web.json_response({"error": _FAILED, "told": _told(_FAILED)}, status=500)
 
     return answer
+
+
+def _told(sentence: str) -> dict[str, Any]:
+    """A sentence for a page, with what it is translated by, if it is a Text."""
+    return sentence.as_dict() if isinstance(sentence, Text) else {"text": sentence}
 
 
 async def _off_the_loop(function: Callable[..., T], *args: Any) -> T:

@@ -32,7 +32,7 @@ comfy.cli_args.args.cpu = True  # before anything asks for a device
 from skipstone.core.step.clock import Grid  # noqa: E402
 from skipstone.core.step.published.coefficients import MAGCACHE, TEACACHE, rows  # noqa: E402
 from skipstone.core.texts import Text  # noqa: E402
-from skipstone.nodes import GROUPS  # noqa: E402
+from skipstone.nodes import GROUPS, routes  # noqa: E402, F401 - the routes have Texts too
 from skipstone.nodes.meancache import CURVES  # noqa: E402
 from skipstone.patch.families import FAMILIES  # noqa: E402
 

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from . import reasons
 from .errors import CorruptEntry, NotCacheable
 from .keys import DEPTH, FORMAT, Key
 from .tensors import plain, raw
@@ -63,7 +64,7 @@ def encode(key: Key, entry: Entry) -> bytes:
     except (
         Exception
     ) as error:  # an integer without end, no memory for a copy, a dtype that this safetensors does not know
-        raise NotCacheable(f"its bytes cannot be had ({type(error).__name__})") from error
+        raise NotCacheable(reasons.NO_BYTES.of(error=type(error).__name__)) from error
 
 
 def decode(key: Key, data: bytes | bytearray, verify: bool = True) -> Entry:
@@ -106,7 +107,7 @@ def _encode(key: Key, entry: Entry) -> bytes:
     tensors: list[torch.Tensor] = []
     tree = _to_json(entry.value, tensors, 0)
     if sum(t.nbytes for t in tensors) > LARGEST:
-        raise NotCacheable(f"larger than {LARGEST >> 30} GB")
+        raise NotCacheable(reasons.TOO_LARGE.of(gb=LARGEST >> 30))
     about = {"format": FORMAT, "key": str(key), "cost": entry.cost, "created": entry.created, "value": tree}
     text = json.dumps(about, allow_nan=False, separators=(",", ":"))
     header: dict[str, Any] = {"__metadata__": {"skipstone": text}}
@@ -122,7 +123,7 @@ def _encode(key: Key, entry: Entry) -> bytes:
     written = json.dumps(header, separators=(",", ":")).encode()
     written += b" " * (-len(written) % 8)
     if len(written) > HEADER:
-        raise NotCacheable("too much that is no tensor")
+        raise NotCacheable(reasons.TOO_MUCH_JSON)
     parts: list[Any] = [struct.pack("<Q", len(written)), written, *(raw(tensors[i]) for i in order)]
     hasher = blake3(max_threads=blake3.AUTO)
     for part in parts:
@@ -204,7 +205,7 @@ def _no_constant(name: str) -> float:
 
 def _to_json(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
     if depth > DEPTH:
-        raise NotCacheable("nested too deep")
+        raise NotCacheable(reasons.NESTED)
     kind = type(value)
     if value is None or kind in (bool, int, str):
         return value
@@ -216,16 +217,16 @@ def _to_json(value: Any, tensors: list[torch.Tensor], depth: int) -> object:
         return ["l" if kind is list else "u", *(_to_json(v, tensors, depth + 1) for v in value)]
     if kind is dict:
         if not all(type(name) is str for name in value):
-            raise NotCacheable("a dict whose keys are no strings")
+            raise NotCacheable(reasons.KEYS)
         return ["d", *([name, _to_json(v, tensors, depth + 1)] for name, v in value.items())]
-    raise NotCacheable(f"something of class {kind.__name__}")
+    raise NotCacheable(reasons.CLASS.of(name=kind.__name__))
 
 
 def _tensor(value: torch.Tensor, tensors: list[torch.Tensor]) -> list[object]:
     if type(value) is not torch.Tensor:
-        raise NotCacheable(f"a tensor of class {type(value).__name__}")
+        raise NotCacheable(reasons.TENSOR_CLASS.of(name=type(value).__name__))
     if value.dtype not in DTYPES:
-        raise NotCacheable(f"a tensor of {value.dtype}")
+        raise NotCacheable(reasons.TENSOR_DTYPE.of(dtype=str(value.dtype)))
     value = plain(value)
     leaf: list[object] = ["t", len(tensors)]
     if not value.is_contiguous():

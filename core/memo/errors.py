@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class NotCacheable(ValueError):
-    """This cannot be kept, or not be named. The message is a short phrase for the statistics: `a ControlNet in the value`."""
+    """This cannot be kept, or not be named. The message is a Text, a short phrase for the statistics:
+    `a ControlNet in the value`."""
 
 
 class CorruptEntry(ValueError):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from blake3 import blake3
 
+from . import reasons
 from .errors import NotCacheable
 from .tensors import raw
 
@@ -64,7 +65,7 @@ def digest(*parts: object) -> str:
 def _feed(hasher: blake3, part: Any, depth: int) -> None:
     # every part is hashed as tag, length or count, and content, so different nestings hash different bytes
     if depth > DEPTH:
-        raise NotCacheable("nested too deep")
+        raise NotCacheable(reasons.NESTED)
     kind = type(part)
     if part is None or kind is bool:
         hasher.update(b"n" if part is None else b"t" if part else b"f")
@@ -85,13 +86,13 @@ def _feed(hasher: blake3, part: Any, depth: int) -> None:
             _feed(hasher, item, depth + 1)
     elif kind is dict:
         if not all(type(name) is str for name in part):
-            raise NotCacheable("a dict whose keys are no strings")
+            raise NotCacheable(reasons.KEYS)
         hasher.update(struct.pack("<cQ", b"m", len(part)))
         for name in sorted(part):
             _feed(hasher, name, depth + 1)
             _feed(hasher, part[name], depth + 1)
     else:
-        raise NotCacheable(f"something of class {kind.__name__}")
+        raise NotCacheable(reasons.CLASS.of(name=kind.__name__))
 
 
 def _sized(hasher: blake3, tag: bytes, content: bytes) -> None:

@@ -8,6 +8,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping
 from typing import Any
 
+from ..texts import Text
 from .tiers.base import Usage
 
 log = logging.getLogger(__name__)
@@ -22,6 +23,9 @@ WORDS = {
     "audio": "audio embeddings",
 }
 """Names of kinds in the user interface, by kind."""
+
+_UNUSED = Text("stats_unused", "not used yet")
+_REUSED = Text("stats_reused", "{hits} of {asked} reused ({rate}), {saved} s saved")
 
 
 class Stats:
@@ -137,9 +141,9 @@ class Stats:
     def text(self, usage: Mapping[str, Mapping[str, Usage] | None] | None = None) -> str:
         """The statistics as lines of text."""
         report = self.as_dict(usage)
-        lines = [_line("encode cache", report)]
+        lines = [f"encode cache: {_line(report)}"]
         if len(report["kinds"]) > 1:
-            lines += [_line(WORDS.get(kind, kind), counts) for kind, counts in report["kinds"].items()]
+            lines += [f"{WORDS.get(kind, kind)}: {_line(counts)}" for kind, counts in report["kinds"].items()]
         for tier, counts in report["tiers"].items():
             held = (
                 f", {counts['entries']} entries, {size(counts['bytes'])}"
@@ -149,6 +153,10 @@ class Stats:
             lines.append(f"{tier}: {counts['hits']} hits{held}")
         lines += [f"not kept: {reason}, {n} times" for reason, n in report["not_kept"].items()]
         return "\n".join(lines + report["troubles"])
+
+    def headline(self) -> Text:
+        """Hits, look-ups and the time saved, in one line."""
+        return _line(self.as_dict())
 
 
 def size(n: int) -> str:
@@ -169,10 +177,12 @@ def _rate(hits: int, misses: int) -> float | None:
     return hits / (hits + misses) if hits + misses else None
 
 
-def _line(name: str, counts: Mapping[str, Any]) -> str:
+def _line(counts: Mapping[str, Any]) -> Text:
     if counts["hit_rate"] is None:
-        return f"{name}: not used yet"
-    asked = counts["hits"] + counts["misses"]
-    return (
-        f"{name}: {counts['hits']} of {asked} reused ({counts['hit_rate']:.0%}), {counts['saved_seconds']:.1f} s saved"
+        return _UNUSED
+    asked, rate, saved = (
+        counts["hits"] + counts["misses"],
+        f"{counts['hit_rate']:.0%}",
+        f"{counts['saved_seconds']:.1f}",
     )
+    return _REUSED.of(hits=counts["hits"], asked=asked, rate=rate, saved=saved)

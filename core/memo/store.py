@@ -18,6 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..texts import said
+from . import reasons
 from .codec import Entry, decode, encode
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key
@@ -131,12 +133,12 @@ class Store:
         self.stats.spent(key.kind, cost)
         try:
             if value is None:
-                raise NotCacheable("nothing")
+                raise NotCacheable(reasons.NOTHING)
             if not is_finite(value):
-                raise NotCacheable("NaN or an infinity in it")
+                raise NotCacheable(reasons.NOT_FINITE)
             data = encode(key, Entry(value, max(cost, 0.0), max(time.time(), 0.0)))
         except NotCacheable as reason:
-            self.stats.refused(f"{key.kind}: {reason}")
+            self.stats.refused(reasons.of_kind(key.kind, reason))
             return False
         self._fill(key, data, self._near, self._workers)
         return True
@@ -283,7 +285,7 @@ class Store:
                 tier.put(key, data)
                 self.metrics[tier.name].observe("write", time.perf_counter() - started, len(data))
             except NotCacheable as reason:
-                self.stats.refused(str(reason))
+                self.stats.refused(said(reason))
         for worker in workers:
             worker.put(key, data)
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from . import reasons
 from .errors import NotCacheable
 
 
@@ -15,9 +16,9 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     Raises NotCacheable for what is more than its elements: quantized, sparse, nested, without storage, a subclass.
     """
     if type(tensor) not in (torch.Tensor, torch.nn.Parameter):
-        raise NotCacheable(f"a tensor of class {type(tensor).__name__}")
+        raise NotCacheable(reasons.TENSOR_CLASS.of(name=type(tensor).__name__))
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.is_meta:
-        raise NotCacheable("a tensor that is sparse, quantized, nested or has no data")
+        raise NotCacheable(reasons.NO_PLAIN_TENSOR)
     return tensor.detach().resolve_conj().resolve_neg().cpu()
 
 
@@ -42,4 +43,4 @@ def raw(tensor: torch.Tensor) -> memoryview:
     try:
         return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
     except (RuntimeError, TypeError) as error:
-        raise NotCacheable(f"a tensor whose bytes cannot be had ({type(error).__name__})") from error
+        raise NotCacheable(reasons.NO_TENSOR_BYTES.of(error=type(error).__name__)) from error

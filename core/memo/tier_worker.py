@@ -18,8 +18,10 @@ from dataclasses import dataclass, field
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
+from ..texts import Text, said
 from .errors import CorruptEntry, NotCacheable
 from .keys import Key, key
+from .reasons import NO_WRITES, TOO_MANY_WRITES, in_tier
 from .stats import Stats
 from .tier_metrics import TierMetrics
 from .tiers.base import Lease, LeasingTier, LowerTier, Unavailable, Unreachable, Usage
@@ -34,6 +36,11 @@ TICK = 1.0  # seconds between two rounds of maintenance
 LIMIT = 5.0  # seconds for which a run waits for one read if the time to compute the value is not known
 CANCEL_CHECK = 0.1  # seconds between two checks whether the run was cancelled
 ABSENT = key("none", "that is never kept")  # the key of no entry
+
+_CORRUPT = Text("tier_corrupt", "returned a corrupt entry; the value is computed again")
+_SLOW = Text("tier_slow", "is slower than computing the value again; reads are suspended for a while")
+_SILENT = Text("tier_silent", "no response for {ms} ms; it is skipped until it responds")
+_FAILS = Text("tier_fails", "fails with {error}")
 
 T = TypeVar("T")
 
@@ -164,7 +171,7 @@ class TierWorker:
 
     def on_corrupt_entry(self, key: Key, what: CorruptEntry, seconds: float) -> None:
         """Delete a corrupt entry. seconds: time that reading it took. Reads are suspended after MAX_CORRUPT such entries in a row."""
-        self.stats.trouble(self.name, "returned a corrupt entry; the value is computed again", str(what))
+        self.stats.trouble(self.name, _CORRUPT, str(what))
         self.delete(key)
         self._corrupt += 1
         if self._corrupt >= MAX_CORRUPT:
@@ -245,7 +252,7 @@ class TierWorker:
                     raise _Interrupted(error) from None
             if now >= deadline:
                 self._abandon(reader)
-                raise Unavailable("is slower than computing the value again; reads are suspended for a while")
+                raise Unavailable(_SLOW)
             if self._progress != seen:  # possibly by an earlier read of the same thread
                 seen, stalled = self._progress, now + self.tier.stall_timeout
             elif now >= stalled:
@@ -301,7 +308,7 @@ class TierWorker:
                 self.metrics.observe("write", time.perf_counter() - started, len(data))
                 self._write_rest = RESTS[0]
             except NotCacheable as reason:
-                self.stats.refused(str(reason))
+                self.stats.refused(said(reason))
             except Exception as error:
                 self._log(error)
                 self.metrics.failed("write")
@@ -311,24 +318,24 @@ class TierWorker:
                 self._write_rest = min(2 * self._write_rest, RESTS[1])
 
         if not self._put_job(_Job(write, len(data))) and not self._closing:
-            self.stats.refused(f"{self.name}: too many writes at once")
+            self.stats.refused(in_tier(TOO_MANY_WRITES, self.name))
 
     def _not_written(self, key: Key, data: bytes) -> None:
         """Hold a write if the tier cannot be reached, and drop the oldest held writes if they exceed HELD bytes."""
         if self._unreachable:
             self._held.append((time.monotonic() + HELD_FOR, key, data))
         else:
-            self.stats.refused(f"{self.name}: accepts no writes at present")
+            self.stats.refused(in_tier(NO_WRITES, self.name))
         while self._held and sum(len(held) for _, _, held in self._held) > HELD:
             self._held.popleft()
-            self.stats.refused(f"{self.name}: accepts no writes at present")
+            self.stats.refused(in_tier(NO_WRITES, self.name))
 
     def _write_held(self) -> None:
         """Queue the held writes if the tier can be reached again, and drop those that are too old."""
         now = time.monotonic()
         while self._held and self._held[0][0] <= now:
             self._held.popleft()
-            self.stats.refused(f"{self.name}: accepts no writes at present")
+            self.stats.refused(in_tier(NO_WRITES, self.name))
         if self.serves and now >= self._writes_from:
             for _ in range(len(self._held)):
                 _, key, data = self._held.popleft()
@@ -461,10 +468,8 @@ class TierWorker:
 
     def _log(self, error: Exception) -> None:
         if isinstance(error, TimeoutError) and not str(error):
-            self.stats.trouble(
-                self.name, f"no response for {self.tier.stall_timeout * 1000:.0f} ms; it is skipped until it responds"
-            )
+            self.stats.trouble(self.name, _SILENT.of(ms=f"{self.tier.stall_timeout * 1000:.0f}"))
         elif isinstance(error, Unavailable):
-            self.stats.trouble(self.name, str(error), error.detail)
+            self.stats.trouble(self.name, said(error), error.detail)
         else:
-            self.stats.trouble(self.name, f"fails with {type(error).__name__}", str(error))
+            self.stats.trouble(self.name, _FAILS.of(error=type(error).__name__), str(error))

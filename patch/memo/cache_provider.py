@@ -17,8 +17,9 @@ from torch import Tensor
 
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, key
+from ...core.memo.reasons import of_kind
 from ..comfy_server import running_prompt
-from . import model_files, snapshot
+from . import model_files, reasons, snapshot
 from .device_tags import Devices, pack, unpack
 from .fingerprint import is_modified
 from .graph_signature import PLAIN, is_comfys, loading_digest
@@ -121,19 +122,19 @@ class Provider(Caching.CacheProvider):
         cost = time.perf_counter() - started
         try:
             if not before[1]:
-                raise NotCacheable("files or folders of models that changed since ComfyUI was started")
+                raise NotCacheable(reasons.FILES_CHANGED)
             if self._name(context) != before:
-                raise NotCacheable("files or code that changed while the node ran")
+                raise NotCacheable(reasons.CHANGED_MEANWHILE)
             watched.check(tiles_wanted=context.class_type in IN_TILES)
             if any(is_modified(encoder) or snapshot.is_changed(encoder) for encoder in watched.encoders()):
-                raise NotCacheable("an encoder that another node changed in place")
+                raise NotCacheable(reasons.CHANGED_IN_PLACE)
             outputs = list(value.outputs)
             if not _fit(outputs, context.class_type):
-                raise NotCacheable("something else than the node's outputs, or with unknown keys")
+                raise NotCacheable(reasons.OTHER_OUTPUTS)
             memo.put(before[0], pack(outputs, _places()), cost)
         except NotCacheable as reason:
             memo.stats.spent(NODE, cost)
-            memo.stats.refused(f"{NODE}: {reason}")
+            memo.stats.refused(of_kind(NODE, reason))
 
     def _name(self, context: Any) -> tuple[Key, bool] | None:
         """The key of a node's result, and whether the files that it depends on are settled; None where that is not known."""
@@ -160,7 +161,7 @@ class Provider(Caching.CacheProvider):
             return key(NODE, context.class_type, context.cache_key_hash, files.stamps, loading_digest()), files.settled
         except NotCacheable as reason:
             if memo is not None:
-                memo.stats.refused(f"{NODE}: {reason}")
+                memo.stats.refused(of_kind(NODE, reason))
             return None
         except (KeyError, TypeError, AttributeError):
             return None

@@ -29,7 +29,8 @@ from torch import Tensor
 
 from ...core.memo.errors import NotCacheable
 from ...core.memo.keys import digest
-from . import source_code
+from ...core.memo.reasons import CLASS, TENSOR_CLASS
+from . import reasons, source_code
 
 CONSTANTS = (type(None), bool, int, float, str, bytes)
 LIMIT = 50_000  # values in one description
@@ -115,7 +116,7 @@ class _Description:
             return ["cycle", len(self._path) - self._path.index(id(value))]
         self._count += 1
         if self._count > LIMIT or len(self._path) > _DEPTH:
-            raise NotCacheable(f"too much that belongs to something of class {kind.__name__}")
+            raise NotCacheable(reasons.TOO_MUCH_BELONGS.of(name=kind.__name__))
         self._path.append(id(value))
         try:
             told = digest(kind.__name__, self._told(value, kind))
@@ -193,7 +194,7 @@ class _Description:
         if kind in (*_BUILTIN_BASES, OrderedDict, defaultdict, deque, torch.Size):
             return held
         if not known and _has_hidden_state(kind):
-            raise NotCacheable(f"something of class {kind.__name__}, which cannot be looked into")
+            raise NotCacheable(reasons.OPAQUE.of(name=kind.__name__))
         return [self._class(kind), held, self._attributes(value)]
 
     def _attributes(self, value: Any) -> list[Any]:
@@ -211,13 +212,13 @@ class _Description:
 
     def _tensor(self, value: Tensor) -> Any:
         if type(value) not in (Tensor, torch.nn.Parameter):
-            raise NotCacheable(f"a tensor of class {type(value).__name__}")
+            raise NotCacheable(TENSOR_CLASS.of(name=type(value).__name__))
         return [str(value.dtype), list(value.shape), digest(value.detach())]
 
     def _array(self, value: Any) -> Any:
         array = numpy.asarray(value)
         if array.dtype.hasobject or type(value).__module__.partition(".")[0] != "numpy":
-            raise NotCacheable(f"something of class {type(value).__name__}")
+            raise NotCacheable(CLASS.of(name=type(value).__name__))
         return [str(array.dtype), list(array.shape), array.tobytes()]
 
     def _cell(self, value: types.CellType) -> Any:
@@ -244,10 +245,10 @@ class _Description:
         """The globals of its module that a function of another pack reads."""
         read, imported, attributes = _names(function.__code__)
         if outside := (attributes | read) & _OUTSIDE:
-            raise NotCacheable(f"code of another pack that reads {sorted(outside)[0]}")
+            raise NotCacheable(reasons.CODE_READS.of(name=sorted(outside)[0]))
         for name in imported:
             if source_code.origin_of_module(name.partition(".")[0]) == "other":
-                raise NotCacheable("code of another pack that imports more of it as it runs")
+                raise NotCacheable(reasons.CODE_IMPORTS)
         told = []
         for name in sorted(read):
             if name in function.__globals__:
@@ -257,7 +258,7 @@ class _Description:
                     known = sorted(attributes & set(vars(value)))
                     told.append([[a, self.of(getattr(value, a))] for a in known])
             elif name in _DYNAMIC:
-                raise NotCacheable(f"code of another pack that calls {name}")
+                raise NotCacheable(reasons.CODE_CALLS.of(name=name))
             elif not hasattr(builtins, name):
                 told.append([name, "missing"])
         return told

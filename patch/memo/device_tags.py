@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, device
 
 from ...core.memo.errors import CorruptEntry, NotCacheable
+from . import reasons
 
 Devices = dict[str, device]
 """Devices by tag. Where several tags name one device, the first is used."""
@@ -20,7 +21,7 @@ def pack(value: Any, devices: Devices) -> dict[str, Any]:
     def note(tensor: Tensor) -> Tensor:
         tag = next((t for t, d in devices.items() if _is_same(d, tensor.device)), None)
         if tag is None:
-            raise NotCacheable(f"a tensor on {tensor.device}")
+            raise NotCacheable(reasons.DEVICE.of(device=str(tensor.device)))
         tags.append(tag)
         return tensor
 

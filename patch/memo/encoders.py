@@ -18,9 +18,10 @@ import torch
 
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, digest, key
-from . import fingerprint
+from ...core.memo.reasons import kind_name, of_kind
+from ...core.texts import Text, said
+from . import fingerprint, reasons
 from .device_tags import Devices, pack, unpack
-from .fingerprint import HOOKS
 from .instance import opened
 from .node_status import NodeStatus, show_on, status_of
 from .observation import Observation, notes_tiles
@@ -29,6 +30,7 @@ from .shapes import is_embedding, is_image, is_latent, note_embedding
 VAE, TEXT, IMAGE, GENERATED = "vae", "text", "image", "generated"
 """Kinds of entries: latents, prompt embeddings, decoded pictures, tokens that a language model generated."""
 
+_OTHER_ENTRY = Text("entry_does_not_fit", "an entry of kind {kind} does not fit; it is computed again")
 T = TypeVar("T")
 
 
@@ -72,7 +74,7 @@ def unpatched(encoder: T) -> T:
     that uses it says what is wrong with it."""
     memo = opened()
     if memo is not None and encoder is not None:
-        memo.stats.refused(f"an encoder of class {type(encoder).__name__}")
+        memo.stats.refused(reasons.ENCODER_CLASS.of(name=type(encoder).__name__))
     return encoder
 
 
@@ -101,7 +103,8 @@ def kept_or_computed(
     try:
         asked, where = name(), places()
     except Exception as error:  # whatever another version of ComfyUI raises
-        reason = str(error) if isinstance(error, NotCacheable) else f"not understood ({type(error).__name__})"
+        unknown = reasons.NOT_UNDERSTOOD.of(error=type(error).__name__)
+        reason = said(error) if isinstance(error, NotCacheable) else unknown
         memo.stats.refused(reason)
         value = compute()
         status.computed(time.perf_counter() - started, reason)
@@ -115,10 +118,10 @@ def kept_or_computed(
         try:
             watched.check(tiles)
             if not fits(value):
-                raise NotCacheable("no value of the form that was asked for")
+                raise NotCacheable(reasons.OTHER_FORM)
             packed = pack(value, where)
         except NotCacheable as reason:
-            raise _NotKept(value, f"{asked.kind}: {reason}", time.perf_counter() - started) from None
+            raise _NotKept(value, of_kind(asked.kind, reason), time.perf_counter() - started) from None
         status.computed(time.perf_counter() - started)
         return packed
 
@@ -132,7 +135,7 @@ def kept_or_computed(
         try:
             return restored(memo.compute(asked, kept, _check_interrupted, status.found))
         except CorruptEntry as error:
-            memo.stats.trouble("memo", f"an entry of kind {asked.kind} does not fit; it is computed again", str(error))
+            memo.stats.trouble("memo", _OTHER_ENTRY.of(kind=kind_name(asked.kind)), str(error))
             return restored(memo.renew(asked, kept))
     except _NotKept as computed:
         memo.stats.spent(asked.kind, computed.seconds)
@@ -160,7 +163,7 @@ def content(given: Any) -> list[Any]:
     Raises NotCacheable for anything but a tensor.
     """
     if not isinstance(given, torch.Tensor):
-        raise NotCacheable(f"a VAE given something of class {type(given).__name__}")
+        raise NotCacheable(reasons.VAE_INPUT.of(name=type(given).__name__))
     told: list[Any] = [digest(given), given.device.type]
     if not given.is_contiguous():
         told.append([stride for stride, size in zip(given.stride(), given.shape, strict=True) if size > 1])
@@ -240,7 +243,7 @@ def generated_key(identity: str, tokens: Any, generate: Any, args: Any, kwargs: 
     bound.apply_defaults()
     rest = {name: value for name, value in bound.arguments.items() if name != "tokens"}
     if rest.get("do_sample", True) and rest.get("seed") is None:
-        raise NotCacheable("a text that is generated without a seed")
+        raise NotCacheable(reasons.NO_SEED)
     return key(GENERATED, identity, tokens, rest)
 
 
@@ -278,7 +281,7 @@ def _clip_class(base: Any) -> Any:
         def encode_from_tokens_scheduled(self, *args: Any, **kwargs: Any) -> Any:
             # calls encode_from_tokens, unless hooks on the CLIP have a schedule
             if self.use_clip_schedule and self.patcher.forced_hooks is not None and (memo := opened()) is not None:
-                memo.stats.refused(HOOKS)
+                memo.stats.refused(reasons.HOOKS)
             return super().encode_from_tokens_scheduled(*args, **kwargs)
 
         def generate(self, tokens: Any, *args: Any, **kwargs: Any) -> Any:
@@ -294,7 +297,7 @@ def _clip_class(base: Any) -> Any:
         def skipstone_key(self, tokens: Any, pooled: Any = True) -> Key:
             """The key of what encode_from_tokens() makes of these tokens. Raises NotCacheable."""
             if self.apply_hooks_to_conds:
-                raise NotCacheable(HOOKS)
+                raise NotCacheable(reasons.HOOKS)
             return text_key(fingerprint.of_clip(self).digest, tokens, pooled)
 
     MemoCLIP.__name__ = MemoCLIP.__qualname__ = f"Memo{base.__name__}"

@@ -21,12 +21,13 @@ from torch import Tensor
 
 from ...core.memo.errors import NotCacheable
 from ...core.memo.keys import digest
+from ...core.texts import Text
+from . import reasons
 from .describe import CONSTANTS, description, lies_where_defined
 from .environment import environment_digest
 from .modifications import is_foreign
 
 WHOLE = 384 << 20  # bytes of weights that are hashed in full: most VAEs, CLIP-L; about a tenth of a second
-HOOKS = "hooks on the CLIP"
 RUNS, RUN = 32, 64  # of each weight of a larger encoder: number of samples, elements in each
 SPOTS = (
     16  # elements of each weight that are compared at every look-up: 716 weights of SDXL's CLIP take some milliseconds
@@ -75,10 +76,10 @@ class Identity:
 
 def of_vae(vae: Any) -> Identity:
     """The fingerprint of a comfy VAE. Raises NotCacheable, with the reason as a short phrase."""
-    with _or_refused("a VAE"):
+    with _or_refused(reasons.VAE):
         module = vae.first_stage_model
         if module is not vae.patcher.model:
-            raise NotCacheable("a VAE whose model is not its patcher's")
+            raise NotCacheable(reasons.OTHER_MODEL.of(what=reasons.VAE))
         parts = {**_names(module), id(vae): "the VAE", id(vae.patcher): "the patcher"}
         how = {n: description(v, parts) for n, v in vars(vae).items() if n not in _NOT_OF_A_VAE}
         where = [str(vae.vae_output_dtype()), vae.device.type, vae.output_device.type]
@@ -88,10 +89,10 @@ def of_vae(vae: Any) -> Identity:
 
 def of_clip(clip: Any) -> Identity:
     """The fingerprint of a comfy CLIP without its tokenizer, as tokens are input. Raises NotCacheable as of_vae() does."""
-    with _or_refused("a CLIP"):
+    with _or_refused(reasons.CLIP):
         module = clip.cond_stage_model
         if module is not clip.patcher.model:
-            raise NotCacheable("a CLIP whose model is not its patcher's")
+            raise NotCacheable(reasons.OTHER_MODEL.of(what=reasons.CLIP))
         module.reset_clip_options()  # as every encoding begins
         parts = {**_names(module), id(clip): "the CLIP", id(clip.patcher): "the patcher"}
         how = {n: description(v, parts) for n, v in vars(clip).items() if n not in _NOT_OF_A_CLIP}
@@ -104,10 +105,10 @@ def of_model(encoder: Any) -> Identity:
 
     Raises NotCacheable as of_vae() does.
     """
-    with _or_refused("an encoder"):
+    with _or_refused(reasons.ENCODER):
         module = encoder.model
         if module is not encoder.patcher.model:
-            raise NotCacheable("an encoder whose model is not its patcher's")
+            raise NotCacheable(reasons.OTHER_MODEL.of(what=reasons.ENCODER))
         parts = {**_names(module), id(encoder): "the encoder", id(encoder.patcher): "the patcher"}
         how = {n: description(v, parts) for n, v in vars(encoder).items() if n not in ("model", "patcher")}
         own = any(is_foreign(v) for v in vars(encoder).values())
@@ -136,14 +137,14 @@ _CALLABLES = (type(lambda: None), type(Identity.__init__.__get__(1)))
 
 
 @contextmanager
-def _or_refused(what: str) -> Iterator[None]:
+def _or_refused(what: Text) -> Iterator[None]:
     """Whatever another version of ComfyUI, another pack's encoder or a class of weights raises."""
     try:
         yield
     except NotCacheable:
         raise
     except Exception as error:
-        raise NotCacheable(f"{what} that is not understood ({type(error).__name__})") from error
+        raise NotCacheable(reasons.UNKNOWN_ENCODER.of(what=what, error=type(error).__name__)) from error
 
 
 def _comfys(kind: type) -> type:
@@ -184,11 +185,11 @@ def state_of(patcher: Any, module: Any) -> object:
     """A cheap change detector within this process; keeps nothing alive. patcher: of the module; what it patches is no change."""
     parts = None
     if any(_filled(getattr(torch.nn.modules.module, f"_global{hooks}", None)) for hooks in _HOOKS):
-        raise NotCacheable("a hook on all modules")
+        raise NotCacheable(reasons.HOOK_ON_ALL)
     told: list[Any] = []
     for part in module.modules():
         if any(getattr(part, hooks, None) for hooks in _HOOKS):
-            raise NotCacheable("a hook on a module of the encoder")
+            raise NotCacheable(reasons.HOOK_ON_MODULE)
         told.append(_same(part))
         for name, value in _attributes(part):
             if type(value) in CONSTANTS:
@@ -335,7 +336,7 @@ def stored_parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
             yield [_name_of(kind), str(weight.dtype), str(list(weight.shape)), str(name)], part.detach()
         return
     if not isinstance(weight, Tensor):
-        raise NotCacheable(f"weights of class {kind.__name__}")
+        raise NotCacheable(reasons.WEIGHTS_CLASS.of(name=kind.__name__))
     yield _stored(weight)
 
 
@@ -351,7 +352,7 @@ def _stored(weight: Tensor) -> tuple[list[str], Tensor]:
         except RuntimeError:
             stored = False
         if not stored or hasattr(weight, "__tensor_flatten__"):
-            raise NotCacheable(f"weights of class {type(weight).__name__}")
+            raise NotCacheable(reasons.WEIGHTS_CLASS.of(name=type(weight).__name__))
     return [description(type(weight)), *(description([n, v]) for n, v in sorted(vars(weight).items()))], data
 
 
@@ -406,13 +407,13 @@ def _patches(patcher: Any) -> str:
 
 def _refuse_unknown(patcher: Any) -> None:
     for name, reason in (
-        ("forced_hooks", HOOKS),
-        ("hook_patches", HOOKS),
-        ("injections", "something injected into the encoder, such as a bypass LoRA"),
-        ("additional_models", "another model attached to the encoder"),
-        ("weight_wrapper_patches", "wrapped weights"),
-        ("wrappers", "wrappers of the encoder"),
-        ("callbacks", "callbacks of the encoder"),
+        ("forced_hooks", reasons.HOOKS),
+        ("hook_patches", reasons.HOOKS),
+        ("injections", reasons.INJECTED),
+        ("additional_models", reasons.ATTACHED),
+        ("weight_wrapper_patches", reasons.WRAPPED_WEIGHTS),
+        ("wrappers", reasons.WRAPPERS),
+        ("callbacks", reasons.CALLBACKS),
     ):
         if _filled(getattr(patcher, name, None)):
             raise NotCacheable(reason)
@@ -439,7 +440,7 @@ def _patch(part: Any, tensors: list[tuple[str, Tensor]], depth: int) -> Any:
     if part is None or type(part) in (bool, int, float, str):
         return part
     if depth > _DEPTH:
-        raise NotCacheable("a patch that is nested too deep")
+        raise NotCacheable(reasons.PATCH_NESTED)
     if isinstance(part, tuple | list):
         return [_patch(p, tensors, depth + 1) for p in part]
     if isinstance(part, dict):
@@ -449,7 +450,7 @@ def _patch(part: Any, tensors: list[tuple[str, Tensor]], depth: int) -> Any:
         return [description(type(part)), _patch(held, tensors, depth + 1)]
     if callable(part):
         return description(part)
-    raise NotCacheable(f"a patch of class {type(part).__name__}")
+    raise NotCacheable(reasons.PATCH_CLASS.of(name=type(part).__name__))
 
 
 def tensors_of(patch: Any) -> list[Tensor]:
@@ -469,7 +470,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, torch.dtype | torch.device):
         return str(value)
     if callable(value):
-        raise NotCacheable("a function patched into the encoder")
+        raise NotCacheable(reasons.PATCHED_FUNCTION)
     return value
 
 

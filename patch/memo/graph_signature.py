@@ -12,7 +12,7 @@ from typing import Any
 
 from ...core.memo.errors import NotCacheable
 from ...core.memo.keys import digest
-from . import model_files
+from . import model_files, reasons
 from .environment import environment_digest
 
 LONGEST = 64  # nodes in a row
@@ -72,10 +72,10 @@ def signature(get_node: GetNode, link: Any) -> Signature:
         kind, inputs, output = _node(get_node, link)
         plain = PLAIN.get(kind)
         if plain is None or output not in plain.outputs or not _is_its_own(kind):
-            raise NotCacheable(f"what {kind[:60]} loads is only known when it has run")
+            raise NotCacheable(reasons.KNOWN_AFTER_RUN.of(node=kind[:60]))
         constants = {n: v for n, v in inputs.items() if n != plain.follow and n not in plain.ignored}
         if any(isinstance(v, list | dict) for v in constants.values()):
-            raise NotCacheable(f"what {kind} loads depends on another node")
+            raise NotCacheable(reasons.DEPENDS.of(node=kind))
         for name, folder in plain.files.items():
             if name in constants:
                 files.add(model_files.named(folder, constants[name]))
@@ -84,19 +84,19 @@ def signature(get_node: GetNode, link: Any) -> Signature:
         if not plain.follow:
             return Signature(digest(told, files.stamps, loading_digest()), files.settled)
         link = inputs.get(plain.follow)
-    raise NotCacheable("too many nodes in a row")
+    raise NotCacheable(reasons.TOO_MANY_NODES)
 
 
 def _node(get_node: GetNode, link: Any) -> tuple[str, dict[str, Any], int]:
     if not (isinstance(link, list | tuple) and len(link) == 2 and type(link[1]) is int):
-        raise NotCacheable("an encoder that comes from no node")
+        raise NotCacheable(reasons.NO_NODE)
     try:
         node = get_node(str(link[0]))
         kind, inputs = node["class_type"], node["inputs"]
     except Exception as error:  # what a graph lacks, each version says in its own way
-        raise NotCacheable("an encoder from a node that is not in the graph") from error
+        raise NotCacheable(reasons.NOT_IN_GRAPH) from error
     if not isinstance(kind, str) or not isinstance(inputs, dict):
-        raise NotCacheable("an encoder from something that is no node")
+        raise NotCacheable(reasons.NOT_A_NODE)
     return kind, inputs, link[1]
 
 

@@ -17,8 +17,9 @@ import torch
 
 from ...core.memo.errors import CorruptEntry, NotCacheable
 from ...core.memo.keys import Key, digest, key
+from ...core.memo.reasons import of_kind
 from ...core.memo.store import Found, Store
-from . import fingerprint, snapshot
+from . import fingerprint, reasons, snapshot
 from .device_tags import Devices, nbytes, unpack
 from .encoders import content, memo_clip, memo_vae, vae_key
 from .graph_signature import GetNode, signature
@@ -32,8 +33,6 @@ WAITING, LARGEST = (
     60.0,
     64 << 20,
 )  # seconds and bytes for which values are held between a node's question and its execution
-CHANGED = f"{LOADER}: files or folders of models that changed since ComfyUI was started"
-MODIFIED = f"{LOADER}: an encoder that another node changed in place"
 
 
 class _Held:
@@ -99,7 +98,7 @@ class Pending:
             self._about = None
         except Exception as error:  # whatever another version of ComfyUI raises
             self._about = None
-            self._memo.stats.refused(f"{LOADER}: not understood ({type(error).__name__})")
+            self._memo.stats.refused(of_kind(LOADER, reasons.NOT_UNDERSTOOD.of(error=type(error).__name__)))
 
     def known(self) -> bool:
         """Whether get() will return a value, which is held until then."""
@@ -123,9 +122,9 @@ class Pending:
         if self._memo is None or self._about is None:
             return
         if not self._settled:
-            self._memo.stats.refused(CHANGED)
+            self._memo.stats.refused(of_kind(LOADER, reasons.FILES_CHANGED))
         elif modified:
-            self._memo.stats.refused(MODIFIED)
+            self._memo.stats.refused(of_kind(LOADER, reasons.CHANGED_IN_PLACE))
         else:
             self._memo.put(self._about, told, 0.0)
 
@@ -147,7 +146,7 @@ class Pending:
         try:
             return self._found(self._memo, self._about)
         except Exception as error:  # whatever another version of ComfyUI raises
-            self._memo.stats.refused(f"{LOADER}: not understood ({type(error).__name__})")
+            self._memo.stats.refused(of_kind(LOADER, reasons.NOT_UNDERSTOOD.of(error=type(error).__name__)))
             return None
 
     def _found(self, memo: Store, about: Key) -> tuple[Key, Found] | None:

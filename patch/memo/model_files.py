@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...core.memo.errors import NotCacheable
-from . import source_code
+from . import reasons, source_code
 
 MARGIN = 0.05  # seconds: resolution of file times
 COARSE = 2.0  # likewise of file systems that store whole seconds
@@ -49,7 +49,7 @@ def named(folder: str, name: Any) -> Files:
     import folder_paths
 
     if not isinstance(name, str):
-        raise NotCacheable("a file name that is no string")
+        raise NotCacheable(reasons.NO_FILE_NAME)
     found = Files()
     if folder == "vae":
         if name == "pixel_space":
@@ -62,7 +62,7 @@ def named(folder: str, name: Any) -> Files:
         found.settled = found.settled and _unchanged(folder_paths.get_folder_paths("vae_approx"))
     found.add(_at(folder, name, folder_paths.get_full_path(folder, name)))
     if not found.stamps:
-        raise NotCacheable("a file that is not there")
+        raise NotCacheable(reasons.NO_FILE)
     return found
 
 
@@ -94,7 +94,7 @@ def embeddings(text: str) -> Files:
                 found.stamps.append(_stamp(path))
                 found.settled = found.settled and _unchanged(_links(path)) and _is_older(found.stamps[-1])
                 if len(found.stamps) > EMBEDDINGS:
-                    raise NotCacheable("too many embeddings")
+                    raise NotCacheable(reasons.TOO_MANY_EMBEDDINGS)
     found.settled = found.settled and _unchanged(folders) and _means_the_same("embeddings", "", found.stamps)
     return found
 
@@ -128,7 +128,7 @@ def _stamp(path: str) -> Stamp:
     try:
         about = os.stat(path)
     except OSError as error:
-        raise NotCacheable(f"a file that cannot be looked at ({type(error).__name__})") from error
+        raise NotCacheable(reasons.UNREADABLE_FILE.of(error=type(error).__name__)) from error
     # ctime tells of a file that was put in the place of another with its times kept
     return os.path.realpath(path), about.st_size, about.st_dev, about.st_ino, (about.st_mtime_ns, about.st_ctime_ns)
 

@@ -6,14 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from weakref import WeakKeyDictionary
 
+from ...core.memo.reasons import tier_name
 from ...core.memo.store import Found
 from ...core.texts import Text
 from ..comfy_server import prompt_id, show_text
 
-_TIERS = {
-    "memory": Text("from_memory", "memory"),
-    "disk": Text("from_disk", "disk"),
-}  # others have proper names
 _ENCODING = Text("encoding", "Encoding: not in the cache")
 _FROM = Text("from_cache", "From {tiers} in {looking} ms")
 _FROM_SAVED = Text("from_cache_saved", "From {tiers} in {looking} ms, {saved} saved")
@@ -52,7 +49,7 @@ class Counts:
         """One line for the node."""
         worth, saved = self.saved >= WORTH, _seconds(self.saved)
         if self.hits and not self.misses:
-            tiers = [_TIERS.get(tier, tier) for tier in sorted(self.tiers)]
+            tiers = [tier_name(tier) for tier in sorted(self.tiers)]
             one, several = (_FROM_SAVED, _SEVERAL_SAVED) if worth else (_FROM, _SEVERAL)
             told = several if self.hits > 1 else one
             return told.of(hits=self.hits, tiers=tiers, looking=f"{1000 * self.looking:.1f}", saved=saved)

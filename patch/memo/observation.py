@@ -11,6 +11,7 @@ import numpy
 import torch
 
 from ...core.memo.errors import NotCacheable
+from . import reasons
 from .modifications import observer
 
 _tiles = 0  # calls of a VAE's functions that work in tiles, in this process
@@ -28,9 +29,9 @@ class Observation:
     def check(self, tiles_wanted: bool = False) -> None:
         """Raises NotCacheable if random numbers were drawn since this was made, or tiles used that nobody asked for."""
         if _random_states(self._device) != self._random:
-            raise NotCacheable("computed with random numbers")
+            raise NotCacheable(reasons.RANDOM)
         if self._tiles != _tiles and not tiles_wanted:
-            raise NotCacheable("computed in tiles for want of memory")
+            raise NotCacheable(reasons.TILES)
 
     def encoders(self) -> list[Any]:
         """Encoders that were used since this was made and still exist; see watch_encoders()."""

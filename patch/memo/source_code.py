@@ -23,6 +23,7 @@ import psutil
 
 from ...core.memo.errors import NotCacheable
 from ...core.memo.keys import digest
+from . import reasons
 
 Origin = Literal["comfyui", "installed", "other"]
 
@@ -40,7 +41,6 @@ _NOT_COMFYUIS = ("custom_nodes", "models", "input", "output", "temp", "user")
 SOURCES = (".py", ".json", ".txt", ".model")  # code, and the configurations and vocabularies of encoders and tokenizers
 LIMIT = 5_000  # files of another pack that are read
 VOCABULARY = 256 << 10  # bytes of a file that is no code, above which its size stands for its content
-CHANGED = "source code that changed since ComfyUI was started"
 
 
 @lru_cache(maxsize=1)
@@ -112,7 +112,7 @@ def pack_digest(file: str) -> str:
     """
     path = Path(os.path.realpath(file))
     if not path.is_file():
-        raise NotCacheable("code without a source file")
+        raise NotCacheable(reasons.NO_SOURCE)
     folder = path.parent
     while (folder / "__init__.py").exists() and folder.parent.name != "custom_nodes" and folder != folder.parent:
         folder = folder.parent
@@ -131,14 +131,14 @@ def _digest_of(root: str, parts: tuple[str, ...], endings: tuple[str, ...] = SOU
             for path in _files(os.path.join(root, part), endings):
                 about = os.stat(path)
                 if max(about.st_mtime, about.st_ctime) > process_start():
-                    raise NotCacheable(CHANGED)
+                    raise NotCacheable(reasons.SOURCE_CHANGED)
                 name = os.path.relpath(path, root).replace(os.sep, "/")
                 large = about.st_size > VOCABULARY and not name.endswith(".py")
                 found.append((name, b"%d" % about.st_size if large else Path(path).read_bytes()))
                 if len(found) > LIMIT:
-                    raise NotCacheable("code of a package with too many files")
+                    raise NotCacheable(reasons.TOO_MANY_SOURCES)
     except OSError as error:
-        raise NotCacheable("code without a source file") from error
+        raise NotCacheable(reasons.NO_SOURCE) from error
     return digest(sorted(found))
 
 
@@ -159,7 +159,7 @@ def source_of(module: str) -> str:
         return version_of(module)
     file = getattr(sys.modules.get(module), "__file__", None)
     if not file:
-        raise NotCacheable("code without a source file")
+        raise NotCacheable(reasons.NO_SOURCE)
     return pack_digest(file)
 
 
@@ -177,7 +177,7 @@ def version_of(module: str) -> str:
     except importlib.metadata.PackageNotFoundError:
         file = getattr(sys.modules.get(module), "__file__", None)
         if not file or not file.endswith(".py"):
-            raise NotCacheable("code of a package without a version") from None
+            raise NotCacheable(reasons.NO_VERSION) from None
         return pack_digest(file)
 
 

@@ -23,7 +23,7 @@ from .sigma_ranges import Range
 from .sigmas import SigmaReader
 from .slots import slots_of, window_of
 
-NOT_RECORDED = Text("teaches_nothing", "this run teaches nothing about the model's costs: {error}")
+TEACHES_NOTHING = Text("teaches_nothing", "this run teaches nothing about the model's costs: {error}")
 STATEFUL = Text("stateful", "this model keeps state from step to step, so every step is computed")
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class EvaluationHook:
         except Exception as error:
             log.debug("[Skipstone] the recording failed", exc_info=True)
             if self.run.learning:
-                self.run.report.note(NOT_RECORDED.of(error=error), warning=False)
+                self.run.report.note(TEACHES_NOTHING.of(error=error), warning=False)
             if self.learner is not None:
                 self.learner.invalidate()
 

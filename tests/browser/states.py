@@ -99,7 +99,7 @@ def lines() -> dict[str, list[Text]]:
         "SkipstoneCachedTextEncode": [
             text("encoding"),
             text("encoded", seconds="1.2 s"),
-            text("from_cache_saved", tiers=[text("from_disk")], looking="0.6", saved="14 s"),
-            text("encoded_not_cached", seconds="1.2 s", reason="a function patched into the encoder"),
+            text("from_cache_saved", tiers=[text("tier_disk")], looking="0.6", saved="14 s"),
+            text("encoded_not_cached", seconds="1.2 s", reason=text("uncached_patched_function")),
         ],
     }

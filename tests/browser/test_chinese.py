@@ -1,3 +1,4 @@
+# ruff: noqa: RUF001 - Chinese has its own colon and comma
 """What a Chinese reader sees on nodes: sentences of the server's in Chinese, and none twice."""
 
 import json
@@ -7,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from skipstone.core.memo.keys import key
+from skipstone.core.memo.status import check_connections, overview
+from skipstone.core.memo.store import Store
+from skipstone.core.memo.tiers.memory import MemoryTier
+from skipstone.core.memo.tiers.redis import RedisTier
 from skipstone.core.step.auto.method import WHY
-from skipstone.core.step.clock import Grid
-from skipstone.core.step.method import Method
-from skipstone.core.step.policies import Budget, Schedule
-from skipstone.core.step.predictors import Linear
 from skipstone.core.step.report import messages
-from skipstone.core.step.run import Run
-from skipstone.tests.browser.states import text
+from skipstone.tests.browser.states import report, text
 
 GRAPH = Path(__file__).resolve().parents[2] / "demo" / "graphs" / "meancache.json"
 COMPILE = ["each block", "default", "eager", False, "auto", "", "torch.compile", False]
@@ -46,13 +47,12 @@ def graph_with(kind, values, seed=None):
 def test_what_samplers_came_to_together_is_said_once(desk):
     graph = graph_with("SkipstoneMeanCache", ["Balanced"])
     desk.open(graph)
-    report = finished()
-    shown(desk, graph, report)
+    shown(desk, graph, finished(together=(9, 20), notes=[messages.together(9, 20)]))
     say = desk.page.locator(".skipstone-say")
     say.get_by_text("连同前一个采样器").wait_for()
     everything = say.get_attribute("title")
     assert everything.count("20 次求值中计算了 9 次") == 1
-    *sentences, costs = everything.split("\n")  # the last one names a recording
+    *sentences, costs = everything.split("\n")  # the last one names a model
     assert all(map(is_chinese, sentences)) and costs.startswith("跳步代价的来源"), everything
 
 
@@ -62,9 +62,7 @@ def test_what_samplers_came_to_together_is_said_once(desk):
 def test_advice(desk, note):
     graph = graph_with("SkipstoneMeanCache", ["Balanced"])
     desk.open(graph)
-    report = finished()
-    report.hint, report.together = note, None
-    shown(desk, graph, report)
+    shown(desk, graph, finished(hint=note))
     say = desk.page.locator(".skipstone-say")
     say.get_by_text(re.compile("步")).wait_for()
     assert is_chinese(say.get_attribute("title").split("\n")[0])
@@ -87,20 +85,38 @@ def test_states_of_other_nodes(desk):
         assert is_chinese(line), line
 
 
-def finished():
-    """The report of a run that continued another one."""
-    grid = Grid.of([1 - i / 10 for i in range(11)])
-    run = Run(Method("MeanCache", "Balanced", (Schedule(Budget.of(0.5)),), Linear()), grid, "euler")
-    for sigma in grid.sigmas[:-1]:
-        run.tick(sigma)
-        run.decide(["slot"])
-    report = run.close(finished=True)
-    report.hint, report.notes, report.chosen = "", [], messages.method("MeanCache", 5, 10, WHY["euler"])
-    report.together = 9, 20
-    report.note(messages.together(9, 20), warning=False)
-    return report
+def finished(**values):
+    """A run's report."""
+    return report(chosen=messages.method("MeanCache", 5, 20, WHY["euler"]), error=0.01, costs="another model", **values)
 
 
-def shown(desk, graph, report):
+def shown(desk, graph, told):
     run = {"run": 1, "node": "4", "workflow": graph["id"], "prompt": "p", "sampler": "8", "running": False}
-    desk.receive("report", run | {"report": report.as_dict()})
+    desk.receive("report", run | {"report": told.as_dict()})
+
+
+def test_why_an_encoding_is_not_cached_and_what_is_wrong_with_a_tier(open_desk):
+    """In the panel, and what the settings' test answers."""
+    store = Store([MemoryTier(10, reserve=0), RedisTier("redis://127.0.0.1:1")])
+    store.put(key("vae", "a"), {1, 2}, 1.0)
+    store.put(key("text", "b"), 1, 1.0)
+    store.stats.refused(text("uncached_changed_in_place"))
+    store.stats.trouble("redis", text("tier_silent", ms="30"))
+    told = {"state": "on", **overview(store), "environment": []}
+    sentences = check_connections(store)[1]
+    store.close()
+    desk = open_desk(**{"Comfy.Locale": "zh", "Skipstone.Sidebar": "always"})
+    page = desk.page
+    page.route("**/skipstone/memo", lambda route: route.fulfill(json=told))
+    tested = {"ok": False, "text": "", "texts": [sentence.as_dict() for sentence in sentences]}
+    page.route("**/skipstone/memo/test", lambda route: route.fulfill(json=tested))
+    page.get_by_test_id("side-toolbar").get_by_role("button", name="编码缓存").click()
+    lines = page.locator(".skipstone-memo details li")
+    lines.get_by_text("1 次未缓存：VAE：类 set 的对象").wait_for()
+    found = lines.all_inner_texts()
+    assert len(found) == len(told["not_kept"]) + len(told["troubles"]) >= 4
+    assert all(re.search(r"[\u4e00-\u9fff]{2}", line) and line not in told["texts"] for line in found), found
+    page.get_by_role("region", name="编码缓存").get_by_role("button", name="设置").click()
+    test = page.locator("[data-setting-id='Skipstone.Memo.RedisTest']")
+    test.get_by_role("button").click()
+    test.get_by_text("✗ 无法连接 Redis：条目不共享。").wait_for()

@@ -28,6 +28,19 @@ THEME = "(name) => app.extensionManager.setting.set('Comfy.ColorPalette', name)"
 BOXES = "() => app.graph._nodes.map(n => [n.pos[0], n.pos[1] - 30, n.pos[0] + n.size[0], n.pos[1] + n.size[1], n.type])"
 
 
+def shot(desk, name, width, height):
+    """Pictures of all nodes in columns, in both themes. width, height: of the window, without what stands around the canvas."""
+    desk.page.wait_for_timeout(800)  # Vue nodes are measured once they are drawn
+    wide, high = desk.evaluate(PACK, GAP, TITLE, COLUMNS)
+    desk.page.evaluate(SHOW, [scale := min(width / wide, height / high, 1.4), 100 / scale, 110 / scale])
+    pictures = []
+    for theme in ("dark", "light"):
+        desk.page.evaluate(THEME, theme)
+        desk.page.wait_for_timeout(800)
+        pictures.append(desk.shoot(f"{name}-{theme}"))
+    return pictures
+
+
 @pytest.mark.parametrize("mode", ["canvas", "vue"])
 def test_every_node(open_desk, mode):
     desk = open_desk(vue=mode == "vue")
@@ -36,14 +49,7 @@ def test_every_node(open_desk, mode):
     names = [name for name in json.loads(ask(desk.server, "/object_info")) if name.startswith("Skipstone")]
     for name in names:
         desk.add(name, 0, 0)
-    page.wait_for_timeout(800)  # Vue nodes are measured once they are drawn
-    width, height = desk.evaluate(PACK, GAP, TITLE, COLUMNS)
-    page.evaluate(SHOW, [scale := min(2400 / width, 1700 / height, 1.4), 100 / scale, 110 / scale])
-    for theme in ("dark", "light"):
-        page.evaluate(THEME, theme)
-        page.wait_for_timeout(800)
-        path = desk.shoot(f"nodes-{mode}-{theme}")
-        assert path.stat().st_size > 100_000
+    assert all(path.stat().st_size > 100_000 for path in shot(desk, f"nodes-{mode}", 2400, 1700))
     boxes = desk.evaluate(BOXES)
     assert {b[4] for b in boxes} == {*names}
     assert not [(a[4], b[4]) for i, a in enumerate(boxes) for b in boxes[:i] if not apart(a, b)]
@@ -68,13 +74,7 @@ def test_every_state(open_desk, mode):
             desk.receive("report", place | {"running": running, "report": report.as_dict()})
     for node, line in lines:
         desk.receive("status", {"workflow": workflow, "node": node, **line.as_dict()})
-    page.wait_for_timeout(800)  # Vue nodes are measured once they are drawn
-    width, height = desk.evaluate(PACK, GAP, TITLE, COLUMNS)
-    page.evaluate(SHOW, [scale := min(1800 / width, 1750 / height, 1.4), 100 / scale, 90 / scale])
-    for theme in ("dark", "light"):
-        page.evaluate(THEME, theme)
-        page.wait_for_timeout(800)
-        desk.shoot(f"states-{mode}-{theme}")
+    shot(desk, f"states-{mode}", 1800, 1750)
     assert page.locator(".skipstone-timeline").count() == len(reports)
     assert page.locator(".skipstone-status").count() == len(lines)
     assert desk.evaluate(CUT) == []

@@ -10,6 +10,7 @@ from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
 from skipstone.core.memo.tiers.redis import RedisTier
+from skipstone.core.texts import translatable
 from skipstone.tests.memo.fakes import Fake, boom
 
 
@@ -59,16 +60,30 @@ def test_no_place_is_named(tmp_path):
     store.put(key("vae", "a"), 1, 1.0)
     store.flush()
     told = overview(store)
-    ok, text = status.check_connections(store)
+    ok, sentences = status.check_connections(store)
     store.close()
     assert told["tiers"][1]["state"] == "away"
     assert {trouble["tier"] for trouble in told["troubles"]} == {"disk", "redis"}
-    for said in (json.dumps(told), text):
+    for said in (json.dumps(told), json.dumps(translatable(sentences))):
         assert not any(word in said for word in ("some-folder", "127.0.0.1", "s3cret", str(tmp_path)))
-    assert not ok and text.startswith("No connection to Redis")
+    assert not ok and sentences == ["no connection to Redis: entries are not shared"]
+    assert {trouble["text"] for trouble in told["troubles"]} <= {text["text"] for text in told["texts"]}
 
 
 def test_trying_a_redis_that_is_not_set():
     store = Store([MemoryTier(1000)])
-    assert status.check_connections(store) == (False, "No Redis address is set.")
+    assert status.check_connections(store) == (False, ["no Redis address is set"])
     store.close()
+
+
+def test_what_is_not_cached_is_named_with_what_it_is_translated_by():
+    store = Store([MemoryTier(10, reserve=0)])
+    store.put(key("vae", "a"), {1, 2}, 1.0)
+    store.put(key("vae", "b"), 1, 1.0)
+    told = json.loads(json.dumps(overview(store)))
+    store.close()
+    assert set(told["not_kept"]) == {"vae: something of class set", "memory: larger than its budget"}
+    texts = {text["text"]: text for text in told["texts"]}
+    assert set(texts) == set(told["not_kept"])
+    reason = texts["vae: something of class set"]["values"]["reason"]
+    assert (reason["key"], reason["values"]) == ("uncached_class", {"name": "set"})

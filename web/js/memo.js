@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js"
 import { api } from "../../../scripts/api.js"
 import { el, graphs, guarded, nodesOf, style } from "./shared.js"
-import { t } from "./texts.js"
+import { capital, sentenceIn, t, translated } from "./texts.js"
 
 const TAB = "skipstone-memo"
 // the first tells of the queue, whoever runs something; the others reach the page that asked for the run
@@ -293,15 +293,17 @@ function kinds(told) {
   return rows.length ? el("table", {}, el("thead", {}, head), el("tbody", {}, ...rows)) : null
 }
 
-const trouble = (name, text) =>
-  text.includes(name) ? `${text[0].toUpperCase()}${text.slice(1)}.` : `${name}: ${text}.`
+const trouble = (place, text) =>
+  text.includes(place) ? `${capital(text)}${t("list.end")}` : t("panel.trouble", { place, text })
 
 const notKept = (count, why) => t(count === 1 ? "panel.notKeptOnce" : "panel.notKept", { count, why })
 
 function aside(told, open) {
   const lines = [
-    ...told.troubles.map(({ tier, text }) => el("li", { className: "bad" }, trouble(placeOf(tier), text))),
-    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, notKept(n, why))),
+    ...told.troubles.map(({ tier, text }) =>
+      el("li", { className: "bad" }, trouble(placeOf(tier), sentenceIn(told, text))),
+    ),
+    ...Object.entries(told.not_kept).map(([why, n]) => el("li", {}, notKept(n, sentenceIn(told, why)))),
   ]
   if (!lines.length) return null
   const list = el("ul", {}, ...lines)
@@ -325,7 +327,7 @@ export async function asked(path, body) {
     throw new Error(t("panel.noAnswer"))
   }
   const told = await answer.json().catch(() => ({}))
-  if (!answer.ok) throw new Error(told.error ?? t("panel.answers", { status: answer.status }))
+  if (!answer.ok) throw new Error(told.told ? translated(told.told) : t("panel.answers", { status: answer.status }))
   return told
 }
 

@@ -3,7 +3,7 @@
 import { app } from "../../../scripts/app.js"
 import { USED, asked, changed, showTab } from "./memo.js"
 import { el, guarded, style } from "./shared.js"
-import { t } from "./texts.js"
+import { capital, t, translated } from "./texts.js"
 
 const RESTART = "Restart ComfyUI to apply."
 const OWNER = "With several users (--multi-user) only environment variables count."
@@ -82,8 +82,9 @@ export function action(label, work) {
 const trial = () =>
   action(t("fields.test"), async (say) => {
     say(t("fields.asking"))
-    const { ok, text } = await asked("/skipstone/memo/test", {})
-    say(`${ok ? "✓" : "✗"} ${text}`, !ok)
+    const { ok, texts } = await asked("/skipstone/memo/test", {})
+    const sentences = texts.map((told) => capital(translated(told)).replace(/[.。]$/, ""))
+    say(`${ok ? "✓" : "✗"} ${sentences.join(t("list.stop"))}${t("list.end")}`, !ok)
   }).element
 
 const amount = (max, step, digits = 1) => ({ min: 0, max, step, maxFractionDigits: digits, showButtons: true })

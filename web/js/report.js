@@ -1,13 +1,9 @@
 // A run's report (core/step/report/report.py, Report.as_dict) in words, and as a strip of cells. Knows nothing of ComfyUI.
 
 import { el } from "./shared.js"
-import { capital, t, translated } from "./texts.js"
+import { capital, sentenceIn, t } from "./texts.js"
 
-/** A sentence of the report, in the language that the person chose. */
-function said({ texts }, sentence) {
-  const told = texts?.find(({ text }) => text === sentence)
-  return capital(told ? translated(told) : (sentence ?? ""))
-}
+const said = (report, sentence) => capital(sentenceIn(report, sentence))
 
 const short = (value) => String(Number(value.toPrecision(value < 1000 ? 3 : 4)))
 
@@ -134,7 +130,9 @@ export function sentences(run) {
       ? t("timeline.spokenStopped", { step: done(report) })
       : ""
   const gained = gain(run).join("")
-  const rest = [gained && capital(gained), ...remarks(run)].filter(Boolean).map((text) => text.replace(/\.?$/, "."))
+  const rest = [gained && capital(gained), ...remarks(run)]
+    .filter(Boolean)
+    .map((text) => text.replace(/[.。]?$/, t("list.end")))
   return [`${title(run)}:`, state, count, ...rest].filter(Boolean).join(" ")
 }
 

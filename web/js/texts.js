@@ -10,6 +10,7 @@ const ENGLISH = {
   list: {
     comma: ", ",
     stop: ". ",
+    end: ".",
   },
   values: {
     show: "Show values",
@@ -157,6 +158,7 @@ const ENGLISH = {
     savedColumn: "Saved",
     notKept: "Not cached, {count} times: {why}",
     notKeptOnce: "Not cached, once: {why}",
+    trouble: "{place}: {text}.",
     troubles: "Errors and results that were not cached ({count})",
     noAnswer: "The server does not respond.",
     answers: "The server answers {status}.",
@@ -175,7 +177,12 @@ const ENGLISH = {
     kinds: {
       latents: "latents",
       prompts: "prompts",
+      pictures: "pictures",
       loaders: "loaders",
+      "other nodes": "other nodes",
+      "generated texts": "generated texts",
+      "vision embeddings": "vision embeddings",
+      "audio embeddings": "audio embeddings",
     },
     states: {
       on: "on",
@@ -229,6 +236,12 @@ export function translated(told) {
   }
   const values = Object.entries(told.values ?? {}).map(([name, value]) => [name, inWords(value)])
   return t(["messages", told.key], Object.fromEntries(values)) ?? told.text
+}
+
+/** One of the server's sentences, which stands in `texts` with its key, in the language that the person chose. */
+export function sentenceIn({ texts }, sentence) {
+  const told = texts?.find(({ text }) => text === sentence)
+  return told ? translated(told) : (sentence ?? "")
 }
 
 async function loaded() {

@@ -30,8 +30,8 @@ class Usage:
 class Unavailable(Exception):
     """The tier cannot be used at present.
 
-    The message tells the cause and the remedy, without passwords. It has to be the same for each occurrence, because it is logged once;
-    `detail` is for what varies.
+    The message, a Text, tells the cause and the remedy, without passwords. It has to be the same for each occurrence, because it is logged
+    once; `detail` is for what varies.
     """
 
     def __init__(self, what: str, detail: str = "") -> None:

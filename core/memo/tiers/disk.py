@@ -27,9 +27,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from ...texts import Text
 from ..codec import HEADER, LARGEST, PREFIX, header_size, plausible
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import Key
+from ..reasons import LARGER_THAN_QUARTER, in_tier
 from .base import Progress, Unavailable, Usage
 
 GB = 1 << 30
@@ -41,6 +43,17 @@ ABANDONED = 3600.0  # seconds after which a temporary file is removed
 SCAN = 300.0  # seconds between two scans of the folder, to which other processes write as well
 SHARES = 20  # the folder is scanned again after limit / SHARES bytes were written
 FULL = 0.9  # share of the limit to which eviction reduces the folder
+
+_LINKED = Text("disk_linked", "{where} holds a linked folder: entries are kept in memory alone; remove the link")
+_NO_SPACE = Text(
+    "disk_no_space",
+    "no space left for {where}: entries are kept in memory alone; free some on that disk, or clear the encode cache",
+)
+_NO_PERMISSION = Text(
+    "disk_no_permission",
+    "no permission to write to {where}: entries are kept in memory alone; grant it, or choose another folder in the settings",
+)
+_NOT_WRITTEN = Text("disk_not_written", "{where} cannot be written to ({error}): entries are kept in memory alone")
 
 _KIND = re.compile(r"[a-z][a-z0-9-]{0,31}")
 _SHARD = re.compile(r"[0-9a-f]{2}")
@@ -138,15 +151,13 @@ class DiskTier:
 
     def put(self, key: Key, data: bytes) -> None:
         if len(data) > self.limit // 4:
-            raise NotCacheable(f"{self.name}: larger than a quarter of its limit")
+            raise NotCacheable(in_tier(LARGER_THAN_QUARTER, self.name))
         path = self._path(key)
         temporary = path.with_name(f"{key.digest}.{secrets.token_hex(8)}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             if self._is_linked(path):
-                raise Unavailable(
-                    f"{self.folder} holds a linked folder: entries are kept in memory alone; remove the link"
-                )
+                raise Unavailable(_LINKED.of(where=self.where))
             if shutil.disk_usage(path.parent).free - len(data) < self.spare:
                 raise OSError(errno.ENOSPC, "")
             self._write(temporary, data)
@@ -283,16 +294,11 @@ class DiskTier:
                         yield kind, self.folder / kind / shard
 
     def _explained(self, error: OSError) -> Unavailable:
-        kept = "entries are kept in memory alone"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            return Unavailable(
-                f"no space left for {self.folder}: {kept}; free some on that disk, or clear the encode cache"
-            )
+            return Unavailable(_NO_SPACE.of(where=self.where))
         if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM):
-            return Unavailable(
-                f"no permission to write to {self.folder}: {kept}; grant it, or choose another folder in the settings"
-            )
-        return Unavailable(f"{self.folder} cannot be written to ({error.strerror}): {kept}")
+            return Unavailable(_NO_PERMISSION.of(where=self.where))
+        return Unavailable(_NOT_WRITTEN.of(where=self.where, error=error.strerror))
 
 
 def _listed(folder: Path) -> Iterator[tuple[str, os.stat_result]]:

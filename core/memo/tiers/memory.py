@@ -11,6 +11,7 @@ import psutil
 
 from ..errors import NotCacheable
 from ..keys import Key
+from ..reasons import LARGER_THAN_BUDGET, in_tier
 from .base import Progress, Usage
 
 SHARE = 0.1  # default budget as a share of the machine's memory
@@ -53,7 +54,7 @@ class MemoryTier:
 
     def put(self, key: Key, data: bytes) -> None:
         if len(data) > self.budget:
-            raise NotCacheable(f"{self.name}: larger than its budget")
+            raise NotCacheable(in_tier(LARGER_THAN_BUDGET, self.name))
         with self._lock:
             self.delete(key)
             self._held[key] = data, time.monotonic()

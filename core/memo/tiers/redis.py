@@ -21,16 +21,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from ...texts import Text
 from ..errors import CorruptEntry
 from ..keys import FORMAT, Key
 from .base import Lease, Progress, Unavailable, Unreachable, Usage
 from .redis_address import answers, connected, disconnect, parsed, pool_of
-from .shared import SharedTier
+from .shared import KEEPS_NOTHING, NO_CONNECTION, NO_PACKAGE, TOO_MANY_ENTRIES, SharedTier
 
 CHUNK = 256 << 10  # bytes that have to arrive within one stall_timeout: 6 MB/s are enough
 CLAIM = 5.0  # seconds after which a lease lapses unless it is renewed
 PING = 15.0  # seconds between two checks of the connection
 COUNTING = 4.0  # longest time for counting entries, in seconds
+
+_REFUSED = Text(
+    "redis_refused", "{where} wants another user or password: set them in the address, in SKIPSTONE_MEMO_REDIS"
+)
+_FULL = Text(
+    "redis_full",
+    "{where} is full and accepts no more entries: give it a maxmemory-policy such as allkeys-lru, or more memory",
+)
+_REPLICA = Text("redis_replica", "{where} is a read-only replica: set the address of its master")
+_REJECTS = Text("redis_rejects", "{where} rejects a command")
+_INVALID = Text("redis_invalid_address", "the address in the settings is not valid")
 
 _CLAIM = re.compile(rb"([0-9a-f]{16}) (\d{1,5}\.\d{3})?")
 
@@ -102,7 +114,7 @@ class RedisTier(SharedTier):
                     if kind and isinstance(size, int):
                         held[kind[1].decode()] = held.get(kind[1].decode(), Usage()) + Usage(1, size)
                 if time.monotonic() > deadline:
-                    raise Unavailable("has too many entries to count them")
+                    raise Unavailable(TOO_MANY_ENTRIES)
         return held
 
     # leases
@@ -168,7 +180,7 @@ class RedisTier(SharedTier):
                 started = time.perf_counter()
                 client.set(name, word, px=self._ms(CLAIM))
                 if client.getrange(name, 0, len(word) - 1) != word:
-                    raise Unavailable(f"{self.where} does not keep values")
+                    raise Unavailable(KEEPS_NOTHING.of(where=self.where))
                 return time.perf_counter() - started
         finally:
             one.close()
@@ -178,7 +190,7 @@ class RedisTier(SharedTier):
         try:
             import redis  # noqa: F401
         except ImportError:
-            raise Unavailable('the package `redis` is missing: pip install "redis>=5"') from None
+            raise Unavailable(NO_PACKAGE.of(package="redis", requirement='"redis>=5"')) from None
         errors: tuple[type[Exception], ...] = (*self._errors(), OSError, ValueError, TypeError)
         refusals: deque[Exception] = deque(maxlen=1)
         try:
@@ -262,21 +274,17 @@ class RedisTier(SharedTier):
             error = error.__cause__  # the reason for which no node could be used
         text = str(error)
         if isinstance(error, known.AuthenticationError | known.AuthorizationError | known.NoPermissionError):
-            return Unavailable(
-                f"{self.where} wants another user or password: set them in the address, in SKIPSTONE_MEMO_REDIS"
-            )
+            return Unavailable(_REFUSED.of(where=self.where))
         if isinstance(error, getattr(known, "OutOfMemoryError", ())) or text.startswith("OOM"):
-            return Unavailable(
-                f"{self.where} is full and accepts no more entries: give it a maxmemory-policy such as allkeys-lru, or more memory"
-            )
+            return Unavailable(_FULL.of(where=self.where))
         if isinstance(error, known.ReadOnlyError):
-            return Unavailable(f"{self.where} is a read-only replica: set the address of its master")
+            return Unavailable(_REPLICA.of(where=self.where))
         if isinstance(error, known.ResponseError):
-            return Unavailable(f"{self.where} rejects a command", text[:80])
+            return Unavailable(_REJECTS.of(where=self.where), text[:80])
         if isinstance(error, ValueError | TypeError):
             # the text of the error might contain the address
-            return Unavailable("the address in the settings is not valid", type(error).__name__)
-        return Unreachable(f"no connection to {self.where}: entries are not shared", type(error).__name__)
+            return Unavailable(_INVALID, type(error).__name__)
+        return Unreachable(NO_CONNECTION.of(where=self.where), type(error).__name__)
 
     # the interface of SharedTier
 

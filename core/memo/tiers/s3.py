@@ -22,11 +22,12 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from ...texts import Text
 from ..errors import CorruptEntry
 from ..keys import FORMAT, Key, key
 from .base import Progress, Unavailable, Unreachable, Usage
 from .s3_client import client as made_client
-from .shared import SharedTier
+from .shared import KEEPS_NOTHING, NO_CONNECTION, NO_PACKAGE, TOO_MANY_ENTRIES, SharedTier
 from .signature import HEAD
 
 STALL_TIMEOUT = (
@@ -37,6 +38,20 @@ READING = 30.0  # seconds after which the background stops reading an object
 CHECK = 60.0  # seconds between two checks of the connection
 COUNTING = 4.0  # longest time for counting entries, in seconds
 COUNTED = 60.0  # seconds for which a count is reused, because each request for a listing costs money
+
+_NO_BUCKET = Text("s3_no_bucket", "{where} does not exist: create the bucket, or set another in SKIPSTONE_MEMO_S3")
+_DENIES = Text(
+    "s3_denies",
+    "{where} denies access: allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket, without which a missing entry looks like "
+    "a forbidden one",
+)
+_REFUSED = Text("s3_refused", "{where} does not accept the credentials")
+_NO_CREDENTIALS = Text(
+    "s3_no_credentials", "there are no credentials for {where}: boto3 looks for them in its usual places"
+)
+_NO_REGION = Text("s3_no_region", "the region of {where} is not known: set SKIPSTONE_MEMO_S3_REGION")
+_TOO_MANY_REQUESTS = Text("s3_too_many_requests", "{where} receives too many requests at present")
+_REJECTS = Text("s3_rejects", "{where} rejects a request")
 
 _BUCKET = re.compile(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]")
 _PREFIX = re.compile(r"([A-Za-z0-9_.=-]+(/[A-Za-z0-9_.=-]+)*)?")
@@ -125,7 +140,7 @@ class S3Tier(SharedTier):
                 for kind, about in page:
                     held[kind] = held.get(kind, Usage()) + Usage(1, int(about["Size"]))
                 if time.monotonic() > deadline:
-                    raise Unavailable("has too many entries to count them")
+                    raise Unavailable(TOO_MANY_ENTRIES)
         self._counted = time.monotonic(), held
         return dict(held)
 
@@ -155,7 +170,7 @@ class S3Tier(SharedTier):
             seconds = time.perf_counter() - started
             client.delete_object(Bucket=self._bucket, Key=name)
         if not same:
-            raise Unavailable(f"{self.where} does not keep values")
+            raise Unavailable(KEEPS_NOTHING.of(where=self.where))
         return seconds
 
     def maintain(self) -> None:
@@ -171,7 +186,7 @@ class S3Tier(SharedTier):
             with self._explaining():
                 return made_client(self._endpoint, self._region)
         except ImportError:
-            raise Unavailable('the package `boto3` is missing: pip install "boto3>=1.36"') from None
+            raise Unavailable(NO_PACKAGE.of(package="boto3", requirement='"boto3>=1.36"')) from None
 
     def _object(self, client: Any, name: str) -> Any:
         """The response to GET, or None if the object does not exist."""
@@ -236,12 +251,9 @@ class S3Tier(SharedTier):
     def _explained(self, error: Exception) -> Unavailable:
         code, kind = _code(error), type(error).__name__
         if code == "NoSuchBucket":
-            return Unavailable(f"{self.where} does not exist: create the bucket, or set another in SKIPSTONE_MEMO_S3")
+            return Unavailable(_NO_BUCKET.of(where=self.where))
         if code in ("AccessDenied", "403", "AllAccessDisabled"):
-            return Unavailable(
-                f"{self.where} denies access: allow s3:GetObject, s3:PutObject, s3:DeleteObject and s3:ListBucket, without which a "
-                "missing entry looks like a forbidden one"
-            )
+            return Unavailable(_DENIES.of(where=self.where))
         if code in (
             "InvalidAccessKeyId",
             "SignatureDoesNotMatch",
@@ -249,18 +261,16 @@ class S3Tier(SharedTier):
             "InvalidToken",
             "TokenRefreshRequired",
         ):
-            return Unavailable(f"{self.where} does not accept the credentials", code)
+            return Unavailable(_REFUSED.of(where=self.where), code)
         if kind in ("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "ProfileNotFound"):
-            return Unavailable(
-                f"there are no credentials for {self.where}: boto3 looks for them in its usual places", kind
-            )
+            return Unavailable(_NO_CREDENTIALS.of(where=self.where), kind)
         if kind == "NoRegionError":
-            return Unavailable(f"the region of {self.where} is not known: set SKIPSTONE_MEMO_S3_REGION")
+            return Unavailable(_NO_REGION.of(where=self.where))
         if code in ("SlowDown", "503", "ServiceUnavailable", "RequestLimitExceeded"):
-            return Unavailable(f"{self.where} receives too many requests at present", code)
+            return Unavailable(_TOO_MANY_REQUESTS.of(where=self.where), code)
         if code:
-            return Unavailable(f"{self.where} rejects a request", code[:80])
-        return Unreachable(f"no connection to {self.where}: entries are not shared", kind)
+            return Unavailable(_REJECTS.of(where=self.where), code[:80])
+        return Unreachable(NO_CONNECTION.of(where=self.where), kind)
 
     def _name(self, key: Key) -> str:
         return f"{self._prefix}{key.kind}/{key.digest}"

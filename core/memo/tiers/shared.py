@@ -7,10 +7,17 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from ...texts import Text, said
 from ..errors import CorruptEntry, NotCacheable
 from ..keys import Key
+from ..reasons import LARGER_THAN, in_tier
 from .base import Unavailable, Unreachable
 from .signature import Envelope
+
+NO_CONNECTION = Text("tier_no_connection", "no connection to {where}: entries are not shared")
+KEEPS_NOTHING = Text("tier_keeps_nothing", "{where} does not keep values")
+TOO_MANY_ENTRIES = Text("tier_too_many_entries", "has too many entries to count them")
+NO_PACKAGE = Text("tier_no_package", "the package `{package}` is missing: pip install {requirement}")
 
 
 class SharedTier:
@@ -29,7 +36,7 @@ class SharedTier:
         self._envelope = Envelope(secret)
         self._lock = threading.Lock()
         self._client: Any = None
-        self._why: Unavailable = Unreachable(f"no connection to {where}: entries are not shared")
+        self._why: Unavailable = Unreachable(NO_CONNECTION.of(where=where))
 
     def put(self, key: Key, data: bytes) -> None:
         """Store an entry. Raises NotCacheable for one that is larger than `largest`."""
@@ -37,7 +44,7 @@ class SharedTier:
             return
         name = self._name(key)
         if len(data) + self._envelope.overhead > self.largest:
-            raise NotCacheable(f"{self.name}: larger than {self.largest >> 20} MB")
+            raise NotCacheable(in_tier(LARGER_THAN, self.name, mb=self.largest >> 20))
         with self._server() as client:
             self._write(client, name, self._envelope.wrap(name, data))
 
@@ -61,7 +68,7 @@ class SharedTier:
             client = self._client
         if client is None:
             # a copy: an exception that was raised keeps its frames alive
-            raise type(self._why)(str(self._why), self._why.detail)
+            raise type(self._why)(said(self._why), self._why.detail)
         with self._explaining():
             yield client
 

@@ -32,7 +32,7 @@ NO_RATIOS = Text(
 )
 WITHOUT_RATIOS = Text("without_ratios", "connect a step_mask, or take First Block Cache, which needs no table")
 NONE_LEFT = Text("none_left", "no step was left to skip: lower warmup and start_percent, or take more steps")
-RAISE = Text(
+RAISE_ERROR = Text(
     "error_too_large",
     "the smallest error of a skip was {smallest} against a threshold of {threshold}: raise the threshold above it, pick a faster "
     "preset, or take more steps",
@@ -125,4 +125,4 @@ class Ratios(Policy):
             return WITHOUT_RATIOS
         if not math.isfinite(self.smallest):
             return NONE_LEFT
-        return RAISE.of(smallest=f"{self.smallest:.3g}", threshold=f"{self.error:.3g}")
+        return RAISE_ERROR.of(smallest=f"{self.smallest:.3g}", threshold=f"{self.error:.3g}")

@@ -87,7 +87,8 @@ def test_a_known_prompt_needs_no_loader(memo, shop, loads, same):
 def shown(monkeypatch):
     """Texts on nodes, as (node, text)."""
     texts: list[tuple[str, str]] = []
-    monkeypatch.setattr(node_status, "show_text", lambda text, node: texts.append((node, text)))
+    for module in (node_status, memo_nodes):
+        monkeypatch.setattr(module, "show_text", lambda text, node: texts.append((node, text)))
     return texts
 
 
@@ -593,6 +594,23 @@ def test_clearing_says_what_it_removed(memo, shop):
     shop.restart()
     shop.run(**latent())
     assert shop.ran == ["VAELoader"]
+
+
+def test_statistics_and_what_was_cleared_are_shown_on_the_node(memo, shop, shown):
+    """In the language of the page; the outputs are in English."""
+    ends = {
+        "stats": ("SkipstoneMemoStats", {"after": ["encode", 0]}),
+        "clear": ("SkipstoneMemoClear", {"after": ["stats", 0], "tier": "all", "kind": "all", "unused_days": 0.0}),
+    }
+    shop.run(**latent(), **ends)
+    told = dict(shown)
+    assert (told["stats"], told["stats"].key) == ("0 of 1 reused (0%), 0.0 s saved", "stats_reused")
+    assert re.fullmatch(r"memory: 2 entries removed, [\d.]+ (bytes|kB)", told["clear"])
+    assert told["clear"].values["parts"][0].key == "entries_removed"
+    process.set_store(None)
+    shop.restart()
+    shop.run(**latent(), **ends)
+    assert dict(shown)["stats"] == dict(shown)["clear"] == memo_nodes.OFF
 
 
 def test_what_a_clear_node_is_wired_to_goes_through(memo, shop):

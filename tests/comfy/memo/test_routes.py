@@ -14,6 +14,7 @@ from aiohttp import web
 from aiohttp.test_utils import TestClient, TestServer
 
 from skipstone.core.memo.keys import key
+from skipstone.core.memo.status import NO_SHARED_TIER
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tiers.disk import DiskTier
 from skipstone.core.memo.tiers.memory import MemoryTier
@@ -164,8 +165,11 @@ def test_a_memo_that_is_off():
     process.set_store(None)
     told = ask("GET", MEMO)[1]
     assert told["state"] == "off" and "switched off" in told["text"]
-    assert ask("POST", CLEAR, json=ALL) == (409, {"error": memo_nodes.OFF})
-    assert ask("POST", TEST, json={}) == (200, {"ok": False, "text": memo_nodes.OFF})
+    assert ask("POST", CLEAR, json=ALL) == (409, {"error": memo_nodes.OFF, "told": memo_nodes.OFF.as_dict()})
+    assert ask("POST", TEST, json={}) == (
+        200,
+        {"ok": False, "text": memo_nodes.OFF, "texts": [memo_nodes.OFF.as_dict()]},
+    )
 
 
 def test_no_place_and_no_password_in_any_answer(tmp_path):
@@ -186,10 +190,13 @@ def test_no_place_and_no_password_in_any_answer(tmp_path):
     assert not any(word in said for word in (str(tmp_path), "the-folder", "127.0.0.1", "s3cret", "redis://"))
 
 
+NO_REDIS = {"ok": False, "text": "No Redis address is set.", "texts": [NO_SHARED_TIER.as_dict()]}
+
+
 def test_the_server_to_try_is_nobodys_to_choose(store):
     """Whatever is sent along: there is no Redis set, so none is tried."""
     for body in ({}, {"address": dead(), "url": dead(), "Skipstone.Memo.Redis": dead()}):
-        assert ask("POST", TEST, json=body) == (200, {"ok": False, "text": "No Redis address is set."})
+        assert ask("POST", TEST, json=body) == (200, NO_REDIS)
 
 
 def test_what_fails_is_told_without_its_words(store, monkeypatch, caplog):
