@@ -353,6 +353,7 @@ function openSettings() {
 
 let panel = null
 let shown = false
+let ready = false // the front end reports the setting's value before the texts are loaded
 
 function tab() {
   panel ??= new Panel()
@@ -373,7 +374,7 @@ const uses = (node) => /^Skipstone(Memo|Cached)/.test(node.comfyClass ?? "")
 /** The tab is there when the setting says so. By itself it comes with the first node that uses the cache, and stays until the page is left. */
 export function showTab() {
   const { extensionManager } = app
-  if (!extensionManager?.registerSidebarTab) return
+  if (!ready || !extensionManager?.registerSidebarTab) return
   const when = extensionManager.setting.get(SIDEBAR) ?? USED
   const wanted = when === "always" || (when === USED && (shown || graphs().some((graph) => nodesOf(graph).some(uses))))
   if (wanted === shown) return
@@ -397,6 +398,7 @@ app.registerExtension({
   },
 
   setup() {
+    ready = true
     guarded(showTab)
     for (const end of ENDS) api.addEventListener(end, changed)
   },
