@@ -19,9 +19,9 @@ _HELP = {
     "read_bytes_total": ("counter", "Bytes of entries read from a tier."),
     "written_bytes_total": ("counter", "Bytes of entries written to a tier."),
     "failures_total": ("counter", "Operations of a tier that failed or were abandoned."),
-    "up": ("gauge", "1 while a tier is asked for values, 0 while it rests after a failure or is not there yet."),
-    "abandoned_reads": ("gauge", "Threads that still wait for a read that the run no longer waits for."),
-    "waiting_bytes": ("gauge", "Bytes of writes that wait: queued, or held until the tier can be reached."),
+    "up": ("gauge", "1 while a tier is read from, 0 while reads are suspended after a failure or it is not connected yet."),
+    "abandoned_reads": ("gauge", "Threads that run a read for which no run waits any longer."),
+    "waiting_bytes": ("gauge", "Bytes of writes that are queued, or held until the tier can be reached."),
     "entries": ("gauge", "Entries held in memory."),
     "bytes": ("gauge", "Bytes held in memory."),
     "budget_bytes": ("gauge", "Bytes that a tier may hold at most."),
@@ -29,7 +29,7 @@ _HELP = {
 
 
 def text(store: Store) -> str:
-    """All metrics of a store. Asks no tier but memory for anything."""
+    """All metrics of a store. Of the tiers, only memory is asked for its contents."""
     found: dict[str, list[str]] = {name: [] for name in _HELP}
     for name, labels, value in _samples(store):
         family = next((n for n in _HELP if name == n or name.removeprefix(f"{n}_") in ("bucket", "sum", "count")), name)

@@ -1,4 +1,4 @@
-"""What the machine's owner decides of a memo, and the store that comes of it."""
+"""The settings of the encode cache, which are the machine owner's, and the store that they describe."""
 
 from __future__ import annotations
 
@@ -16,14 +16,15 @@ from .tiers.s3 import S3Tier
 
 @dataclass(frozen=True)
 class Settings:
-    """From ComfyUI's settings or the environment, never from a workflow. Raises ValueError with what is wrong, and no password.
+    """From ComfyUI's settings or the environment, never from a workflow. Raises ValueError with the cause, without passwords.
 
-    memory: GB at most; None for a tenth of the machine's; 0 for none. folder: where entries lie on disk; "" for none. disk: GB at most.
-    disk_days, redis_days: without use, after which an entry goes. redis: an address such as rediss://:password@host:6379/0; "" for
-    none. redis_entry: MB of the largest entry that is shared. s3: s3://bucket or s3://bucket/prefix; "" for none. s3_endpoint, s3_region:
-    where the bucket is, if not at Amazon's or not where boto3's configuration says. s3_entry: as redis_entry. namespace: keeps the
-    entries of one team on a shared server apart; lower case letters, digits and hyphens. read_only: shared tiers are read and never
-    written to. secret: signs the entries of shared tiers; others' entries are misses.
+    memory: largest size in GB; None for a tenth of the machine's memory; 0 for no tier in memory. folder: of the entries on disk; "" for
+    none. disk: largest size in GB. disk_days, redis_days: days without use after which an entry is removed. redis: an address such as
+    rediss://:password@host:6379/0; "" for none. redis_entry, s3_entry: MB of the largest entry in Redis and S3. s3: s3://bucket or
+    s3://bucket/prefix; "" for none. s3_endpoint: address of the store; "" for Amazon's. s3_region: of the bucket; "" for the region of
+    boto3's configuration. namespace: separates the entries of several teams on a shared server; lower case letters, digits and hyphens.
+    read_only: shared tiers are read and never written to. secret: key that signs the entries of shared tiers; entries that are not signed
+    with it are misses.
     """
 
     memory: float | None = None
@@ -55,10 +56,10 @@ class Settings:
                 raise ValueError(f"{name} is {number!r}: give a number that is not below 0")
         if self.namespace and not NAMESPACE.fullmatch(self.namespace):
             raise ValueError("namespace is not 1 to 32 lower case letters, digits and hyphens")
-        self._tiers()  # an address that is none is said now
+        self._tiers()  # raises ValueError for an invalid address
 
     def open(self) -> Store:
-        """A store with these tiers, its threads started. To be closed with Store.close()."""
+        """A store with these tiers and started threads. The caller closes it."""
         return Store(self._tiers())
 
     def _tiers(self) -> list[Tier]:

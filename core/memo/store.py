@@ -30,8 +30,8 @@ from .tier_worker import LIMIT, TierWorker
 from .tiers.base import Lease, LowerTier, Tier, Usage
 
 UNKNOWN = 5.0  # seconds to wait at most for another process, where it is not known how long computing takes
-TRUST = 120.0  # seconds for which nobody is waited for after a wait in vain
-PAUSES = (0.02, 0.2)  # seconds between two looks whether the other is there, the first and the longest
+TRUST = 120.0  # seconds after an unsuccessful wait for another process in which no run waits for one
+PAUSES = (0.02, 0.2)  # seconds between two look-ups during such a wait, the first and the longest
 
 T = TypeVar("T")
 
@@ -143,7 +143,7 @@ class Store:
         self._fill(key, data, self._near, self._workers)
         return True
 
-    # its tiers
+    # tiers
 
     @property
     def tiers(self) -> dict[str, Tier]:
@@ -156,7 +156,7 @@ class Store:
             worker.name == tier and worker.serves for worker in self._workers
         )
 
-    # what is kept
+    # contents
 
     def usage(self, timeout: float = 5.0, patient: bool = False) -> dict[str, dict[str, Usage] | None]:
         """Entries and bytes of each tier, by kind; None for a tier that does not answer within `timeout` seconds.
@@ -211,7 +211,7 @@ class Store:
         """The statistics as text."""
         return self.stats.text(self.usage())
 
-    # its threads
+    # threads
 
     def ready(self, timeout: float = 5.0, tier: str | None = None) -> bool:
         """Wait until all tiers serve, or one of them. Returns whether they do. Runs need not wait: a tier that does not serve is a miss."""
@@ -261,7 +261,7 @@ class Store:
                 if above or i:
                     self._fill(key, bytes(got), above, self._workers[:i])
                 if self._estimate(key.kind) is None:
-                    self._learn(key, entry.cost)  # another's, for want of our own
+                    self._learn(key, entry.cost)  # this process has measured none yet
                 return worker.name, entry
             if not again:
                 self.stats.passed(worker.name, key.kind)
@@ -289,16 +289,16 @@ class Store:
         for worker in workers:
             worker.put(key, data)
 
-    # one computes, the others wait
+    # one process computes a value and the others wait
 
     def _turn(self, key: Key, waiting: Callable[[], None] | None) -> tuple[str, Entry] | None:
         """Wait for another process that computes the value. Returns its entry, or None if this one is to compute it."""
         claim = self._claim(key)
         if claim.ours:
-            return self._find(key, again=True)  # who had the claim before us may have been done just now
+            return self._find(key, again=True)  # the previous holder may have just finished
         limit = self._estimate(key.kind)
         if limit is None:
-            # who began before us will be done before we should be
+            # the other process began earlier, so it finishes before this one would
             limit = UNKNOWN if claim.estimate is None else min(claim.estimate, UNKNOWN)
         deadline, pause = time.monotonic() + limit, PAUSES[0]
         if time.monotonic() < self._waits_from:
@@ -308,7 +308,7 @@ class Store:
                 waiting()
             time.sleep(min(pause, left))
             pause = min(1.5 * pause, PAUSES[1])
-            ours = self._claim(key).ours  # who computed gave up, or is done: then it is there now
+            ours = self._claim(key).ours  # the other process gave up or has finished
             found = self._find(key, again=True, waiting=waiting)
             if found is not None or ours:
                 return found

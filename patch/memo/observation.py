@@ -1,4 +1,4 @@
-"""Observes the computation of a value: random numbers drawn, tiles used for want of memory, encoders that ran."""
+"""Observes the computation of a value: random numbers drawn, tiles used because memory ran out, encoders that ran."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Observation:
         self._random, self._tiles, self._encodings = _random_states(device), _tiles, _encodings
 
     def check(self, tiles_wanted: bool = False) -> None:
-        """Raises NotCacheable if random numbers were drawn since this was made, or tiles used that nobody asked for."""
+        """Raises NotCacheable if random numbers were drawn since this was made, or tiles were used that were not asked for."""
         if _random_states(self._device) != self._random:
             raise NotCacheable(reasons.RANDOM)
         if self._tiles != _tiles and not tiles_wanted:

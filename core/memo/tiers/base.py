@@ -79,11 +79,11 @@ class LowerTier(Tier, Protocol):
     stall_timeout: float  # seconds without progress after which a run no longer waits for a read
 
     def probe(self) -> None:
-        """Connect or look; returns when the tier can serve, and raises if it cannot. From the background."""
+        """Connect. Raises if the tier cannot be used. Called by the background thread."""
         ...
 
     def maintain(self) -> None:
-        """Housekeeping, every few seconds, from the background."""
+        """Housekeeping. Called by the background thread every few seconds."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""How entries are wrapped in a shared tier, and signatures: only those who hold the key can write entries that others take for a value.
+"""The form of entries in a shared tier, and their signatures.
 
 A shared store may be writable by more people than those whose pictures depend on it. With a key, from SKIPSTONE_MEMO_KEY, each entry
-carries a keyed BLAKE3 digest over its place and content. An entry without one, or with one by another key, is a miss.
+carries a keyed BLAKE3 digest of its place and content. An entry without that digest, or with one of another key, is a miss.
 """
 
 from __future__ import annotations
@@ -50,12 +50,12 @@ class Envelope:
         return b"".join((self._marker, signature, data))
 
     def is_foreign(self, head: bytes | bytearray) -> bool:
-        """Whether an entry that begins so was written by an earlier version, or with a secret by those who have none, or the other way
-        round: a miss, and no sign of damage."""
+        """Whether an entry with these first bytes was written by an earlier version, or is signed where this process has no secret, or the
+        reverse. Such an entry is a miss, and not a corrupt one."""
         return head[:1] in {_PLAIN, _DEFLATED, _SIGNED} - {self._marker}
 
     def plausible(self, head: bytes | bytearray, size: int) -> bool:
-        """Whether HEAD first bytes may begin a wrapped entry of `size` bytes. Saves reading what cannot be one."""
+        """Whether the first HEAD bytes can be those of a wrapped entry of `size` bytes. Asked before the rest is read."""
         entry = memoryview(head)[self.overhead : self.overhead + PREFIX + 8]
         return head[:1] == self._marker and plausible(entry, size - self.overhead)
 
