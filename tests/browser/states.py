@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from skipstone.core.step.auto.method import FREE, LOOKS, WHY, WHY_FEW
+from skipstone.core.step.policies import base, magcache
 from skipstone.core.step.reasons import Reason
 from skipstone.core.step.report import messages
 from skipstone.core.step.report.report import Evaluation, Report
@@ -52,6 +53,22 @@ def adaptive() -> Report:
     return made
 
 
+ADVICE = (
+    messages.TO_SKIP_MORE,
+    messages.AUTO_TO_SKIP_MORE,
+    messages.NO_TARGET,
+    messages.MOVING_WINDOWS,
+    *messages.REMEDIES.values(),
+    *(base.RAISE.of(threshold="0.0125", smallest="0.0137", what=what) for what in (base.CHANGE, "accumulated change")),
+    base.NOT_COMPARED,
+    base.UNLIKE,
+    magcache.WITHOUT_RATIOS,
+    magcache.NONE_LEFT,
+    magcache.RAISE_ERROR.of(smallest="0.0137", threshold="0.0125"),
+)
+"""For a run that skipped nothing."""
+
+
 def reports() -> dict[str, tuple[Report | None, bool]]:
     """By name: the report, None before the first run, and whether it is running."""
     return {
@@ -77,6 +94,7 @@ def reports() -> dict[str, tuple[Report | None, bool]]:
             report(chosen=chosen(), together=(11, 20), notes=[messages.together(11, 20)], decibels=52.0),
             False,
         ),
+        **{f"advice: {advice.key}": (report(full=True, hint=advice), False) for advice in ADVICE},
         "many steps": (report(200, chosen=chosen(200), decibels=44.0), False),
     }
 

@@ -97,7 +97,7 @@ def test_a_threshold_that_is_not_met_says_how_near_it_came():
     seen = walk(GRID.steps)
     _, report = played(method(Threshold(0.01), FirstBlockChange(), Warmup(2)), seen)
     least = min(relative(b, a) for a, b in pairwise(seen[1:-1]))
-    assert f"raise the threshold of 0.01 above {least:.3g}, the smallest change" in report.notes[0]
+    assert f"raise the threshold (0.01); smallest change: {least:.3g}" in report.notes[0]
 
 
 def test_a_threshold_that_was_never_asked_says_so():

@@ -180,7 +180,7 @@ def test_a_threshold_that_is_not_met_says_how_near_it_came():
     own = BlockProfile(flow(20).times[:-1], np.full(19, 0.9), np.full(19, 0.1), np.zeros(0))
     computed, report = played(flow(20), Ratios(0.05, table=MEASURED), block_profile=own)
     assert all(computed)
-    assert "smallest error of a skip was 0.1 against a threshold of 0.05" in report.notes[0]
+    assert "raise the threshold (0.05); smallest error of a skip: 0.1" in report.notes[0]
     _, report = played(flow(20), Ratios(0.05, retention=1.0, table=MEASURED), block_profile=own)
     assert "no step was left to skip" in report.notes[0]
 

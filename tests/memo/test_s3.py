@@ -229,8 +229,8 @@ def test_a_trial_writes_and_reads_and_leaves_nothing(shop, bucket):
     assert 0 < tier(bucket).trial() < 10
     assert objects(shop, bucket) == []
     store = Store([tier(bucket)])
-    ok, text = status.check_connections(store)
-    assert ok and text.startswith("S3 works")
+    ok, (sentence,) = status.check_connections(store)
+    assert ok and sentence.startswith("S3 works")
     store.close()
 
 
@@ -439,7 +439,7 @@ def test_what_is_wrong_is_said_once(answer, sentence, caplog):
         store = Store([tier(("s3://bucket", server.url))])
         assert not store.ready(1)
         assert store.compute(A, lambda: 7) == 7
-        ok, text = status.check_connections(store)
+        ok, (text,) = status.check_connections(store)
         assert not ok and sentence in text and "s3://bucket" not in text
         store.close()
     assert len(said(caplog)) == 1 and sentence in said(caplog)[0]

@@ -15,16 +15,14 @@ from ..published.coefficients import Network
 from ..reasons import Reason
 
 LARGEST = 1.25  # relative change beyond which an evaluation is unlike the one before, however usual such changes are in the run
-UNLIKE = Text(
-    "unlike", "the output changes by more than its own size from one evaluation to the next, so none can be predicted"
-)
+UNLIKE = Text("unlike", "the output changes by more than its own size: none can be predicted")
 NOT_COMPARED = Text(
     "threshold_not_compared",
-    "the threshold was never compared: widen start_percent..end_percent, lower warmup, or take more steps",
+    "the threshold was never compared: lower warmup or add steps",
 )
 RAISE = Text(
     "threshold_too_low",
-    "raise the threshold of {threshold} above {smallest}, the smallest {what}, pick a faster preset, or take more steps",
+    "raise the threshold ({threshold}); smallest {what}: {smallest}",
 )
 CHANGE = Text("change", "change")
 

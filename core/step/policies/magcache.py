@@ -30,12 +30,11 @@ from .base import COMPUTE, SKIP, Decision, Policy, ReadIndicator, check_threshol
 NO_RATIOS = Text(
     "no_ratios", "no magnitude ratios are published for this model and none were measured on it: every step is computed"
 )
-WITHOUT_RATIOS = Text("without_ratios", "connect a step_mask, or take First Block Cache, which needs no table")
-NONE_LEFT = Text("none_left", "no step was left to skip: lower warmup and start_percent, or take more steps")
+WITHOUT_RATIOS = Text("without_ratios", "connect a step_mask, or use First Block Cache, which needs no table")
+NONE_LEFT = Text("none_left", "no step was left to skip: lower warmup or add steps")
 RAISE_ERROR = Text(
     "error_too_large",
-    "the smallest error of a skip was {smallest} against a threshold of {threshold}: raise the threshold above it, pick a faster "
-    "preset, or take more steps",
+    "raise the threshold ({threshold}); smallest error of a skip: {smallest}",
 )
 
 

@@ -106,7 +106,7 @@ def together(computed: int, evaluations: int) -> Text:
 
 TO_SKIP_MORE = Text(
     "to_skip_more",
-    "to skip more, use a faster preset, a smaller budget, a wider start_percent..end_percent, or more steps",
+    "to skip more, use a faster preset, a smaller budget, or more steps",
 )
 NO_SCHEDULE = Text("no_schedule", "no steps are skipped, because this sampler's sigmas do not fall from step to step")
 NOT_FINITE = Text("indicator_not_finite", "the indicator was not a finite number: those evaluations were computed")
@@ -117,22 +117,20 @@ TOO_FEW = 6  # steps: in shorter runs presets compute every step
 
 UNKNOWN_PART = Text(
     "unknown_part",
-    "a node runs the model on parts of the latent and does not say which: such evaluations are computed",
+    "parts of the latent that a node does not name are computed",
 )
 NOISE = Text("noise", "the output follows the sampler's noise: no step can be predicted")
-MOVING_WINDOWS = Text(
-    "moving_windows", "context windows that move have no past to be predicted from. Static ones can be skipped"
-)
+MOVING_WINDOWS = Text("moving_windows", "context windows that move cannot be predicted; static ones can")
 OFTEN = 0.4  # share of the evaluations from which on a reason counts as one for nearly every step
 # by the most frequent reason for evaluations that the method had not planned to compute
 REMEDIES: dict[Reason, Text] = {
     Reason.CONDITIONING_CHANGE: Text(
         "conditioning_changes",
-        "a prompt, ControlNet or hook changes at nearly every step, and such steps are computed. Steps between changes can be skipped",
+        "a prompt, ControlNet or hook changes at nearly every step",
     ),
     Reason.NEW_CONDITIONING: Text(
         "new_conditionings",
-        "the model is run with other conditionings at nearly every step, and nothing is known to predict those from",
+        "other conditionings at nearly every step: nothing to predict from",
     ),
     Reason.NOISE: NOISE,
     Reason.UNKNOWN_PART: UNKNOWN_PART,
@@ -167,9 +165,7 @@ def no_room(steps: int) -> Text:
 
 # Step Cache (Auto)
 
-AUTO_TO_SKIP_MORE = Text(
-    "auto_to_skip_more", "to skip more, choose a faster mode, a lower target quality, or more steps"
-)
+AUTO_TO_SKIP_MORE = Text("auto_to_skip_more", "to skip more, use a faster mode, a lower target, or more steps")
 NO_TARGET = Text("no_target", "choose a preset, or another sampler")
 NO_TARGET_NOISE = Text(
     "no_target_noise",
