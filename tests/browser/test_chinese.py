@@ -119,3 +119,4 @@ def test_why_an_encoding_is_not_cached_and_what_is_wrong_with_a_tier(open_desk):
     test = page.locator("[data-setting-id='Skipstone.Memo.RedisTest']")
     test.get_by_role("button").click()
     test.get_by_text("✗ 无法连接 Redis：条目不共享。").wait_for()
+    page.unroute_all()  # the page is used again
