@@ -752,6 +752,33 @@ def test_loading_patching_and_unloading_make_no_other_encoder(make_clip, monkeyp
     assert [fingerprint.of_clip(c).digest for c in (clip, patched)] == [own, lora]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.6])
+@pytest.mark.parametrize("kind", ["clip", "vae"])
+def test_loading_in_part_makes_no_other_encoder(make_clip, make_vae, monkeypatch, kind, share):
+    """As where the device has too little memory: the other weights, patched or not, are cast when they are used."""
+    encoder = make_clip() if kind == "clip" else make_vae()
+    known = fingerprint.of_clip if kind == "clip" else fingerprint.of_vae
+    patcher = encoder.patcher
+    patcher.detach()
+    before = known(encoder).digest
+    snapshot.note(encoder)
+
+    def never(*_):
+        raise AssertionError("read again")
+
+    monkeypatch.setattr(fingerprint, "_base", never)
+    clone = patcher.clone()
+    name = next(n for n, w in patcher.model.named_parameters() if n.endswith("weight") and w.dim() > 1)
+    clone.add_patches({name: (torch.ones_like(patcher.model.get_parameter(name)),)}, 0.5)
+    for one in (patcher, clone):
+        one.patch_model(device_to=torch.device("cpu"), lowvram_model_memory=int(share * patcher.model_size()))
+        cast = [m for m in patcher.model.modules() if getattr(m, "comfy_cast_weights", False)]
+        assert cast or not share
+        assert known(encoder).digest == before and not snapshot.is_changed(encoder)
+        one.detach()
+        assert known(encoder).digest == before and not snapshot.is_changed(encoder)
+
+
 class Engine:
     """A pack's own weighting of words, put in the place of ComfyUI's for the time of one encoding (smZNodes)."""
 
