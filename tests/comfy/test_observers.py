@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import comfy.samplers
 import pytest
@@ -92,7 +93,7 @@ def test_a_failing_report_changes_nothing(studio, learning, monkeypatch, caplog,
     assert "the report of MeanCache failed" in caplog.text
 
 
-METHODS = {
+METHODS: dict[str, Any] = {
     "Auto": auto_of("Balanced", first_run="skip at once"),
     "MeanCache": method_of("Speed"),
     "EasyCache": easycache_of("Custom", threshold=10.0, warmup=2),
