@@ -1,7 +1,7 @@
 """The costs that a run is planned with: recordings of the same model, of its architecture, and shipped ones, read onto the run's grid.
 
-Each recording is read on the grid by itself, and the Gram matrices are averaged. A run that skips records the steps that it computed.
-Plans differ from run to run while they improve, so a few such runs cover most steps.
+Each recording is read on the grid by itself, and the Gram matrices are averaged. A run that skips records the steps that it computed; what
+lies between them is read with the shipped costs (regression.py).
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..clock import Grid
-from .gram import Gram, Value
+from .gram import Array, Gram, Value
 from .recipe import Recipe, both_guided_or_neither, similarity
+from .regression import mean_at, read
 
 SHIPPED = Path(__file__).with_name("shipped_costs.json")
 USUAL_CFG = 1.0  # where the guider has no scale
@@ -80,18 +81,23 @@ def costs_for(
     kinds = {r.gram.kept for _, r in same}
     kind = kept if kept in kinds or not kinds else kinds.pop()
     weighted = [(w * min(r.gram.runs, MOST_RUNS), r.gram) for w, r in same if r.gram.kept == kind][:MOST]
-    measured = any(r.full and wanted and _tells(r, wanted) for _, r in own)
-    if not measured:
-        built_in = shipped(grid.flow, kind)
-        weighted += [(1.0 / len(built_in), gram) for gram in built_in]
+    telling = [r for _, r in own if wanted and _tells(r, wanted)]
+    measured = any(r.full for r in telling)
     origin = Origin.MEASURED if measured else Origin.LEARNED if own else Origin.RELATED if chosen else Origin.SHIPPED
+    built_in = [gram.guided(scale) for gram in shipped(grid.flow, kind)]
     total = np.zeros((grid.steps, grid.steps))
+    if not telling:
+        total += _relative(mean_at(built_in, grid.times[:-1]))
     for weight, gram in weighted:
-        products = gram.guided(scale).on(grid)
-        total += weight * products / max(float(np.trace(products)), 1e-30)
+        total += weight * _relative(read(gram.guided(scale), grid.times[:-1], built_in))
     runs = sum(r.gram.runs for _, r in own)
-    text = own[0][1].recipe.text if own else chosen[0][1].recipe.text if chosen else weighted[0][1].recipe
+    text = own[0][1].recipe.text if own else chosen[0][1].recipe.text if chosen else built_in[0].recipe
     return Costs(_scaled(grid, total, text, kind), origin, runs)
+
+
+def _relative(products: Array) -> Array:
+    """To the trace."""
+    return products / max(float(np.trace(products)), 1e-30)
 
 
 def _fitting(wanted: Recipe, grid: Grid, recordings: Sequence[Recording]) -> list[tuple[float, Recording]]:

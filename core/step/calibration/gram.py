@@ -135,14 +135,17 @@ class Gram:
         return json.dumps(self.as_data())
 
     def on(self, grid: Grid) -> Array:
-        """G between the grid's N steps, shape (N, N), of a Gram matrix of one pass.
+        """`at` the grid's N steps, shape (N, N)."""
+        return self.at(grid.times[:-1])
+
+    def at(self, wanted: Array) -> Array:
+        """G between `wanted` times of shape (N,), in any order: shape (N, N). Of a Gram matrix of one pass.
 
         Between two recorded times the values are on the line through both, plus a random deviation, so that they are not taken for
         predictable: a Brownian bridge whose variance in the middle is that of the error of linear interpolation over this gap. Beyond
         the first and the last time they are on the line through the nearest two, with the deviation of linear extrapolation. Both errors
         are -d''/2 times the distances to the two times; d'' is measured as a second divided difference.
         """
-        wanted = grid.times[:-1]
         place = np.interp(-wanted, -self.times, np.arange(len(self.times), dtype=np.float64))
         low = np.minimum(place.astype(int), len(self.times) - 2)
         gap = self.times[low] - self.times[low + 1]
