@@ -69,7 +69,7 @@ const ENGLISH = {
       window: "outside start_percent to end_percent",
       cap: "max_skips in a row were skipped",
       total: "max_cached steps were skipped",
-      "conditioning change": "a prompt, ControlNet or hook begins or ends here",
+      "conditioning change": "a prompt, ControlNet, hook or patch begins or ends here",
       "quality target": "a quality target does not work with this sampler",
       calibration: "to measure what skipping costs",
       memory: "skipping ran out of memory here",
