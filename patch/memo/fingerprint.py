@@ -4,8 +4,8 @@ A fingerprint covers the weights as they were loaded, what patches them, how the
 environment that it runs in (environment.py). It does not cover file names: one file may have several, and one name may come to mean
 another file. Whatever cannot be described completely raises NotCacheable, so what is not understood is computed and not kept.
 
-Weights that other code writes to after they were read are noticed by SPOTS elements of each, which are compared at every look-up. Not
-noticed: a later write that changes none of these, such as one to a single row.
+Weights that other code writes to after they were read are noticed by PLACES * SPOT elements of each, which are compared at every look-up.
+Not noticed: a later write that changes none of these, such as one to a single row.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from .modifications import is_foreign
 
 WHOLE = 384 << 20  # bytes of weights that are hashed in full: most VAEs, CLIP-L; about a tenth of a second
 RUNS, RUN = 32, 64  # of each weight of a larger encoder: number of samples, elements in each
-SPOTS = (
-    16  # elements of each weight that are compared at every look-up: 716 weights of SDXL's CLIP take some milliseconds
-)
+# places in each weight that are compared at every look-up, and elements at each
+PLACES, SPOT = 4, 4
 BLOCK = 1021  # int64 values that are summed to one; a prime, so that no row length divides it
 
 # attributes of modules that loading, moving and running an encoder change, and that its results do not depend on
@@ -297,7 +296,7 @@ def _read(weights: Iterable[tuple[str, Any]]) -> str:
 
 
 def _spots(weights: Iterable[tuple[str, Any]]) -> object:
-    """Sizes and SPOTS elements of each weight, wherever it lies.
+    """Sizes and some elements of each weight, wherever it lies.
 
     PyTorch's counter of writes does not serve: inference tensors, as which ComfyUI loads weights, have none, and writes to `.data` do not
     count.
@@ -315,11 +314,14 @@ def _spots(weights: Iterable[tuple[str, Any]]) -> object:
 
 
 def _spots_of(part: Tensor) -> Tensor:
-    """Up to SPOTS elements in equal distances, which are odd so that they do not all lie in one column. No other element is read."""
+    """Elements at up to PLACES places in equal distances, (places, SPOT). No other element is read, as weights may be mapped from a file
+    whose pages are not in memory."""
     room = part.untyped_storage().nbytes() // part.element_size() - part.storage_offset()
     size = min(part.numel(), room)  # elements in memory, also of transposed weights
-    step = max(size // (SPOTS + 1), 1) | 1
-    return part.as_strided((min(-(-size // step), SPOTS),), (step,))
+    if size < SPOT:
+        return part.as_strided((size, SPOT), (1, 0))
+    step = max((size - SPOT) // PLACES, SPOT) | 1  # odd, so that not all lie in one column
+    return part.as_strided((min((size - SPOT) // step + 1, PLACES), SPOT), (step, 1))
 
 
 def stored_parts(weight: Any) -> Iterator[tuple[list[str], Tensor]]:
