@@ -18,6 +18,9 @@ sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 # Inductor's code for the CPU uses no vectors in tests: to find out which a C++ compiler knows takes it 25 s of CPU time.
 os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
+# Python looks for garbage after every 700 new objects; that is a tenth of the time where much is compiled or imported.
+gc.set_threshold(10_000, 20, 20)
+
 if importlib.util.find_spec("skipstone") is None:
     raise pytest.UsageError("the pack is not on the path: run the tests with `make test`, or `make setup` once")
 
