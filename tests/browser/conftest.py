@@ -88,7 +88,7 @@ def chromium(browser):
 
 
 class Pages:
-    """Loaded pages that were used before, the last two, with what they were opened with. Loading the front end takes 5 s of CPU time,
+    """Loaded pages that were used before, the last three, with what they were opened with. Loading the front end takes 5 s of CPU time,
     clearing a page a tenth of that."""
 
     def __init__(self) -> None:
@@ -104,8 +104,9 @@ class Pages:
         return None
 
     def put(self, key: tuple[object, ...], desk: Desk) -> None:
+        desk.rest()
         self.free.append((key, desk))
-        while len(self.free) > 2:  # they cost a tenth of a core each
+        while len(self.free) > 3:
             self.free.pop(0)[1].page.context.close()
 
     def close(self, but: str = "") -> None:

@@ -63,5 +63,6 @@ def test_a_missing_model_is_offered_for_download(open_desk, no_models):
             page.get_by_text(file, exact=True).first.wait_for()
         page.get_by_role("button", name=re.compile("^Download")).first.wait_for()
         desk.shoot(f"template-missing-{NAMES.index(name)}")
+        desk.rest()
         if not desk.renew(**settings):
             desk.load()

@@ -31,6 +31,15 @@ def flux(small_flux):
     return small_flux(depth=1, depth_single_blocks=2)
 
 
+@pytest.fixture(scope="module")
+def models(flux, small_unet, tiny_unet):
+    return {
+        "flux": flux,
+        "unet": tiny_unet,
+        "small unet": small_unet(0, 1),
+    }  # the last one with half of the transformers
+
+
 BLOCKS = ["double_blocks.0", "single_blocks.0", "single_blocks.1"]
 PARTS = [f"{at}.transformer_blocks.0" for at in ("input_blocks.1.1", "middle_block.1", "output_blocks.3.1")]
 KEYS: dict[str, Any] = {
@@ -79,14 +88,14 @@ def both(cached, method, model, what, first):
 
 CASES = [
     *(("flux", what, how, first) for what in KEYS for how in METHODS for first in ("compile", "cache")),
-    ("unet", "whole", "last blocks too", "compile"),
+    ("small unet", "whole", "last blocks too", "compile"),
     ("unet", "blocks", "adaptive", "cache"),
 ]
 
 
 @pytest.mark.parametrize(("kind", "what", "method", "first"), CASES)
-def test_the_same_picture_and_nothing_is_compiled_twice(studio, flux, tiny_unet, cached, kind, what, method, first):
-    model = flux if kind == "flux" else tiny_unet
+def test_the_same_picture_and_nothing_is_compiled_twice(studio, models, cached, kind, what, method, first):
+    model = models[kind]
     patched, plain_reports = cached(METHODS[method], model)
     plain, before = sample(studio, patched, steps=5), insides(model)
     one, reports = both(cached, METHODS[method], model, what, first)

@@ -166,7 +166,8 @@ def test_what_the_environment_overrules(owner, monkeypatch):
     assert process.settings_status()["several_users"]
 
 
-def test_a_folder_that_cannot_be_made_is_at_worst_a_miss(owner, tmp_path, caplog):
+def test_a_folder_that_cannot_be_made_is_at_worst_a_miss(owner, tmp_path, monkeypatch):
+    monkeypatch.setattr(process, "DISK_SECONDS", 0.5)
     (tmp_path / "skipstone").write_text("a file")
     store = owner()
     assert "disk" in tiers(store)
