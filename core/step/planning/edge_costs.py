@@ -24,16 +24,16 @@ def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
     cost[b, b, c] is the cost of an edge whose anchor has no predecessor, cost[a, b, N] that of skipping all steps after b. Where sigma is
     not a share of noise, errors are those of x / (1 + sigma), the latent of the equivalent flow.
     """
-    h, gram = _moves(grid, costs), costs.on(grid)
+    h, gram = moves(grid, costs), costs.on(grid)
     line = predictor.line
     cost = _two_anchors(line, grid, h, gram) if line else _walked(predictor, grid, h, gram)
-    scale = _scale(grid)
-    return cost / np.append(scale, scale[-1:])
+    divisor = scale(grid)
+    return cost / np.append(divisor, divisor[-1:])
 
 
 def displacement(grid: Grid, costs: Gram) -> float:
     """The root mean square displacement of the latent over the whole run, in the unit of edge_costs."""
-    h = _moves(grid, costs) / _scale(grid)
+    h = moves(grid, costs) / scale(grid)
     return max(float(h @ costs.on(grid) @ h), 1e-12) ** 0.5
 
 
@@ -48,7 +48,7 @@ def edge_weights(grid: Grid) -> Array:
     return np.asarray(np.where(t > 0.9, 2.0, 1.0) * t**-0.25)
 
 
-def _moves(grid: Grid, costs: Gram) -> Array:
+def moves(grid: Grid, costs: Gram) -> Array:
     """The latent's displacement at each step for one unit of the recorded value, shape (N,)."""
     sigmas = np.asarray(grid.sigmas)
     h = np.diff(sigmas)
@@ -56,7 +56,7 @@ def _moves(grid: Grid, costs: Gram) -> Array:
     return h / np.maximum(sigmas[:-1], 1e-6) if costs.kept == "denoised" else h
 
 
-def _scale(grid: Grid) -> Array:
+def scale(grid: Grid) -> Array:
     """The divisor at each step that turns the latent into that of a flow, shape (N,)."""
     sigmas = np.asarray(grid.sigmas[:-1])
     return np.ones_like(sigmas) if grid.flow else 1 + sigmas

@@ -1,7 +1,8 @@
 """Which steps to compute: PSSP on edge costs, in bounded time and memory for any number of steps.
 
-Up to LARGEST steps the plan is the exact optimum. Longer runs are planned on a grid of LARGEST steps, and the plan's density of anchors is
-carried over to the run's own grid. A question that was answered before is not solved again.
+Up to LARGEST steps PSSP's plan is the exact optimum of its objective, and is moved to a plan near it with which the simulated run is better
+(refinement.py). Longer runs are planned on a grid of LARGEST steps, and the plan's density of anchors is carried over to the run's own
+grid. A question that was answered before is not solved again.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from ..clock import Grid
 from ..predictors import Predictor
 from .edge_costs import displacement, edge_costs, edge_weights
 from .pssp import Paths
+from .refinement import Simulation
 
 LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
 # factor on the cost of an edge that ends where older anchors are dropped: its error is not corrected afterwards (bench/choices.md)
@@ -60,8 +62,8 @@ class Question:
 
 @dataclass(frozen=True)
 class Solution:
-    """anchors: the steps to compute, ascending. price: PSSP's objective. error: predicted, as a share of the run's displacement.
-    predictor: the candidate that it was solved for."""
+    """anchors: the steps to compute, ascending. price: PSSP's objective, or the simulated run's error. error: predicted by edge costs, as a
+    share of the run's displacement. predictor: the candidate that it was solved for."""
 
     anchors: tuple[int, ...]
     price: float
@@ -105,8 +107,13 @@ def _exact(question: Question) -> Solution:
     if most:
         counts = range(paths.least if question.max_error else budget, steps)
         path = next((p for p in map(paths.best, counts) if len(p) > 1 and paths.error(p) <= most * whole), path)
-    anchors = tuple(i for i in path if i < len(question.forced))
-    return Solution(anchors, paths.price(path), paths.error(path) / whole, question.predictor)
+    anchors, error = tuple(i for i in path if i < len(question.forced)), paths.error(path) / whole
+    line, gain = question.predictor.line, question.predictor.gain(error)
+    if line is None or gain == 0:
+        return Solution(anchors, paths.price(path), error, question.predictor)
+    run = Simulation(line, grid, question.costs, gain, question.ends, question.breaks)
+    anchors = run.improved(anchors, question.forced, question.max_skipped_steps + 1)
+    return Solution(anchors, run.score(anchors), error, question.predictor)
 
 
 def _coarse(question: Question) -> Solution:

@@ -54,6 +54,10 @@ class Predictor(Prediction):
         """For a predictor that extrapolates a line, apart from corrections; None for others."""
         return None
 
+    def gain(self, error: float | None) -> float:
+        """The share of an edge's error that is corrected on the next one, with a plan of this predicted error."""
+        return 0.0
+
     @property
     def candidates(self) -> tuple[Predictor, ...]:
         """The configurations that a plan may be solved for; the best one's `slope` is in the plan."""

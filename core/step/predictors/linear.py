@@ -40,6 +40,11 @@ def extrapolated(clock: Clock, trajectory: Trajectory, line: Line) -> Weights:
     return added(scaled(constant, 1 - line.slope), linear, line.slope)
 
 
+def spread(sigma: float, flow: bool) -> float:
+    """The latent's standard deviation for data of standard deviation SPREAD, by which errors shrink."""
+    return math.hypot(SPREAD * (1 - sigma if flow else 1.0), max(sigma, 0.0))
+
+
 @dataclass(frozen=True)
 class Reuse(Predictor):
     """The last anchor's output."""
@@ -117,6 +122,10 @@ class Corrected(Predictor):
     def start(self, plan: Plan) -> _Correcting:
         return _Correcting(plan, self)
 
+    def gain(self, error: float | None) -> float:
+        full, none = self.trusted
+        return 1.0 if error is None else min(max((none - error) / (none - full), 0.0), 1.0)
+
 
 class _Correcting(Prediction):
     def __init__(self, plan: Plan, config: Corrected) -> None:
@@ -124,16 +133,10 @@ class _Correcting(Prediction):
         slope = next(s for s in (config.slope, plan.slope, SLOPES[1]) if s is not None)
         self.line = Line(slope, config.at)
         self.place = plan.grid.along(config.at)
-        full, none = config.trusted
-        self.gain = 1.0 if plan.error is None else min(max((none - plan.error) / (none - full), 0.0), 1.0)
+        self.gain = config.gain(plan.error)
         self.owed: Weights = {}  # displacement still to be added
         self.rate: Weights = {}  # of it, per unit of sigma on this edge
         self.first_of_edge = True  # no step of this edge has been predicted yet
-
-    def _spread(self, sigma: float) -> float:
-        """The latent's standard deviation for data of standard deviation SPREAD."""
-        signal = 1 - sigma if self.plan.grid.flow else 1.0
-        return math.hypot(SPREAD * signal, sigma)
 
     def computed(self, trajectory: Trajectory) -> None:
         self.first_of_edge = True
@@ -155,7 +158,8 @@ class _Correcting(Prediction):
             # where an anchor was dropped since, the displacement can no longer be computed
             known = self.owed if self.owed.keys() <= trajectory.needed else {}
             end = self.plan.end_of_edge(clock.step)
-            left = self.gain * self._spread(max(end, 0.0)) / self._spread(next(reversed(trajectory.nodes.values())))
+            flow, anchor = self.plan.grid.flow, next(reversed(trajectory.nodes.values()))
+            left = self.gain * spread(end, flow) / spread(anchor, flow)
             length = end - clock.sigma
             self.rate = {k: w * left / length for k, w in known.items()} if length else {}
             self.owed = {}
