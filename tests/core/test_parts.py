@@ -1,5 +1,7 @@
 """Runs that are a part of a trajectory (law 4): two samplers in turn, a refiner, img2img."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -115,9 +117,23 @@ def test_a_break_in_the_second_part_is_where_it_is_in_the_whole_trajectory(at):
         return Question(Linear(), grid.sigmas, True, default(grid), 9, 2.0, forced, breaks=frozenset({steps[-2]}))
 
     second, whole = part(SECOND), part()
-    plan = solve(asked(whole, (0, 1, 10 + at, 19)))
+    plan = solve(replace(asked(whole, (0, 1, 10 + at, 19)), simulated=False))
     budget = part_budget(second, 0.46, asked(second, (at, 9)), "velocity")
     assert budget == sum(i >= 10 for i in plan.anchors)
+
+
+@pytest.mark.parametrize("share", [0.35, 0.4, 0.45, 0.5, 0.56, 0.6, 0.66])
+@pytest.mark.parametrize("cut", range(4, 17))
+def test_both_parts_are_of_one_plan_of_the_whole(cut, share):
+    """Their budgets come from the sigmas that each knows, which differ a little."""
+    whole, parts = part(), (part(slice(0, cut + 1)), part(slice(cut, 21)))
+
+    def asked(grid):
+        forced = tuple(i < 2 * grid.begins for i in range(grid.steps))
+        return Question(Corrected(), grid.sigmas, True, default(grid), 9, 2.0, forced, ends=grid.ends)
+
+    total = sum(part_budget(grid, share, asked(grid), "velocity") for grid in parts)
+    assert total == Budget.of(share).count(whole)
 
 
 def test_a_part_that_ends_above_zero_has_no_special_last_step():

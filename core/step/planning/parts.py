@@ -57,6 +57,7 @@ def part_budget(grid: Grid, share: float, question: Question, kept: Value) -> in
             limit=0.0,
             ends=True,
             breaks=frozenset(first + i for i in question.breaks),
+            simulated=False,  # of two plans that are nearly as good, both parts have to take the same
         )
     )
     return max(sum(first <= i < last for i in plan.anchors), 1)

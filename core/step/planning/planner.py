@@ -44,6 +44,7 @@ class Question:
     limit: above 0, the budget is raised until the predicted error is at most this share.
     ends: the run ends a trajectory, so its last step is computed.
     breaks: steps at which older anchors are dropped.
+    simulated: PSSP's plan is improved by simulating the run.
     """
 
     predictor: Predictor
@@ -58,6 +59,7 @@ class Question:
     limit: float = 0.0
     ends: bool = True
     breaks: frozenset[int] = frozenset()
+    simulated: bool = True
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ def _exact(question: Question) -> Solution:
         path = next((p for p in map(paths.best, counts) if len(p) > 1 and paths.error(p) <= most * whole), path)
     anchors, error = tuple(i for i in path if i < len(question.forced)), paths.error(path) / whole
     line, gain = question.predictor.line, question.predictor.gain(error)
-    if line is None or gain == 0:
+    if line is None or gain == 0 or not question.simulated:
         return Solution(anchors, paths.price(path), error, question.predictor)
     run = Simulation(line, grid, question.costs, gain, question.ends, question.breaks)
     anchors = run.improved(anchors, question.forced, question.max_skipped_steps + 1)
