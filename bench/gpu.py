@@ -27,6 +27,8 @@ OUTPUT = Path(__file__).resolve().parent.parent / "bench-output"
 LIMIT = 340.0  # seconds: no further check is begun
 MIB = 1 << 20
 STEPS = 12
+LITTLE = 4 << 30  # bytes that are left in the check with little memory
+ENCODED = (1024, 1024)  # pixels of the encoded picture
 
 Figures = dict[str, Any]
 CHECKS: dict[str, Callable[[Any], Figures]] = {}
@@ -351,6 +353,113 @@ def memory_that_runs_out(rig: Rig) -> Figures:
     assert OOM in report.notes, report.notes
     assert torch.cuda.memory_allocated() <= before
     return {"notes": report.notes}
+
+
+@check
+def little_memory(rig: Rig) -> Figures:
+    """With little memory left and both passes of CFG: runs finish, and what is kept goes where there is room for it."""
+    from comfy.patcher_extension import WrappersMP
+
+    calls: list[int] = []
+
+    def count(executor: Any, x: Any, *args: Any, **kwargs: Any) -> Any:
+        calls.append(len(x))
+        return executor(x, *args, **kwargs)
+
+    plain = rig.model
+    rig.model = plain.clone()
+    rig.model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "bench", count)
+    found: Figures = {}
+    try:
+        for room in (None, LITTLE):
+            torch.cuda.empty_cache()
+            free, _ = torch.cuda.mem_get_info()
+            ballast = None if room is None else torch.empty(max(free - room, 0), dtype=torch.uint8, device=rig.cuda)
+            for name in ("blocks, taylor", "output, line"):
+                calls.clear()
+                picture, report, seconds = rig.run(replace(methods()[name], history_device="auto"), cfg=3.0)
+                assert bool(picture.isfinite().all()) and report.finished, name
+                found[f"{name}, {'all of it' if room is None else f'{room >> 20} MiB'}"] = {
+                    "seconds": round(seconds, 2),
+                    "calls": len(calls),
+                    "largest batch": max(calls),
+                    "skipped": report.skipped,
+                    "notes": report.notes,
+                }
+            del ballast
+    finally:
+        rig.model = plain
+    return found
+
+
+def encoders() -> tuple[Any, Any]:
+    """A CLIP-L and Stable Diffusion's VAE with random weights."""
+    import comfy.sd
+    from comfy import sd1_clip, supported_models_base
+    from comfy.ldm.models.autoencoder import AutoencoderKL
+
+    shape = {
+        "double_z": True, "z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128,
+        "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0,
+    }  # fmt: skip
+    made = AutoencoderKL(ddconfig=shape, embed_dim=4)
+    clip = comfy.sd.CLIP(supported_models_base.ClipTarget(sd1_clip.SD1Tokenizer, sd1_clip.SD1ClipModel))
+    for seed, network in enumerate((made, clip.cond_stage_model)):
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for weight in network.parameters():
+                scale = weight.shape[1:].numel() ** -0.5 if weight.ndim > 1 else 0.1
+                weight.copy_(torch.randn(weight.shape, generator=generator) * scale)
+    return clip, comfy.sd.VAE(sd=made.state_dict())
+
+
+@check
+def encoded_values(rig: Rig) -> Figures:
+    """A hit is equal to the bit to the value that was computed, from every tier, and moves no random state. Whether encoding twice, or in a
+    larger batch, gives equal bits is ComfyUI's and the device's matter: it is only told."""
+    import tempfile
+
+    from skipstone.core.memo.store import Store
+    from skipstone.core.memo.tiers.disk import DiskTier
+    from skipstone.core.memo.tiers.memory import MemoryTier
+    from skipstone.patch.memo import instance
+    from skipstone.patch.memo.encoders import memo_clip, memo_vae
+
+    clip, vae = encoders()
+    pixels = torch.rand(4, *ENCODED, 3, generator=torch.Generator().manual_seed(3))
+    jobs: dict[str, Callable[[Any, Any, int], Any]] = {
+        "picture": lambda clip, vae, batch: vae.encode(pixels[:batch]),
+        "text": lambda clip, vae, batch: clip.encode_from_tokens(clip.tokenize("a red apple on a table")),
+    }
+    found: Figures = {}
+    for name, job in jobs.items():
+        twice = [job(clip, vae, 1) for _ in range(2)]
+        found[f"{name}, equal when encoded twice"] = bool(torch.equal(*twice))
+    found["picture, equal in a batch of 4"] = bool(
+        torch.equal(jobs["picture"](clip, vae, 4)[:1], vae.encode(pixels[:1]))
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        for tier in (MemoryTier(1 << 30, reserve=0), DiskTier(Path(folder), 1 << 30)):
+            store = Store([tier])
+            instance.set_store(store)
+            try:
+                kept = memo_clip(clip), memo_vae(vae)
+                for name, job in jobs.items():
+                    torch.cuda.synchronize()
+                    before, times, values = torch.cuda.get_rng_state(rig.cuda), [], []
+                    for _ in range(2):
+                        began = time.perf_counter()
+                        values.append(job(*kept, 1))
+                        times.append(round((time.perf_counter() - began) * 1000, 1))
+                    told = store.stats.as_dict()
+                    found[f"{name}, {type(tier).__name__}"] = {"computed ms": times[0], "hit ms": times[1]}
+                    assert torch.equal(*values), name
+                    assert torch.equal(before, torch.cuda.get_rng_state(rig.cuda)), name
+                    assert sum(kind["hits"] for kind in told["kinds"].values()) > 0, told
+            finally:
+                instance.set_store(None)
+                store.close()
+    return found
 
 
 @check

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -17,7 +18,8 @@ from skipstone.tests.accelerator import move
 from skipstone.tests.accelerator.tensor import CUDA
 
 ROOT = Path(__file__).resolve().parents[3]
-RUN = ["device_memory"]  # of the others most ask for what the pretend device has nothing of, or take long
+# of the others most ask for what the pretend device has nothing of, or take long
+RUN = ["device_memory", "little_memory"]
 
 
 @pytest.fixture
@@ -50,6 +52,8 @@ def test_its_checks_run(bench, studio, small_flux, accelerator, monkeypatch, tmp
         "reset_peak_memory_stats": memory.reset_peak,
         "get_device_name": lambda: "pretend",
         "is_available": lambda: True,
+        "mem_get_info": lambda device=None: (8 << 20, 8 << 20),
+        "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
 
@@ -66,9 +70,20 @@ def test_its_checks_run(bench, studio, small_flux, accelerator, monkeypatch, tmp
 
     monkeypatch.setattr(bench, "Rig", Rig)
     monkeypatch.setattr(bench, "STEPS", 6)
+    monkeypatch.setattr(bench, "LITTLE", 1 << 20)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", *RUN])
     result = bench.main()
     found = json.loads((tmp_path / "gpu.json").read_text())
     assert list(found["checks"]) == RUN
     assert [row.get("why") for row in found["checks"].values()] == [None] * len(RUN)
     assert result == 0 and "right" in (tmp_path / "gpu.txt").read_text()
+
+
+def test_encoded_values_are_compared(bench, monkeypatch):
+    """On the CPU, with the encoders that it makes for a GPU."""
+    monkeypatch.setattr(bench, "ENCODED", (32, 32))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())
+    with torch.inference_mode():
+        found = bench.encoded_values(SimpleNamespace(cuda=torch.device("cpu")))
+    assert {"picture, DiskTier", "text, DiskTier", "picture, MemoryTier", "text, MemoryTier"} <= set(found)
