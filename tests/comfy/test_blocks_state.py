@@ -213,7 +213,7 @@ def test_a_threshold_that_never_fires(studio, model, cached):
     smallest = min(e.indicator for e in reports[0].evaluations if e.indicator is not None)
     (note,) = reports[0].notes
     assert "nothing was skipped" in note
-    assert f"threshold of 1e-06 above {smallest:.3g}" in note
+    assert f"raise the threshold (1e-06); smallest change: {smallest:.3g}" in note
 
 
 # Numbers that are none

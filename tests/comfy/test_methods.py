@@ -292,7 +292,7 @@ def test_a_threshold_that_is_never_met_is_told_with_what_it_was_held_against(qui
     model, reports = cached(OF[name]("Custom", threshold=1e-5, **values), tiny_flux)
     quick(model)
     (note,) = reports[0].notes
-    told = re.search(r"the threshold of ([\d.e+-]+) above ([\d.e+-]+), the smallest accumulated change", note)
+    told = re.search(r"raise the threshold \(([\d.e+-]+)\); smallest accumulated change: ([\d.e+-]*\d)", note)
     assert told is not None, note
     threshold, smallest = map(float, told.groups())
     assert threshold in (1e-5, 0.5e-5, 1.5e-5)  # UCache's own differs over the run
