@@ -49,7 +49,7 @@ RENEW = """async (wanted) => {
     app.graph.clear()
     app.canvas.ds.reset()
     localStorage.removeItem("litegrapheditor_clipboard")
-    toast.removeAll()
+    toast.removeAll?.()
 }"""
 
 
