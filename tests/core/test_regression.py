@@ -86,3 +86,20 @@ def test_recordings_of_any_length_give_a_covariance(n):
     found = read(Gram.of(times, values), TIMES, [FLUX, NEXTDIT])
     assert found.shape == (STEPS, STEPS) and np.isfinite(found).all()
     assert np.linalg.eigvalsh((found + found.T) / 2).min() > -1e-6 * np.trace(found)
+
+
+def test_a_model_that_is_harder_to_predict_early_is_read_as_one():
+    part = of(NEXTDIT, COMPUTED)
+    early = [i for i, s in enumerate(COMPUTED) if s < 7]
+    rough = part.products + 0.01 * np.diag([float(i in early) for i in range(len(COMPUTED))])
+    found, plain = (read(replace(part, products=p), TIMES, [FLUX]).diagonal() for p in (rough, part.products))
+    grown = found / plain
+    assert grown[[3, 5]].min() > 1.001 and grown[[15, 16, 18]].max() < 1.0005
+
+
+def test_a_run_that_skipped_is_believed_less():
+    """Its errors move the latent, so what it computed zigzags around what a full run would have computed."""
+    zigzag = 0.02 * np.diag([float(i > 4) for i in range(len(COMPUTED))])
+    part = replace(of(FLUX, COMPUTED), products=of(FLUX, COMPUTED).products + zigzag**2 / 0.02)
+    full, skipped = (miss(read(part, TIMES, [NEXTDIT], full), FLUX) for full in (True, False))
+    assert skipped < full

@@ -80,7 +80,7 @@ def costs_for(
     same = [(w, r) for w, r in chosen if r.gram.kept == kept] or chosen
     kinds = {r.gram.kept for _, r in same}
     kind = kept if kept in kinds or not kinds else kinds.pop()
-    weighted = [(w * min(r.gram.runs, MOST_RUNS), r.gram) for w, r in same if r.gram.kept == kind][:MOST]
+    weighted = [(w * min(r.gram.runs, MOST_RUNS), r) for w, r in same if r.gram.kept == kind][:MOST]
     telling = [r for _, r in own if wanted and _tells(r, wanted)]
     measured = any(r.full for r in telling)
     origin = Origin.MEASURED if measured else Origin.LEARNED if own else Origin.RELATED if chosen else Origin.SHIPPED
@@ -88,8 +88,9 @@ def costs_for(
     total = np.zeros((grid.steps, grid.steps))
     if not telling:
         total += _relative(mean_at(built_in, grid.times[:-1]))
-    for weight, gram in weighted:
-        total += weight * _relative(read(gram.guided(scale), grid.times[:-1], built_in))
+    for weight, recording in weighted:
+        products = read(recording.gram.guided(scale), grid.times[:-1], built_in, recording.full)
+        total += weight * _relative(products)
     runs = sum(r.gram.runs for _, r in own)
     text = own[0][1].recipe.text if own else chosen[0][1].recipe.text if chosen else built_in[0].recipe
     return Costs(_scaled(grid, total, text, kind), origin, runs)

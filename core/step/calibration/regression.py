@@ -14,25 +14,28 @@ from numpy.typing import NDArray
 
 from .gram import Gram
 
-NOISE = 1e-5  # of the observations, as a share of their mean variance; 1e-6 to 1e-4 do as well
+# of the observations, as a share of their mean variance; ten times more or less do as well. The outputs of a run that skipped differ by up
+# to 9% from those on a full run's trajectory (bench/choices.md)
+NOISE, NOISE_OF_SKIPS = 1e-5, 1e-3
 MOST = 128  # recorded times that are looked at; bounds the work on a hostile file
 FEWEST = 4  # recorded times that tell how well the covariance fits
 
 Array = NDArray[np.float64]
 
 
-def read(recording: Gram, times: Array, priors: Sequence[Gram]) -> Array:
+def read(recording: Gram, times: Array, priors: Sequence[Gram], full: bool = True) -> Array:
     """The recording's products between `times`, shape (N, N).
 
     With recorded values y at the times a, the values elsewhere have the mean W y, W = K[:, a] (K[a, a] + noise)^-1, and the covariance
-    K - W K[a, :] (eqs. 2.25 and 2.26). K is the mean of the priors, and the covariance is scaled to the recording, because models differ
-    in how far they can be predicted.
+    K - W K[a, :] (eqs. 2.25 and 2.26). K is the mean of the priors, and the covariance is scaled to the recording at each time, because
+    models differ in how far they can be predicted.
 
     Parameters
     ----------
     recording: of one pass, times shape (n,).
     times: falling, shape (N,).
     priors: of one pass, of the recorded value.
+    full: all steps of the recorded runs were computed.
     """
     chosen = np.unique(np.linspace(0, len(recording.times) - 1, MOST).round().astype(int))
     known, products = recording.times[chosen], recording.products[np.ix_(chosen, chosen)]
@@ -40,11 +43,13 @@ def read(recording: Gram, times: Array, priors: Sequence[Gram]) -> Array:
     if n < FEWEST:
         return recording.at(times)
     covariance = mean_at(priors, np.concatenate((known, times)))
-    observed = covariance[:n, :n] + np.eye(n) * NOISE * np.trace(covariance[:n, :n]) / n
+    noise = (NOISE if full else NOISE_OF_SKIPS) * np.trace(covariance[:n, :n]) / n
+    observed = covariance[:n, :n] + np.eye(n) * noise
     inverse = np.linalg.inv(observed)
     weights = covariance[n:, :n] @ inverse
     rest = covariance[n:, n:] - weights @ covariance[:n, n:]
-    return np.asarray(weights @ products @ weights.T + _scale(inverse, products) * (rest + rest.T) / 2)
+    size = np.sqrt(_scale(inverse, known, products, times))
+    return np.asarray(weights @ products @ weights.T + (rest + rest.T) / 2 * np.outer(size, size))
 
 
 def mean_at(priors: Sequence[Gram], times: Array) -> Array:
@@ -53,10 +58,13 @@ def mean_at(priors: Sequence[Gram], times: Array) -> Array:
     return np.mean([products / np.trace(products) for products in several], 0)
 
 
-def _scale(inverse: Array, products: Array) -> float:
-    """The recording's variance, relative to the covariance's: the geometric mean, over the recorded times but the first and the last, of
-    the squared error of predicting each from the others, relative to the predicted one (eq. 5.12)."""
+def _scale(inverse: Array, known: Array, products: Array, times: Array) -> Array:
+    """The recording's variance at `times`, relative to the covariance's, shape (N,).
+
+    At each recorded time but the first and the last: the squared error of predicting it from the others, relative to the predicted one
+    (eq. 5.12). Its logarithm is interpolated between these times: a model can be harder to predict early and easier late.
+    """
     variance = 1 / inverse.diagonal()
     error = (inverse @ products @ inverse).diagonal() * variance**2
-    ratio = error[1:-1] / variance[1:-1]
-    return float(np.exp(np.log(np.maximum(ratio, 1e-12 * products.diagonal().max())).mean()))
+    ratio = np.maximum(error[1:-1] / variance[1:-1], 1e-12 * products.diagonal().max())
+    return np.asarray(np.exp(np.interp(-times, -known[1:-1], np.log(ratio))))
