@@ -97,6 +97,11 @@ def test_a_model_that_is_harder_to_predict_early_is_read_as_one():
     assert grown[[3, 5]].min() > 1.001 and grown[[15, 16, 18]].max() < 1.0005
 
 
+def test_outputs_of_zero_are_read_as_zero():
+    part = replace(of(FLUX, COMPUTED), products=np.zeros((len(COMPUTED), len(COMPUTED))))
+    assert np.abs(read(part, TIMES, [NEXTDIT])).max() < 1e-20
+
+
 def test_a_run_that_skipped_is_believed_less():
     """Its errors move the latent, so what it computed zigzags around what a full run would have computed."""
     zigzag = 0.02 * np.diag([float(i > 4) for i in range(len(COMPUTED))])

@@ -66,5 +66,5 @@ def _scale(inverse: Array, known: Array, products: Array, times: Array) -> Array
     """
     variance = 1 / inverse.diagonal()
     error = (inverse @ products @ inverse).diagonal() * variance**2
-    ratio = np.maximum(error[1:-1] / variance[1:-1], 1e-12 * products.diagonal().max())
+    ratio = np.maximum(error[1:-1] / variance[1:-1], max(1e-12 * float(products.diagonal().max()), 1e-30))
     return np.asarray(np.exp(np.interp(-times, -known[1:-1], np.log(ratio))))
