@@ -451,6 +451,7 @@ def encoded_values(rig: Rig) -> Figures:
                         began = time.perf_counter()
                         values.append(job(*kept, 1))
                         times.append(round((time.perf_counter() - began) * 1000, 1))
+                        assert store.flush(30)  # what was computed is written in the background
                     told = store.stats.as_dict()
                     found[f"{name}, {type(tier).__name__}"] = {"computed ms": times[0], "hit ms": times[1]}
                     assert torch.equal(*values), name
