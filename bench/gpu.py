@@ -442,6 +442,7 @@ def encoded_values(rig: Rig) -> Figures:
         for tier in (MemoryTier(1 << 30, reserve=0), DiskTier(Path(folder), 1 << 30)):
             store = Store([tier])
             instance.set_store(store)
+            assert store.ready(30)  # a tier that does not serve yet is a miss
             try:
                 kept = memo_clip(clip), memo_vae(vae)
                 for name, job in jobs.items():
