@@ -1,4 +1,4 @@
-"""The ranges of sigma in which another node changes the network, as nodes announce them.
+"""The ranges of sigma in which another node changes the network, read from that node's patches.
 
 By a convention of ComfyUI's own nodes (PatchModelAddDownscale, Uni3C, Anima LLLite, BlockSparseAttention), which other packs follow (RAUNet
 of comfyui_jankhidiffusion), a patch keeps the bounds as `sigma_start` and `sigma_end`, or `start_sigma` and `end_sigma`: in variables of
@@ -22,11 +22,13 @@ log = logging.getLogger(__name__)
 Range = tuple[float, float]  # the first and the last sigma
 
 MOST = 1000  # objects that are looked at
-DEEP = 3  # objects that refer to one another, from a patch on: its function, its owner, the owner's settings
+DEEP = (
+    3  # objects in a row that refer to the next one, such as a patch's owner and its settings; functions do not count
+)
 
 
 def sigma_ranges(patcher: Any, model_options: dict[str, Any]) -> tuple[Range, ...]:
-    """Those of a MODEL (a comfy ModelPatcher), sampled with these model_options. Guidance functions are left out: they run at every
+    """The ranges of a MODEL (a comfy ModelPatcher), sampled with these model_options. Guidance functions are left out: they run at every
     evaluation."""
     roots = [
         model_options.get("transformer_options"),
@@ -42,7 +44,7 @@ def sigma_ranges(patcher: Any, model_options: dict[str, Any]) -> tuple[Range, ..
 
 
 def ranges_in(roots: list[Any]) -> tuple[Range, ...]:
-    """Those of all patches in dictionaries and lists, each once."""
+    """The ranges of all patches in dictionaries and lists, each once."""
     found: dict[Range, None] = {}
     seen: dict[int, Any] = {}  # the objects themselves, so that no id is used again
     waiting = deque((root, 0) for root in roots)
@@ -56,12 +58,14 @@ def ranges_in(roots: list[Any]) -> tuple[Range, ...]:
             continue
         names = _names(value)
         found |= dict.fromkeys(_ranges(names))
-        waiting += [(v, depth + 1) for v in names.values()]
+        # overrides of the attention refer to the one before, as often as there are nodes
+        deeper = depth + (not isinstance(value, FunctionType))
+        waiting += [(v, deeper) for v in names.values()]
     return tuple(found)
 
 
 def _names(value: Any) -> dict[str, Any]:
-    """What a function or an object refers to, by name."""
+    """The variables, attributes and arguments that a function or an object refers to, by name."""
     if isinstance(value, partial):
         return {"function": value.func, "arguments": value.args, **value.keywords}
     if isinstance(value, MethodType):

@@ -180,6 +180,10 @@ def test_ranges_are_read_from_whatever_overrides_the_attention():
     first = override_of(SparseAttention(0.9, 0.1), None)
     second = override_of(SparseAttention(0.8, 0.2), first)
     assert set(of(second)) == {(0.8, 0.2), (0.9, 0.1)}
+    several = None
+    for i in range(8):
+        several = override_of(SparseAttention(0.9, i / 10), several)
+    assert set(of(several)) == {(0.9, i / 10) for i in range(8)}
 
     def early() -> Any:
         def override() -> Any:
