@@ -180,9 +180,5 @@ def _rate(hits: int, misses: int) -> float | None:
 def _line(counts: Mapping[str, Any]) -> Text:
     if counts["hit_rate"] is None:
         return _UNUSED
-    asked, rate, saved = (
-        counts["hits"] + counts["misses"],
-        f"{counts['hit_rate']:.0%}",
-        f"{counts['saved_seconds']:.1f}",
-    )
-    return _REUSED.of(hits=counts["hits"], asked=asked, rate=rate, saved=saved)
+    asked, saved = counts["hits"] + counts["misses"], f"{counts['saved_seconds']:.1f}"
+    return _REUSED.of(hits=counts["hits"], asked=asked, rate=f"{counts['hit_rate']:.0%}", saved=saved)

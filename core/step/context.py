@@ -30,7 +30,7 @@ class RunContext:
     margin: dB that errors predicted with these costs may be worse.
     parts: lengths of the modalities in a packed latent; empty for others.
     forced: for each step, whether it is computed whatever later policies decide.
-    breaks: steps before which nothing tells of those from there on, because a conditioning or the network changes.
+    breaks: steps at which older anchors are dropped, because a conditioning or the network changes.
     max_skipped_steps: the longest sequence of steps that may be skipped.
     """
 

@@ -16,9 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from ..clock import Grid
-from .gram import Array, Gram, Value
+from .gram import Gram, Value
 from .recipe import Recipe, both_guided_or_neither, similarity
-from .regression import mean_at, read
+from .regression import mean_at, read, relative
 
 SHIPPED = Path(__file__).with_name("shipped_costs.json")
 USUAL_CFG = 1.0  # where the guider has no scale
@@ -87,18 +87,13 @@ def costs_for(
     built_in = [gram.guided(scale) for gram in shipped(grid.flow, kind)]
     total = np.zeros((grid.steps, grid.steps))
     if not telling:
-        total += _relative(mean_at(built_in, grid.times[:-1]))
+        total += mean_at(built_in, grid.times[:-1])
     for weight, recording in weighted:
         products = read(recording.gram.guided(scale), grid.times[:-1], built_in, recording.full)
-        total += weight * _relative(products)
+        total += weight * relative(products)
     runs = sum(r.gram.runs for _, r in own)
     text = own[0][1].recipe.text if own else chosen[0][1].recipe.text if chosen else built_in[0].recipe
     return Costs(_scaled(grid, total, text, kind), origin, runs)
-
-
-def _relative(products: Array) -> Array:
-    """To the trace."""
-    return products / max(float(np.trace(products)), 1e-30)
 
 
 def _fitting(wanted: Recipe, grid: Grid, recordings: Sequence[Recording]) -> list[tuple[float, Recording]]:

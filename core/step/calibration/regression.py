@@ -1,7 +1,7 @@
 """Reads a recording at other times by Gaussian process regression, with the shipped costs as the covariance.
 
-A Gram matrix is the covariance of a model's outputs over time. Between recorded times, that of other models tells how outputs go on and how
-far they deviate from any guess, much better than a line through the recorded ones. (C. E. Rasmussen and C. K. I. Williams, Gaussian
+A Gram matrix is the covariance of a model's outputs over time. That of other models predicts the outputs between recorded times, and the
+errors of these predictions, better than a line through the recorded ones does. (C. E. Rasmussen and C. K. I. Williams, Gaussian
 Processes for Machine Learning, MIT Press 2006, https://gaussianprocess.org/gpml/chapters/.)
 """
 
@@ -10,17 +10,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .gram import Gram
+from .gram import Array, Gram
 
 # of the observations, as a share of their mean variance; ten times more or less do as well. The outputs of a run that skipped differ by up
 # to 9% from those on a full run's trajectory (bench/choices.md)
 NOISE, NOISE_OF_SKIPS = 1e-5, 1e-3
 MOST = 128  # recorded times that are looked at; bounds the work on a hostile file
-FEWEST = 4  # recorded times that tell how well the covariance fits
-
-Array = NDArray[np.float64]
+FEWEST = 4  # recorded times without which the covariance cannot be scaled
 
 
 def read(recording: Gram, times: Array, priors: Sequence[Gram], full: bool = True) -> Array:
@@ -54,8 +51,12 @@ def read(recording: Gram, times: Array, priors: Sequence[Gram], full: bool = Tru
 
 def mean_at(priors: Sequence[Gram], times: Array) -> Array:
     """The mean of the priors' products between `times`, each relative to its trace."""
-    several = [prior.at(times) for prior in priors]
-    return np.mean([products / np.trace(products) for products in several], 0)
+    return np.mean([relative(prior.at(times)) for prior in priors], 0)
+
+
+def relative(products: Array) -> Array:
+    """Products divided by their trace."""
+    return products / max(float(np.trace(products)), 1e-30)
 
 
 def _scale(inverse: Array, known: Array, products: Array, times: Array) -> Array:

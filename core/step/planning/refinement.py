@@ -1,8 +1,8 @@
-"""Improves a plan by simulating the run: what PSSP leaves out is that a predictor corrects the error of an edge on the next one.
+"""Improves a plan by simulating the run.
 
-PSSP adds up the errors of single edges. Here a plan is scored with the error that the latent has at each computed step, all edges and
-corrections before it included: measured on 40 plans each, its logarithm goes with that of the picture's error by 0.84 to 0.91, that of
-PSSP's objective by 0.67 to 0.71 (bench/choices.md). It is no sum over edges, so plans near PSSP's are searched.
+PSSP adds up the errors of single edges, without the correction of an edge's error on the next one. Here a plan's score is the error of the
+latent at each computed step, after all edges and corrections before it. It correlates better with the picture's error (bench/choices.md),
+and it is no sum over edges, so it is minimised by a local search that starts from PSSP's plan.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from ..calibration.gram import Gram
+from ..calibration.gram import Array, Gram
 from ..clock import Grid
 from ..predictors import Line
 from ..predictors.linear import spread
 from .edge_costs import moves, scale
 
-REACH = 3  # steps that an anchor is moved by
-ROUNDS = 12  # moves at most
+REACH = 3  # steps by which one anchor is moved, at most
+ROUNDS = 12  # anchors moved one after the other, at most
 
-Array = NDArray[np.float64]
 Plans = NDArray[np.intp]  # (B, K): anchors of B plans, ascending
 
 
@@ -48,15 +47,14 @@ class Simulation:
     breaks: frozenset[int] = frozenset()
 
     def __post_init__(self) -> None:
-        steps = self.grid.steps
         self.gram = self.costs.on(self.grid)
-        h = moves(self.grid, self.costs)
-        place = self.grid.along(self.line.at)
-        self.place = np.array([place(s) for s in self.grid.sigmas[:steps]] + [0.0])
-        self.moves = h
-        self.reach = np.concatenate(([0.0], np.cumsum(h)))  # sum of h below a step
-        self.moment = np.concatenate(([0.0], np.cumsum(h * self.place[:steps])))
-        self.scale = np.append(scale(self.grid), scale(self.grid)[-1:])
+        self.moves = moves(self.grid, self.costs)
+        self.place = np.array([*map(self.grid.along(self.line.at), self.grid.sigmas[:-1])])
+        # sums of the moves below a step, and of their first moments
+        self.reach = np.concatenate(([0.0], np.cumsum(self.moves)))
+        self.moment = np.concatenate(([0.0], np.cumsum(self.moves * self.place)))
+        divisor = scale(self.grid)
+        self.scale = np.append(divisor, divisor[-1:])
         self.spread = np.array([spread(s, self.grid.flow) for s in self.grid.sigmas])
 
     def scores(self, plans: Plans) -> Array:
@@ -73,8 +71,8 @@ class Simulation:
             a, b, c = plans[:, max(k - 1, 0)], plans[:, k], plans[:, k + 1]
             skips, fresh = c > b + 1, np.isin(b, list(self.breaks))
             owed[fresh] = 0
-            length = self.reach[c] - self.reach[np.minimum(b + 1, steps)]
-            first = self.moment[c] - self.moment[np.minimum(b + 1, steps)] - self.place[b] * length
+            length = self.reach[c] - self.reach[b + 1]
+            first = self.moment[c] - self.moment[b + 1] - self.place[b] * length
             gap = self.place[b] - self.place[a]
             pull = np.divide(self.line.slope * first, gap, out=np.zeros_like(gap), where=(gap != 0) & ~fresh)
             made = np.zeros_like(error)
@@ -83,7 +81,7 @@ class Simulation:
             true = np.where((inside > b[:, None]) & (inside < c[:, None]), self.moves, 0)
             kept = self.gain * self.spread[c] / self.spread[b]
             error += made - true + np.where(skips, kept, 0)[:, None] * owed
-            # what lies on the line from b to c, less what was made
+            # the displacement on the line from b to c, less the one that was made
             to = np.minimum(c, steps - 1)
             width = self.place[to] - self.place[b]
             mean = np.divide(first, width, out=np.zeros_like(width), where=width != 0)
@@ -99,8 +97,10 @@ class Simulation:
         return float(self.scores(np.array([plan], np.intp))[0])
 
     def improved(self, plan: Sequence[int], forced: Sequence[bool], longest: float) -> tuple[int, ...]:
-        """The best plan that moving one anchor at a time leads to. forced: steps that are computed in any case. longest: the largest
-        distance of two anchors."""
+        """The plan that a local search finds: the best move of one anchor at a time, while it lowers the score.
+
+        forced: steps that are computed in any case. longest: the largest distance of two anchors.
+        """
         best = np.array([plan], np.intp)
         score = self.scores(best)[0]
         for _ in range(ROUNDS):
