@@ -19,92 +19,34 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
+from rigs import LTXAV, RIGS, Flux, Rig, Wan, randomize
 
 OUTPUT = Path(__file__).resolve().parent.parent / "bench-output"
 LIMIT = 340.0  # seconds: no further check is begun
 MIB = 1 << 20
-STEPS = 12
 LITTLE = 4 << 30  # bytes that are left in the check with little memory
 ENCODED = (1024, 1024)  # pixels of the encoded picture
 
 Figures = dict[str, Any]
-CHECKS: dict[str, Callable[[Any], Figures]] = {}
+Check = Callable[[Rig], Figures]
+CHECKS: dict[str, tuple[Check, tuple[type[Rig], ...]]] = {}
 
 
-def check(function: Callable[[Any], Figures]) -> Callable[[Any], Figures]:
-    CHECKS[function.__name__] = function
-    return function
+def check(*rigs: type[Rig]) -> Callable[[Check], Check]:
+    """Registers a check, with the models that it is made on: the first of RIGS where none is named."""
+
+    def registered(function: Check) -> Check:
+        CHECKS[function.__name__] = (function, rigs or RIGS[:1])
+        return function
+
+    return registered
 
 
-def randomize(network: torch.nn.Module, seed: int, device: torch.device) -> None:
-    """Random weights of a scale that keeps activations near 1."""
-    generator = torch.Generator(device).manual_seed(seed)
-    with torch.no_grad():
-        for weight in network.parameters():
-            scale = weight.shape[1:].numel() ** -0.5 if weight.ndim > 1 else 0.1
-            weight.copy_(torch.randn(weight.shape, generator=generator, device=device) * scale)
-
-
-class Rig:
-    """A Flux with random weights: 4096 tokens of picture, large enough that an evaluation takes longer than its launches."""
-
-    size = 128  # of the latent
-    network: ClassVar[dict[str, Any]] = {
-        "hidden_size": 3072,
-        "num_heads": 24,
-        "context_in_dim": 4096,
-        "axes_dim": [16, 56, 56],
-    }
-
-    def __init__(self) -> None:
-        import comfy.model_patcher
-        import comfy.supported_models
-
-        self.cuda = torch.device("cuda", torch.cuda.current_device())
-        config = comfy.supported_models.Flux(
-            {
-                "image_model": "flux", "in_channels": 16, "out_channels": 16, "patch_size": 2, "vec_in_dim": 768,
-                "mlp_ratio": 4.0, "depth": 2, "depth_single_blocks": 4, "theta": 10_000, "qkv_bias": True,
-                "guidance_embed": True, "txt_ids_dims": [], **self.network,
-            }
-        )  # fmt: skip
-        config.set_inference_dtype(torch.bfloat16, None)
-        model = config.get_model({}, "", device=self.cuda)
-        randomize(model.diffusion_model, 0, self.cuda)
-        with torch.no_grad():
-            model.diffusion_model.final_layer.linear.weight.mul_(0.05)
-        self.model = comfy.model_patcher.ModelPatcher(model.eval(), load_device=self.cuda, offload_device=self.cuda)
-        text = torch.randn(1, 256, self.network["context_in_dim"], generator=torch.Generator().manual_seed(1))
-        self.prompt = [[text, {"pooled_output": torch.zeros(1, 768)}]]
-
-    def sample(self, model: Any, callback: Any = None, steps: int = STEPS, cfg: float = 1.0) -> Any:
-        import comfy.sample
-
-        latent = torch.zeros(1, 16, self.size, self.size)
-        with torch.inference_mode():
-            return comfy.sample.sample(
-                model, comfy.sample.prepare_noise(latent, 1), steps, cfg, "euler", "simple", self.prompt, self.prompt,
-                latent, seed=1, disable_pbar=True, callback=callback,
-            )  # fmt: skip
-
-    def run(self, method: Any, **how: Any) -> tuple[Any, Any, float]:
-        """The picture, the report, and the seconds that it took."""
-        from skipstone.patch.step.attach import attach
-
-        reports: list[Any] = []
-        model = attach(self.model, method, (reports.append,)) if method else self.model
-        torch.cuda.synchronize()
-        began = time.perf_counter()
-        picture = self.sample(model, **how)
-        torch.cuda.synchronize()
-        return picture, reports[0] if reports else None, time.perf_counter() - began
-
-
-def methods() -> dict[str, Any]:
-    """Static ones and adaptive ones, of both levels."""
+def methods(rig: Rig) -> dict[str, Any]:
+    """Static ones and adaptive ones, of both levels; those of them that the model is checked with."""
     from skipstone.core.step.indicators.blocks import FirstBlockChange
     from skipstone.core.step.method import Blocks, Method
     from skipstone.core.step.policies import Interval, Threshold, Warmup
@@ -121,7 +63,8 @@ def methods() -> dict[str, Any]:
             "Below", "9", (Warmup(2), Threshold(9.0)), Reuse(), indicator=FirstBlockChange(), blocks=Blocks(1, 0)
         )
     }
-    return {**static, **adaptive}
+    every = {**static, **adaptive}
+    return {name: every[name] for name in rig.methods or every}
 
 
 @contextmanager
@@ -134,24 +77,25 @@ def without_gc() -> Iterator[None]:
         gc.enable()
 
 
-@check
+@check(*RIGS)
 def equal_wherever_it_is_kept(rig: Rig) -> Figures:
-    """A run without skips is the plain one, as far as that equals itself; residuals in main memory change nothing."""
+    """A run without skips is the plain one, as far as that equals itself; residuals in main memory change nothing. All methods skip."""
     plain = rig.run(None)[0]
     noise = float((rig.run(None)[0] - plain).abs().max())
-    never = replace(methods()["blocks, reuse"], policies=())
     from skipstone.core.step.policies import Warmup
 
-    off = float((rig.run(replace(never, policies=(Warmup(1000),)))[0] - plain).abs().max())
+    never = replace(methods(rig)["blocks, taylor"], policies=(Warmup(1000),))
+    off = float((rig.run(never)[0] - plain).abs().max())
     found = {"plain against itself": noise, "never skipping against plain": off}
-    for name, method in methods().items():
-        there = [rig.run(replace(method, history_device=d))[0] for d in ("gpu", "cpu", "auto")]
-        found[name] = max(float((t - there[0]).abs().max()) for t in there[1:])
-    assert off <= noise and all(v <= noise for k, v in found.items() if k in methods()), found
+    for name, method in methods(rig).items():
+        runs = [rig.run(replace(method, history_device=d)) for d in ("gpu", "cpu", "auto")]
+        assert all(report.skipped for _, report, _ in runs), (name, [report.notes for _, report, _ in runs])
+        found[name] = max(float((latent - runs[0][0]).abs().max()) for latent, _, _ in runs[1:])
+    assert off <= noise and all(v <= noise for k, v in found.items() if k in methods(rig)), found
     return found
 
 
-@check
+@check()
 def no_waits_in_the_loop(rig: Rig) -> Figures:
     """PyTorch's own debug mode raises at what has the host wait, but for ComfyUI's own."""
     import warnings
@@ -159,7 +103,7 @@ def no_waits_in_the_loop(rig: Rig) -> Figures:
     from comfy.patcher_extension import WrappersMP
 
     found: Figures = {}
-    for name, method in methods().items():
+    for name, method in methods(rig).items():
         from skipstone.patch.step.attach import attach
 
         reports: list[Any] = []
@@ -183,7 +127,7 @@ def no_waits_in_the_loop(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check(*RIGS)
 def device_memory(rig: Rig) -> Figures:
     """Bytes above the plain run's at the peak, against those that ComfyUI was told of; none after the run (gc off)."""
     import comfy.sampler_helpers
@@ -207,7 +151,7 @@ def device_memory(rig: Rig) -> Figures:
         with without_gc():
             used(None)
             plain = used(None)
-            for name, method in methods().items():
+            for name, method in methods(rig).items():
                 cached = used(replace(method, history_device="gpu"))
                 found[name] = {
                     "told MiB": round((cached[0] - plain[0]) / MIB, 1),
@@ -222,11 +166,11 @@ def device_memory(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check()
 def page_locked_memory(rig: Rig) -> Figures:
     """What is locked at the peak and after a run, and how fast it is copied."""
     stats = getattr(torch.cuda, "host_memory_stats", None)
-    method = replace(methods()["blocks, taylor"], history_device="cpu")
+    method = replace(methods(rig)["blocks, taylor"], history_device="cpu")
     rig.run(method)
     found: Figures = {}
     if stats is not None:
@@ -255,13 +199,13 @@ def page_locked_memory(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check(Flux, LTXAV)
 def reported_times(rig: Rig) -> Figures:
     """Reported speed-ups against those of the clock, within 3%."""
     rig.run(None)
     plain = min(rig.run(None)[2] for _ in range(3))
     found: Figures = {}
-    for name, method in methods().items():
+    for name, method in methods(rig).items():
         runs = [rig.run(method) for _ in range(3)]
         _, report, seconds = min(runs, key=lambda r: r[2])
         true = plain / seconds
@@ -274,7 +218,7 @@ def reported_times(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check()
 def knowing_a_model_again(rig: Rig) -> Figures:
     """Milliseconds for 1,000 weights, on the GPU and the CPU, plain and quantized."""
     from types import SimpleNamespace
@@ -308,14 +252,14 @@ def knowing_a_model_again(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check(Flux, Wan)
 def compiled(rig: Rig) -> Figures:
     """Compile Model+, default and reduce-overhead: equal within 1% to the same method without it, in two runs each."""
     from skipstone.core.compile_options import EACH_BLOCK, Settings
     from skipstone.patch.compile.model import compile_model
     from skipstone.patch.step.attach import attach
 
-    method = methods()["blocks, first block"]
+    method = methods(rig)["blocks, first block"]
     expected = rig.run(method)[0]
     found: Figures = {}
     for mode in ("default", "reduce-overhead"):
@@ -333,12 +277,12 @@ def compiled(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check()
 def memory_that_runs_out(rig: Rig) -> Figures:
     """A real out-of-memory error in a computed evaluation: the run goes on, and nothing is left."""
     from skipstone.patch.blocks.hook import OOM
 
-    method = replace(methods()["blocks, line"], history_device="gpu")
+    method = replace(methods(rig)["blocks, line"], history_device="gpu")
     rig.run(method)
     torch.cuda.empty_cache()
     before, calls = torch.cuda.memory_allocated(), []
@@ -361,7 +305,7 @@ def memory_that_runs_out(rig: Rig) -> Figures:
     return {"notes": report.notes}
 
 
-@check
+@check()
 def little_memory(rig: Rig) -> Figures:
     """With little memory left and both passes of CFG: runs finish, and what is kept goes where there is room for it."""
     from comfy.patcher_extension import WrappersMP
@@ -383,7 +327,7 @@ def little_memory(rig: Rig) -> Figures:
             ballast = None if room is None else torch.empty(max(free - room, 0), dtype=torch.uint8, device=rig.cuda)
             for name in ("blocks, taylor", "output, line"):
                 calls.clear()
-                picture, report, seconds = rig.run(replace(methods()[name], history_device="auto"), cfg=3.0)
+                picture, report, seconds = rig.run(replace(methods(rig)[name], history_device="auto"), cfg=3.0)
                 assert bool(picture.isfinite().all()) and report.finished, name
                 found[f"{name}, {'all of it' if room is None else f'{room >> 20} MiB'}"] = {
                     "seconds": round(seconds, 2),
@@ -415,7 +359,7 @@ def encoders() -> tuple[Any, Any]:
     return clip, comfy.sd.VAE(sd=made.state_dict())
 
 
-@check
+@check()
 def encoded_values(rig: Rig) -> Figures:
     """A hit from every tier is equal to the bit to the value that was computed, and draws no random numbers. Whether encoding twice, or in
     a larger batch, gives equal bits is reported and not checked: it depends on ComfyUI and the device."""
@@ -466,7 +410,7 @@ def encoded_values(rig: Rig) -> Figures:
     return found
 
 
-@check
+@check()
 def halves(rig: Rig) -> Figures:
     """float16 sums stay finite, and the precision switch by its new name keeps no model from being known."""
     from skipstone.core.step.history import History
@@ -498,31 +442,41 @@ def main() -> int:
     import comfy.model_management
 
     began = time.perf_counter()
-    with torch.inference_mode():
-        rig = Rig()
     results: dict[str, Any] = {
         "gpu": torch.cuda.get_device_name(),
         "torch": torch.__version__,
         "dynamic VRAM": bool(getattr(comfy.memory_management, "aimdo_enabled", False)),
         "checks": {},
     }
-    for name, function in CHECKS.items():
-        if wanted and name not in wanted:
-            continue
-        started = time.perf_counter()
-        if started - began > LIMIT:
-            results["checks"][name] = {"result": "not run", "why": "no time was left"}
-            continue
-        row: dict[str, Any] = {"result": "right"}
-        try:
-            row["figures"] = function(rig)
-        except Exception as error:
-            row |= {"result": "wrong", "why": str(error) or type(error).__name__, "trace": traceback.format_exc()}
-        row["seconds"] = round(time.perf_counter() - started, 1)
-        results["checks"][name] = row
-        write(results)
+    for made in RIGS:
+        rig: Rig | None = None
+        comfy.model_management.unload_all_models()
+        for name, (function, rigs) in CHECKS.items():
+            if made not in rigs or (wanted and name not in wanted):
+                continue
+            row = f"{name}, {made.__name__}" if made is not RIGS[0] else name
+            if time.perf_counter() - began > LIMIT:
+                results["checks"][row] = {"result": "not run", "why": "no time was left"}
+                continue
+            if rig is None:
+                with torch.inference_mode():
+                    rig = made()
+            results["checks"][row] = outcome(function, rig)
+            write(results)
     print(write(results))
     return int(any(row["result"] == "wrong" for row in results["checks"].values()))
+
+
+def outcome(function: Check, rig: Rig) -> dict[str, Any]:
+    """What became of a check, with its figures or why it failed."""
+    started = time.perf_counter()
+    row: dict[str, Any] = {"result": "right"}
+    try:
+        row["figures"] = function(rig)
+    except Exception as error:
+        row |= {"result": "wrong", "why": str(error) or type(error).__name__, "trace": traceback.format_exc()}
+    row["seconds"] = round(time.perf_counter() - started, 1)
+    return row
 
 
 def write(results: dict[str, Any]) -> str:

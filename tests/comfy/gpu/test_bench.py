@@ -14,12 +14,15 @@ from typing import Any
 import pytest
 import torch
 
-from skipstone.tests.accelerator import move
 from skipstone.tests.accelerator.tensor import CUDA
 
 ROOT = Path(__file__).resolve().parents[3]
 # of the others most ask for what the pretend device has nothing of, or take long
-RUN = ["device_memory", "little_memory"]
+RUN = ["equal_wherever_it_is_kept", "device_memory", "little_memory"]
+ROWS = [
+    "equal_wherever_it_is_kept", "device_memory", "little_memory", "equal_wherever_it_is_kept, Wan",
+    "device_memory, Wan", "equal_wherever_it_is_kept, LTXAV", "device_memory, LTXAV",
+]  # fmt: skip
 
 
 @pytest.fixture
@@ -27,6 +30,7 @@ def bench(tmp_path, monkeypatch):
     spec = importlib.util.spec_from_file_location("bench_gpu", ROOT / "bench" / "gpu.py")
     assert spec and spec.loader
     module: Any = importlib.util.module_from_spec(spec)
+    monkeypatch.syspath_prepend(ROOT / "bench")
     spec.loader.exec_module(module)
     monkeypatch.setattr(module, "OUTPUT", tmp_path)
     return module
@@ -43,7 +47,49 @@ def test_without_a_gpu_it_says_so():
     assert (done.returncode, done.stdout) == (0, "bench-gpu: there is no NVIDIA GPU here, and nothing is checked\n")
 
 
-def test_its_checks_run(bench, studio, small_flux, accelerator, monkeypatch, tmp_path):
+TINY: dict[str, dict[str, Any]] = {
+    "Flux": {
+        "latent": ((1, 16, 16, 16),), "text": (8, 64), "pooled": 768, "steps": 5,
+        "network": {
+            "hidden_size": 48, "num_heads": 2, "context_in_dim": 64, "axes_dim": [8, 8, 8], "depth": 1,
+            "depth_single_blocks": 3,
+        },
+    },
+    "Wan": {
+        "latent": ((1, 16, 3, 6, 4),), "text": (7, 24), "steps": 5,
+        "network": {"dim": 48, "ffn_dim": 64, "freq_dim": 32, "text_dim": 24, "num_heads": 2, "num_layers": 2},
+    },
+    "LTXAV": {
+        "latent": ((1, 128, 2, 4, 3), (1, 8, 5, 16)), "text": (7, 48), "steps": 5,
+        "network": {
+            "num_layers": 2, "attention_head_dim": 24, "num_attention_heads": 2, "cross_attention_dim": 48, "caption_channels": 24,
+            "audio_attention_head_dim": 16, "audio_num_attention_heads": 2, "audio_cross_attention_dim": 32,
+            "connector_attention_head_dim": 12, "connector_num_attention_heads": 2,
+        },
+    },
+}  # fmt: skip
+
+
+def tiny(rig: Any, gpu: Any) -> Any:
+    """A rig of the bench at another size, made on the CPU and put on the pretend device."""
+
+    class Small(rig):  # type: ignore[misc]
+        def device(self) -> torch.device:
+            return torch.device("cpu")
+
+        def made(self) -> Any:
+            model = gpu.put(super().made())
+            model.model.memory_usage_factor = 1e-6
+            self.cuda = CUDA
+            return model
+
+    Small.__name__ = rig.__name__
+    for name, value in TINY[rig.__name__].items():
+        setattr(Small, name, {**rig.network, **value} if name == "network" else value)
+    return Small
+
+
+def test_its_checks_run(bench, accelerator, monkeypatch, tmp_path):
     gpu = accelerator(cost=lambda name, result: 20e-3 if name in ("linear", "addmm") else 1e-4)
     memory = gpu.device.memory
     for name, value in {
@@ -56,26 +102,15 @@ def test_its_checks_run(bench, studio, small_flux, accelerator, monkeypatch, tmp
         "empty_cache": lambda: None,
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
-
-    class Rig(bench.Rig):  # type: ignore[name-defined]
-        def __init__(self) -> None:
-            self.cuda = CUDA
-            self.prompt = studio.prompt()
-            inner = small_flux(depth=1, depth_single_blocks=3)
-            inner.model.memory_usage_factor = 1e-6
-            self.model = gpu.put(inner)
-            move(self.model.model)
-
-        size = 16
-
-    monkeypatch.setattr(bench, "Rig", Rig)
-    monkeypatch.setattr(bench, "STEPS", 6)
+    rigs = {rig: tiny(rig, gpu) for rig in bench.RIGS}
+    monkeypatch.setattr(bench, "RIGS", tuple(rigs.values()))
+    for name, (function, on) in bench.CHECKS.items():
+        monkeypatch.setitem(bench.CHECKS, name, (function, tuple(rigs[rig] for rig in on)))
     monkeypatch.setattr(bench, "LITTLE", 1 << 20)
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--only", *RUN])
     result = bench.main()
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert list(found["checks"]) == RUN
-    assert [row.get("why") for row in found["checks"].values()] == [None] * len(RUN)
+    found = json.loads((tmp_path / "gpu.json").read_text())["checks"]
+    assert {name: row.get("why") for name, row in found.items()} == dict.fromkeys(ROWS)
     assert result == 0 and "right" in (tmp_path / "gpu.txt").read_text()
 
 
