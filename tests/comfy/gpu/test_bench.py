@@ -73,7 +73,7 @@ TINY: dict[str, dict[str, Any]] = {
 def tiny(rig: Any, gpu: Any) -> Any:
     """A rig of the bench at another size, made on the CPU and put on the pretend device."""
 
-    class Small(rig):  # type: ignore[misc]
+    class Small(rig):
         def device(self) -> torch.device:
             return torch.device("cpu")
 
