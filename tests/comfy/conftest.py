@@ -29,6 +29,7 @@ import comfy.model_patcher  # noqa: E402
 import comfy.sample  # noqa: E402
 import comfy.samplers  # noqa: E402
 import comfy.sd  # noqa: E402
+import comfy.sd1_clip  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import folder_paths  # noqa: E402
 import torch  # noqa: E402
@@ -47,22 +48,26 @@ BOUNDARY = 0.5  # the sigma below which the second expert is used (demo/training
 class Studio:
     """What a graph would hold: a model, the demo's prompts, and a sampler to run them with."""
 
-    def __init__(self, model: Any, clip: Any) -> None:
-        self.model, self.clip = model, clip
+    def __init__(self, model: Any, clip: Any, tokens: int | None = None) -> None:
+        self.model, self.clip, self.tokens = model, clip, tokens
         self.files = {"flux": str(FLUX), "clip": str(CLIP)}
         self.encoded: dict[str, Any] = {}
         self.sampled: dict[tuple[object, ...], torch.Tensor] = {}
 
     def of(self, model: Any) -> Studio:
         """The same with another model."""
-        other = Studio(model, self.clip)
+        other = Studio(model, self.clip, self.tokens)
         other.encoded = self.encoded
         return other
 
     def prompt(self, text: str = "a red apple on a blue background") -> Any:
-        """CONDITIONING for a text, encoded once; nodes and samplers are not supposed to write to it."""
+        """CONDITIONING for a text, encoded once; nodes and samplers are not supposed to write to it. Of every 77 tokens the first
+        `tokens`: the rest is padding, which a model of random weights needs no more of than of a prompt's."""
         if text not in self.encoded:
             self.encoded[text] = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
+            if self.tokens:
+                for part in self.encoded[text]:
+                    part[0] = torch.cat([t[:, : self.tokens] for t in part[0].split(77, 1)], 1)
         return self.encoded[text]
 
     @property
@@ -147,17 +152,29 @@ class Studio:
         return self.sampled[key].clone()
 
 
+def load_demo_clip(layers: int) -> Any:
+    """The demo's CLIP with so many of its twelve layers. They add nothing to a text (demo/training/text.py), and cost 0.2 s a prompt."""
+
+    def made(model_options: Any, **options: Any) -> Any:
+        config = {**model_options["clip_l_model_config"], "num_hidden_layers": layers}
+        return comfy.sd1_clip.SD1CheckpointClipModel(
+            model_options={**model_options, "clip_l_model_config": config}, **options
+        )
+
+    kind = comfy.sd.CLIPType.STABLE_DIFFUSION
+    return comfy.sd.load_clip([str(CLIP)], clip_type=kind, model_options={"clip_l_class": made})
+
+
 @pytest.fixture(scope="session")
 def demo() -> Studio:
     """With the demo's trained model, for tests of how good a picture is. An evaluation costs 50 ms."""
-    clip = comfy.sd.load_clip([str(CLIP)], clip_type=comfy.sd.CLIPType.STABLE_DIFFUSION)
-    return Studio(comfy.sd.load_diffusion_model(str(FLUX)), clip)
+    return Studio(comfy.sd.load_diffusion_model(str(FLUX)), load_demo_clip(layers=1))
 
 
 @pytest.fixture(scope="session")
 def studio(demo, small_flux) -> Studio:
     """With a model of the same class, of two double and two single blocks with random weights, for all other tests."""
-    return demo.of(small_flux(response=1.0, depth=2, depth_single_blocks=2))
+    return Studio(small_flux(response=1.0, depth=2, depth_single_blocks=2), demo.clip, tokens=32)
 
 
 @pytest.fixture(scope="session", autouse=True)

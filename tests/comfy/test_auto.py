@@ -49,13 +49,13 @@ def trained(demo):
 
 
 @pytest.fixture
-def sampled(studio, trained):
+def sampled(demo, trained):
     """A run: `out, report = sampled(model, name, sampler="heun")`; report is None where the model has no step cache of ours."""
 
     def run(model, name=SMALL, text="a red apple on a blue background", **how):
         words = trained[name][1]
-        positive, negative = ([[tokens[:, :words], more] for tokens, more in studio.prompt(t)] for t in (text, ""))
-        return studio.sample(model, positive, negative, **{"steps": 10, "cfg": 1.0, **how})
+        positive, negative = ([[tokens[:, :words], more] for tokens, more in demo.prompt(t)] for t in (text, ""))
+        return demo.sample(model, positive, negative, **{"steps": 10, "cfg": 1.0, **how})
 
     return run
 

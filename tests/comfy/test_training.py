@@ -7,7 +7,7 @@ import sys
 import pytest
 import torch
 
-from .conftest import ROOT
+from .conftest import ROOT, Studio, load_demo_clip
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -17,16 +17,19 @@ def training_folder():
     sys.path.remove(str(ROOT / "demo" / "training"))
 
 
-def test_captions_are_read_as_comfyui_reads_them(studio):
+def test_captions_are_read_as_comfyui_reads_them(demo):
     from objects import all_scenes
     from text import POSITIONS, embed
 
     scenes = all_scenes()
     every_word = [s for s in scenes if s.object == 0 or s.background == 0]
     for scene in every_word:
-        given = studio.prompt(scene.caption)[0][0][0]
+        given = demo.prompt(scene.caption)[0][0][0]
         assert torch.allclose(embed([scene.caption])[0], given[: POSITIONS + 1], atol=1e-3), scene.caption
         assert torch.equal(given[POSITIONS + 1 :], given[POSITIONS].expand_as(given[POSITIONS + 1 :]))  # all padding
+    whole = Studio(None, load_demo_clip(layers=12)).prompt(scene.caption)[0]
+    assert torch.equal(whole[0][0], given)
+    assert torch.equal(whole[1]["pooled_output"], demo.prompt(scene.caption)[0][1]["pooled_output"])
 
 
 def test_a_combination_is_learned_or_judged_and_never_both():
