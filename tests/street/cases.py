@@ -22,7 +22,8 @@ from ..comfy.test_quality import PAIRS
 from . import models, samplers
 
 STEPS = 12
-SEEDS = 3  # noises of a batch: every figure is of their pictures together
+SEEDS = 2  # noises of a batch: every figure is of their pictures together
+FRAMES = 3  # of a video, which is cut into windows of two
 Cache = Callable[[Any], Any]  # puts the step cache on a MODEL, or does nothing
 Sampled = Callable[["Desk", Cache, int], Tensor]
 
@@ -174,9 +175,12 @@ def lcm_upscale(desk: Desk, cache: Cache, steps: int) -> Tensor:
 CASES: dict[str, Case] = {
     # reported
     "LanPaint": Case(lan_paint),
-    "AnimateDiff, static windows": Case(patched(models.animate_diff, SEEDS, 2, 1, 0)),
+    "AnimateDiff, static windows": Case(patched(models.animate_diff, FRAMES, 2, 1, 0, latent=torch.zeros(FRAMES, 16, 16, 16))),
     "AnimateDiff, moving windows": Case(
-        patched(models.animate_diff, SEEDS, 2, 1, 2), False, False, "windows that move"
+        patched(models.animate_diff, FRAMES, 2, 1, 2, latent=torch.zeros(FRAMES, 16, 16, 16)),
+        False,
+        False,
+        "windows that move",
     ),
     "FlowEdit": Case(flow_edit(velocities=False), False, False, "follows the sampler's noise"),
     "FlowEdit, HunyuanLoom": Case(flow_edit(velocities=True), False, False, "follows the sampler's noise"),

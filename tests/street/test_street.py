@@ -72,7 +72,7 @@ def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method)
 
 @pytest.mark.parametrize("method", [auto_of("Balanced"), method_of("Speed")], ids=["Auto", "MeanCache"])
 def test_a_sampler_that_adds_noise_under_an_unknown_name_is_found_out(desk, plain, method):
-    """It is no worse than plain sampling for any of three seeds, and is known for an SDE sampler in the next run."""
+    """It is no worse than plain sampling for any of the noises, and is known for an SDE sampler in the next run."""
     name = "noise of another pack"
     picture, (report,) = sampled(desk, name, method)
     full, fewer = plain.latent(name), plain.latent(name, report.computed)
