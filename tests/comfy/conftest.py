@@ -301,20 +301,20 @@ def watched():
 
 @pytest.fixture(scope="session")
 def small_unet():
-    """Makes MODELs of another kind: UNets of two levels with random weights that predict noise, sigma from 14.6 down, 4 channels.
-    outer, inner: transformers in each block of a level."""
+    """Makes MODELs of another kind: UNets with random weights that predict noise, sigma from 14.6 down, 4 channels.
+    transformers: in each block of a level, for one or two levels."""
 
-    def made(outer: int, inner: int) -> Any:
+    def made(*transformers: int) -> Any:
         config = comfy.supported_models.SD15(
             {
                 "image_size": 32,
                 "in_channels": 4,
                 "out_channels": 4,
                 "model_channels": 32,
-                "num_res_blocks": [1, 1],
-                "channel_mult": (1, 2),
-                "transformer_depth": [outer, inner],
-                "transformer_depth_output": [outer, outer, inner, inner],
+                "num_res_blocks": [1] * len(transformers),
+                "channel_mult": (1, 2)[: len(transformers)],
+                "transformer_depth": [*transformers],
+                "transformer_depth_output": [n for n in transformers for _ in range(2)],
                 "transformer_depth_middle": 1,
                 "use_spatial_transformer": True,
                 "context_dim": 768,
