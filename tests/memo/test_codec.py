@@ -10,6 +10,7 @@ import torch
 from blake3 import blake3
 from safetensors.torch import load, save
 
+from skipstone.core.memo import codec
 from skipstone.core.memo.codec import DTYPES, MAGIC, PREFIX, Entry, decode, encode, plausible
 from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
@@ -165,6 +166,13 @@ def test_what_is_not_pure_data_is_refused_with_a_reason(value):
         encode(KEY, Entry({"a": [1, value]}, 0.0, 0.0))
 
 
+def test_what_is_larger_than_an_entry_may_be_is_refused(monkeypatch):
+    monkeypatch.setattr(codec, "LARGEST", 8)
+    encode(KEY, Entry([torch.zeros(1), torch.zeros(1)], 0.0, 0.0))
+    with pytest.raises(NotCacheable, match="GB"):
+        encode(KEY, Entry([torch.zeros(1), torch.zeros(2)], 0.0, 0.0))
+
+
 # what is not an entry, or not ours
 
 
@@ -223,6 +231,10 @@ HOSTILE = {
     "an empty shape that overflows": safetensors(
         {"__metadata__": about(["t", 0]), "0": tensor(shape=(0, 2**62, 2**62), offsets=(0, 0))}
     ),
+    "a shape that its bytes do not fill": safetensors(
+        {"__metadata__": about(["t", 0]), "0": tensor(shape=(2,))}, bytes(4)
+    ),
+    "bytes after the last tensor": safetensors({"__metadata__": about(["t", 0]), "0": tensor()}, bytes(8)),
     "a negative shape": safetensors({"__metadata__": about(["t", 0]), "0": tensor(shape=(-1,))}, bytes(4)),
     "an unknown dtype": safetensors({"__metadata__": about(["t", 0]), "0": tensor(dtype="PICKLE")}, bytes(4)),
     "more after the end": good() + b"\0",

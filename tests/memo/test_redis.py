@@ -20,6 +20,7 @@ from skipstone.core.memo.codec import decode
 from skipstone.core.memo.errors import CorruptEntry, NotCacheable
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
+from skipstone.core.memo.tiers import redis as redis_tier
 from skipstone.core.memo.tiers import redis_address
 from skipstone.core.memo.tiers.base import Unavailable, Usage
 from skipstone.core.memo.tiers.memory import MemoryTier
@@ -503,7 +504,8 @@ def test_tls_checks_the_certificate(start, tmp_path, caplog):
 
 
 @pytest.mark.parametrize(
-    "url", ["", "127.0.0.1", "http://:s3cret@host", "file:///etc/passwd", "redis://:s3c/ret@host:1"]
+    "url",
+    ["", "127.0.0.1", "http://:s3cret@host", "file:///etc/passwd", "redis://:s3c/ret@host:1", "redis://:s3c[ret@host"],
 )
 def test_an_address_that_is_none_is_refused_without_repeating_it(url):
     with pytest.raises(ValueError, match="address of Redis") as raised:
@@ -552,6 +554,30 @@ def test_a_trial_writes_and_reads_and_leaves_nothing(server):
     assert server.client().pttl(name) > 0  # it goes by itself
     with pytest.raises(Unavailable, match="no connection"):
         one.usage()  # the trial had a connection of its own
+
+
+def test_a_trial_finds_a_server_that_keeps_nothing(server, monkeypatch):
+    """A proxy in front of another kind of server."""
+    monkeypatch.setattr(redis.Redis, "set", lambda *args, **more: True)
+    with pytest.raises(Unavailable, match="does not keep values"):
+        RedisTier(server.url).trial()
+
+
+def test_hundreds_of_entries_are_counted_and_cleared(server, monkeypatch):
+    one = connected(server.url)
+    for i in range(1100):
+        server.client().set(place(key("vae", i)), b"x")
+    assert one.usage()["vae"] == Usage(1100, 1100)
+    monkeypatch.setattr(redis_tier, "COUNTING", -1.0)
+    with pytest.raises(Unavailable, match="entries"):
+        one.usage()
+    assert one.clear().entries == 1100
+
+
+def test_a_command_that_the_server_does_not_know_is_said(start):
+    server = start("--rename-command", "SET", "no-such-command")
+    with pytest.raises(Unavailable, match="rejects"):
+        RedisTier(server.url).trial()
 
 
 def test_a_trial_says_what_is_wrong(start):

@@ -126,6 +126,15 @@ def test_usage_and_clear_touch_what_is_ours_alone(shop, bucket):
 
 
 @needs_moto
+def test_a_count_that_takes_too_long_is_given_up(shop, bucket, monkeypatch):
+    one = connected(bucket)
+    one.put(A, data())
+    monkeypatch.setattr(module, "COUNTING", -1.0)
+    with pytest.raises(Unavailable, match="too many entries"):
+        one.usage()
+
+
+@needs_moto
 def test_a_count_is_not_asked_for_again_at_once(shop, bucket):
     one = connected(bucket)
     assert one.usage() == {}
@@ -452,6 +461,24 @@ def test_a_store_without_conditional_writes_gets_plain_ones():
         one.put(B, data(name=B))
     conditions = [b"if-none-match" in headers for method, headers in server.asked if method == "PUT"]
     assert conditions == [True, False, False]
+
+
+def test_a_trial_finds_a_store_that_keeps_nothing():
+    with Answers(http(b"200 OK"), http(b"200 OK", b"another"), http(b"204 No Content")) as server:
+        with pytest.raises(Unavailable, match="does not keep values"):
+            tier(("s3://bucket", server.url)).trial()
+    assert [method for method, _ in server.asked] == ["PUT", "GET", "DELETE"]
+
+
+def test_a_lost_connection_is_noticed_before_a_run_needs_it(monkeypatch):
+    with Answers(MISSING, error(b"403 Forbidden", b"AccessDenied")) as server:
+        one = connected(("s3://bucket", server.url))
+        one.maintain()
+        assert len(server.asked) == 1, "not asked again so soon"
+        monkeypatch.setattr(module, "CHECK", -1.0)
+        with pytest.raises(Unavailable):
+            one.maintain()
+    assert len(server.asked) == 2
 
 
 def test_a_write_that_came_second_is_no_failure():

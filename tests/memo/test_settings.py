@@ -46,6 +46,12 @@ def test_bad_numbers_are_named(name, bad):
         Settings(**{name: bad})
 
 
+@pytest.mark.parametrize("name", ["Red", "a b", "red:blue", "../x", "x" * 33])
+def test_a_namespace_that_is_none_is_refused(name):
+    with pytest.raises(ValueError, match="lower case letters, digits and hyphens"):
+        Settings(namespace=name)
+
+
 def test_passwords_are_not_repeated():
     assert "s3cret" not in repr(Settings(redis="redis://:s3cret@127.0.0.1:1"))
     with pytest.raises(ValueError, match="address of Redis") as raised:

@@ -7,13 +7,14 @@ import time
 import pytest
 import torch
 
-from skipstone.core.memo import tier_worker
+from skipstone.core.memo import stats, tier_worker
 from skipstone.core.memo.codec import Entry, encode
 from skipstone.core.memo.keys import key
 from skipstone.core.memo.store import Store
 from skipstone.core.memo.tier_worker import MAX_CORRUPT
-from skipstone.core.memo.tiers.base import Unavailable, Usage
+from skipstone.core.memo.tiers.base import Unavailable, Unreachable, Usage
 from skipstone.core.memo.tiers.memory import MemoryTier
+from skipstone.core.memo.tiers.shared import NO_CONNECTION
 from skipstone.tests.memo.fakes import Fake, Meeting, boom
 
 KEY = key("vae", "picture")
@@ -308,6 +309,33 @@ def test_a_tier_full_of_rubbish_is_not_asked_for_ever(opened):
     assert far.calls.count("get") == MAX_CORRUPT
 
 
+def test_writes_that_are_held_for_a_tier_that_cannot_be_reached_are_bounded(opened, monkeypatch):
+    """The oldest are dropped when they are too many, and all when they are too old; what is left is written when it is back."""
+    names = [key("vae", i) for i in range(5)]
+    monkeypatch.setattr(tier_worker, "HELD", 5 * len(kept(names[0])) // 2)
+    monkeypatch.setattr(tier_worker, "RESTS", (0.2, 0.2))
+    monkeypatch.setattr(tier_worker, "TICK", 0.01)
+    far, gone = Fake(), [True]
+
+    def unreachable():
+        if gone[0]:
+            raise Unreachable(NO_CONNECTION.of(where="there"))
+
+    far.on["put"] = unreachable
+    store = opened(memory(), far)
+    for name in names:
+        store.compute(name, value)
+    assert wait_for(lambda: sum(store.stats.as_dict()["not_kept"].values()) == 3)
+    gone[0] = False
+    assert wait_for(lambda: len(far.held) == 2)
+    assert {*far.held} == {*names[-2:]}
+    gone[0] = True
+    monkeypatch.setattr(tier_worker, "HELD_FOR", 0.0)
+    store.compute(KEY, value)
+    assert wait_for(lambda: sum(store.stats.as_dict()["not_kept"].values()) == 4)
+    assert KEY not in far.held
+
+
 def test_one_tier_that_fails_leaves_the_others_alone(opened):
     bad, good = Fake("bad"), Fake("good", {KEY: kept()})
     bad.on |= {"get": boom, "put": boom}
@@ -449,6 +477,13 @@ def test_statistics(opened):
     assert told["tiers"]["far"]["bytes"] == sum(map(len, far.held.values()))
     assert "encode cache: 3 of 4 reused (75%)" in store.text()
     assert "far: 0 hits, 2 entries" in store.text()
+
+
+@pytest.mark.parametrize(
+    ("size", "told"), [(1023, "1023 bytes"), (1536, "1.5 kB"), (3 << 20, "3.0 MB"), (5 << 40, "5120.0 GB")]
+)
+def test_sizes_have_units(size, told):
+    assert stats.size(size) == told
 
 
 def test_statistics_of_nothing(opened):
