@@ -464,9 +464,9 @@ def test_a_store_without_conditional_writes_gets_plain_ones():
 
 
 def test_a_trial_finds_a_store_that_keeps_nothing():
-    with Answers(http(b"200 OK"), http(b"200 OK", b"another"), http(b"204 No Content")) as server:
-        with pytest.raises(Unavailable, match="does not keep values"):
-            tier(("s3://bucket", server.url)).trial()
+    answers = http(b"200 OK"), http(b"200 OK", b"another"), http(b"204 No Content")
+    with Answers(*answers) as server, pytest.raises(Unavailable, match="does not keep values"):
+        tier(("s3://bucket", server.url)).trial()
     assert [method for method, _ in server.asked] == ["PUT", "GET", "DELETE"]
 
 
