@@ -422,3 +422,13 @@ def test_a_change_of_the_sound_alone_is_noticed():
         assert reading is not None
         readings.append(reading.value)
     assert readings[0] > 20 * readings[1]
+
+
+def test_an_input_of_another_shape_is_not_compared_with_the_one_before():
+    """A sampler that enlarges the latent on its way."""
+    state = InputChange().start(RunContext(FLOW, Reuse()))
+    for sigma, size in ((1.0, 8), (0.9, 8), (0.8, 12), (0.7, 12)):
+        state.observe_input(torch.full((1, 4, size, size), sigma))
+        found = state.read()
+        assert found is None or size == 8, "not before two were computed at this size"
+        state.observe_output(torch.full((1, 4, size, size), 2 * sigma))

@@ -223,3 +223,8 @@ def test_a_sampler_that_looks_twice_a_step_follows_the_same_schedule():
 def test_a_bad_value_is_refused(values, said):
     with pytest.raises(ValueError, match=said):
         Ratios(**values)
+
+
+def test_on_sigmas_that_do_not_fall_everything_is_computed():
+    computed, report = played(Grid.of([1.0, 0.5, 0.8, 0.4, 0.6, 0.2, 0.0]), Ratios(9.0, 0.0, 5, "Flux"), network=FLUX)
+    assert all(computed) and report.finished

@@ -172,3 +172,20 @@ def test_advice_is_shown_once():
     assert risky.advice and text_of(risky).count(risky.advice) == 1
     hinted = run(computed=range(10), hint="raise the threshold", notes=["nothing was skipped: raise the threshold"])
     assert text_of(hinted).count("raise the threshold") == 1
+
+
+def test_what_was_chosen_and_what_the_next_run_will_do_are_said():
+    plain, told = run(), run(chosen="method: MeanCache, 4 of 10 steps", decibels=31.0)
+    assert {*text_of(told).split("\n")} - {*text_of(plain).split("\n")} == {told.chosen, told.outlook}
+    assert drawn([("", told)]).height > drawn([("", plain)]).height
+
+
+def test_a_long_legend_takes_two_lines():
+    """Every reason in one run."""
+    reasons = [*Reason]
+    report = Report("MeanCache", "Speed", 3 * len(reasons), finished=True, seconds=1.0)
+    report.evaluations = [Evaluation(i, 1 - i / 99, True, reasons[i // 3]) for i in range(3 * len(reasons))]
+    few = Report("MeanCache", "Speed", 3 * len(reasons), finished=True, seconds=1.0)
+    few.evaluations = [Evaluation(i, 1 - i / 99, True, reasons[0]) for i in range(3 * len(reasons))]
+    many, one = drawn([("", report)]), drawn([("", few)])
+    assert many.width == one.width == WIDTH and many.height > one.height

@@ -8,7 +8,7 @@ import torch
 
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.indicators.output import InputChange
-from skipstone.core.step.method import Method
+from skipstone.core.step.method import Blocks, Method
 from skipstone.core.step.modalities import Modalities
 from skipstone.core.step.movement import NoiseWatch
 from skipstone.core.step.policies import Accumulator, Budget, Cap, Schedule, Warmup, Window
@@ -370,3 +370,25 @@ def watched_euler(run, noise=0.0):
         run.returned(d)
         x = x + (after - sigma) * (x - d) / sigma + noise * after * torch.randn(64, generator=draw)
     return x
+
+
+def test_an_evaluation_at_sigma_zero_is_no_anchor():
+    """Some samplers look at the finished latent once more: no velocity is defined there."""
+    run = Run(HALF, GRID, "euler")
+    x = euler(run)["a"]
+    kept = [*run.trajectory.entries]
+    run.tick(0.0)
+    assert run.decide(["a"]).compute
+    run.observe("a", x, x)
+    assert [*run.trajectory.entries] == kept
+    report = run.close(True)
+    assert report.evaluations[-1].sigma == 0 and report.finished
+
+
+@pytest.mark.parametrize(
+    ("blocks", "said"),
+    [({"prefix": -1}, "0 or more"), ({"suffix": -1}, "0 or more"), ({"prefix": 0}, "at least 1")],
+)
+def test_numbers_of_blocks_that_make_no_sense_are_refused(blocks, said):
+    with pytest.raises(ValueError, match=said):
+        Blocks(**blocks)
