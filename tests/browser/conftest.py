@@ -88,7 +88,7 @@ def chromium(browser):
 
 
 class Pages:
-    """Loaded pages that were used before, the last three, with what they were opened with. Loading the front end takes 5 s of CPU time,
+    """Loaded pages that were used before, the last six, with what they were opened with. Loading the front end takes 5 s of CPU time,
     clearing a page a tenth of that."""
 
     def __init__(self) -> None:
@@ -106,7 +106,7 @@ class Pages:
     def put(self, key: tuple[object, ...], desk: Desk) -> None:
         desk.rest()
         self.free.append((key, desk))
-        while len(self.free) > 3:
+        while len(self.free) > 6:
             self.free.pop(0)[1].page.context.close()
 
     def close(self, but: str = "") -> None:

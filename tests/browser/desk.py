@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -249,8 +250,13 @@ class Desk:
             self.widget(node, widget).get_by_role("combobox").click()
             self.page.get_by_role("option", name=option, exact=True).click()
         else:
-            self.page.mouse.click(*self.place(node, widget))
-            self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(option, exact=True).click()
+            entry = self.page.locator(".litecontextmenu .litemenu-entry").get_by_text(option, exact=True)
+            for _ in range(3):  # as often as a person would try: on a busy machine the page may miss a click
+                self.page.mouse.click(*self.place(node, widget))
+                with suppress(Error):
+                    entry.wait_for(timeout=5_000)
+                    break
+            entry.click()
         self.settle()
 
     def type(self, node: str, widget: str, text: str) -> None:

@@ -175,7 +175,9 @@ def lcm_upscale(desk: Desk, cache: Cache, steps: int) -> Tensor:
 CASES: dict[str, Case] = {
     # reported
     "LanPaint": Case(lan_paint),
-    "AnimateDiff, static windows": Case(patched(models.animate_diff, FRAMES, 2, 1, 0, latent=torch.zeros(FRAMES, 16, 16, 16))),
+    "AnimateDiff, static windows": Case(
+        patched(models.animate_diff, FRAMES, 2, 1, 0, latent=torch.zeros(FRAMES, 16, 16, 16))
+    ),
     "AnimateDiff, moving windows": Case(
         patched(models.animate_diff, FRAMES, 2, 1, 2, latent=torch.zeros(FRAMES, 16, 16, 16)),
         False,
