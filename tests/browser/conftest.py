@@ -109,9 +109,9 @@ class Pages:
         while len(self.free) > 6:
             self.free.pop(0)[1].page.context.close()
 
-    def close(self, but: str = "") -> None:
-        """All, or all but those of one server."""
-        for entry in [entry for entry in self.free if entry[0][0] != but]:
+    def close(self, of_live_servers: bool = True) -> None:
+        """All, or those of servers that have ended."""
+        for entry in [entry for entry in self.free if of_live_servers or not entry[1].server.alive]:
             self.free.remove(entry)
             entry[1].page.context.close()
 
@@ -148,7 +148,7 @@ def open_desk(request, chromium, no_pages_during_other_tests, pages, server):
     A page of an earlier test with the same settings is cleared and used again, unless that test failed or left something behind.
     """
     desks: dict[Desk, tuple[object, ...]] = {}
-    pages.close(but=server.url)
+    pages.close(of_live_servers=False)
 
     def opened(vue: bool = False, dark: bool = True, **settings):
         key = (server.url, vue, *sorted(settings.items()))

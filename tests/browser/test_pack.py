@@ -8,6 +8,14 @@ from served import ask
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def open_demo(desk):
+    """The demo's workflow, with few steps."""
+    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
+    desk.evaluate(
+        "() => { app.graph._nodes.find(n => n.type === 'KSampler').widgets.find(w => w.name === 'steps').value = 10 }"
+    )
+
+
 def test_every_node_can_be_dropped(desk):
     ours = [name for name in json.loads(ask(desk.server, "/object_info")) if name.startswith("Skipstone")]
     assert ours
@@ -17,7 +25,7 @@ def test_every_node_can_be_dropped(desk):
 
 
 def test_the_demos_workflow_opens_and_runs(desk, request):
-    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
+    open_demo(desk)
     desk.queue()
     desk.shoot(f"meancache-{request.node.callspec.id}")
 
@@ -26,7 +34,7 @@ BYPASSED, MUTED = 4, 2
 
 
 def test_a_bypassed_node_is_not_in_the_prompt(desk):
-    desk.open(ROOT / "demo" / "graphs" / "meancache.json")
+    open_demo(desk)
     (node,) = (str(n["id"]) for n in desk.saved()["nodes"] if n["type"] == "SkipstoneMeanCache")
     before = desk.prompt()
     loader = before[node]["inputs"]["model"]

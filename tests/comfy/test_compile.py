@@ -512,8 +512,8 @@ OTHERS = {
 @BOTH
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("first", ["compile", "cache"])
-def test_with_a_step_cache(studio, flux, cached, what, name, first):
-    how = {"steps": 8}
+def test_with_a_step_cache(studio, flux, smallest, cached, what, name, first):
+    how, flux = {"steps": 8}, flux if name == "of block level" else smallest
     model, reports = cached(OTHERS[name](), flux)
     plain = studio.sample(model, **how)
     assert reports[0].skipped > 0
