@@ -75,6 +75,7 @@ class Desk:
             "Comfy.TutorialCompleted": True,
             "Comfy.Graph.CanvasInfo": False,
             "Comfy.Minimap.Visible": False,
+            "Comfy.RightSidePanel.IsOpen": False,  # the front end opens it by itself, to tell of errors
             "Comfy.Locale": "en",
             **more,
         }
