@@ -12,12 +12,14 @@ import comfy.ops
 import comfy.samplers
 import pytest
 import torch
+from comfy.patcher_extension import WrappersMP
 from comfy_extras.nodes_nag import NAGuidance
 from comfy_extras.nodes_slg import SkipLayerGuidanceDiT
 
 from nodes import ConditioningCombine, ConditioningSetMask, ControlNetApplyAdvanced
 from skipstone.core.step.report.report import Report
 from skipstone.patch.blocks.transformer import LEFT_OUT
+from skipstone.patch.errors import StepCacheError
 from skipstone.patch.families import Family, family_of
 from skipstone.patch.step import run_setup
 from skipstone.patch.step.attach import attach
@@ -400,3 +402,25 @@ def test_a_hook_that_comes_to_its_next_keyframe(studio, flux, cached, looked):
     assert not torch.allclose(out, studio.sample(patched, steps=ALL), atol=1e-4)
     plain = studio.sample(flux, cond, steps=ALL)
     assert torch.equal(studio.sample(cached(below(0.0), flux)[0], cond, steps=ALL), plain)
+
+
+def test_a_model_on_several_gpus_is_computed_in_full(studio, flux, cached):
+    """Each of ComfyUI's threads has a part of the batch, and a hook that sees one part alone decides nothing."""
+
+    def on_several(executor, *args, **kwargs):
+        options = args[5] if len(args) > 5 else kwargs["transformer_options"]
+        options["multigpu_thread_device"] = torch.device("cpu")
+        return executor(*args, **kwargs)
+
+    spread = flux.clone()
+    spread.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "spread", on_several)
+    model, reports = cached(every(2), spread)
+    assert torch.equal(studio.sample(model, steps=4), studio.sample(flux, steps=4))
+    assert reports[0].skipped == 0 and any("GPU" in note for note in reports[0].notes)
+
+
+def test_where_last_blocks_read_the_first_ones_outputs_there_are_no_more_of_them():
+    tiny = next(m for m in zoo.here(zoo.MODELS) if m.base == "HunyuanDiT")
+    model = tiny.build()
+    with pytest.raises(StepCacheError, match="Bn is at most Fn"):
+        zoo.sample(tiny, attach(model, every(2, 1, 2)), *tiny.conds(model), steps=2)
