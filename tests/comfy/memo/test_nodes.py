@@ -487,6 +487,8 @@ def test_what_was_not_foreseen_runs_the_loader(memo, shop, same, monkeypatch):
 def test_no_encoder_and_nothing_known_is_said(memo, shop):
     with pytest.raises(RuntimeError, match="there is no VAE"):
         memo_nodes.CachedVAEEncode.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(image=torch.zeros(1, 8, 8, 3))
+    with pytest.raises(RuntimeError, match="there is no CLIP"):
+        memo_nodes.CachedTextEncode.PREPARE_CLASS_CLONE({"hidden_inputs": {}}).execute(text="a circle")
 
 
 def test_lists_are_encoded_one_by_one(memo, shop, same):
