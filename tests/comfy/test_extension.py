@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from typing import Any
 
 import pytest
 
-from skipstone import nodes
+import skipstone.nodes
+
+nodes: Any = skipstone.nodes
 
 
 @pytest.fixture

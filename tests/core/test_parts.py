@@ -202,5 +202,6 @@ def test_a_run_that_is_computed_in_full_is_so_in_every_part():
 def test_a_part_whose_sigmas_do_not_fall_gets_its_share_of_its_own_steps():
     grid = replace(Grid.of([0.4, 0.6, 0.3, 0.5, 0.2], True, shifted, 1.0), ended=False)
     assert not grid.falling
-    assert part_budget(grid, 0.5, None, "velocity") == 2
-    assert part_budget(grid, 0.1, None, "velocity") == 1
+    asked = Question(Linear(), grid.sigmas, True, default(part()), 9, 2.0, (False,) * grid.steps)
+    assert part_budget(grid, 0.5, asked, "velocity") == 2
+    assert part_budget(grid, 0.1, asked, "velocity") == 1
