@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from .calibration.block_profile import BlockProfile
 from .calibration.gram import Gram, Value
 from .clock import Grid
+from .planning.response import Response
 from .predictors import Predictor
 from .published.coefficients import Network
 
@@ -27,6 +28,8 @@ class RunContext:
     network: ComfyUI's facts about the model, see published/coefficients.py.
     block_profile: block-level measurements of full runs of the model; None where none were recorded.
     evaluations_per_step: how often the sampler evaluates the model per step: 2 for heun.
+    cfg: guidance; 1 if it is not known.
+    response: the sampler's; None if it is not known.
     margin: dB that errors predicted with these costs may be worse.
     parts: lengths of the modalities in a packed latent; empty for others.
     forced: for each step, whether it is computed whatever later policies decide.
@@ -41,6 +44,8 @@ class RunContext:
     network: Network = field(default_factory=dict)
     block_profile: BlockProfile | None = None
     evaluations_per_step: int = 1
+    cfg: float = 1.0
+    response: Response | None = None
     margin: float = 0.0
     parts: Sequence[int] = ()
     forced: list[bool] = field(init=False)

@@ -17,15 +17,14 @@ class Plan:
     ----------
     anchors: the steps to compute, ascending; empty where policies decide as the run goes.
     spans: for an anchor, K of the edge that starts there, in steps (MeanCache's JVP_K).
-    slope: the predictor's slope that the plan was solved for, where the predictor leaves it open.
-    error: predicted, as a share of the run's displacement; None if it was not computed.
+    slope, gain: the predictor's that the plan was solved for, where the predictor leaves them open.
     """
 
     grid: Grid
     anchors: tuple[int, ...] = ()
     spans: Mapping[int, int] = field(default_factory=dict)
     slope: float | None = None
-    error: float | None = None
+    gain: float | None = None
 
     def end_of_edge(self, step: int) -> float:
         """Sigma of the next planned anchor after `step`; of the next step where nothing is planned."""

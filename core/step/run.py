@@ -22,6 +22,7 @@ from .method import Method
 from .modalities import Modalities
 from .movement import NoiseWatch
 from .plan import Plan
+from .planning.response import Response
 from .policies import COMPUTE, SKIP, ConditioningChanges, Decision, Full, LastStep, Policy, Reason
 from .predictors import Integrator
 from .published.coefficients import Network
@@ -57,7 +58,7 @@ class Run:
     computes_on: the model's device, whose clock times evaluations; None: the host.
     pinnable: bytes of the host's memory that may be page-locked.
     parts, modalities: lengths and names of the modalities in a packed latent.
-    cfg: guidance, by which the report's decibels are predicted; 1 if it is not known.
+    cfg, response: guidance, 1 if it is not known, and the sampler's response, None if it is not; errors are predicted with them.
     watches_noise: find out whether the sampler adds noise, because its kind is unknown. `tick` and `returned` are told the latent then.
     """
 
@@ -79,6 +80,7 @@ class Run:
         parts: Sequence[int] = (),
         modalities: Sequence[str] = (),
         cfg: float = 1.0,
+        response: Response | None = None,
         watches_noise: bool = False,
     ) -> None:
         predictor, self.keeps = method.suited(integrator)
@@ -95,6 +97,8 @@ class Run:
             network or {},
             block_profile,
             evaluations_per_step,
+            cfg,
+            response,
             MARGIN[origin],
             tuple(parts),
         )

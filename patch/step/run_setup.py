@@ -38,6 +38,7 @@ from .calibration import (
 from .conditioning_changes import changes
 from .hook_base import EvaluationHook
 from .output import OutputHook
+from .sampler_response import response_of
 from .samplers import adaptive_steps, evaluations_per_step, foreign, integrator_of, observe, run_sigmas, second_order
 from .shared_trajectory import join
 from .sigma_ranges import sigma_ranges
@@ -142,6 +143,7 @@ def start_run(
         parts=parts,
         modalities=_names(shapes or ()),
         cfg=cfg,
+        response=response_of(sampler, grid.sigmas, patcher),
         watches_noise=foreign(sampler),
     )
     costs = calibration.costs()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 from typing import Any
 
 import comfy.samplers
@@ -16,6 +17,7 @@ from comfy_extras.nodes_model_advanced import ModelSamplingSD3
 from skipstone.core.step.auto.selection import SamplerInfo
 from skipstone.nodes.auto import auto_of
 from skipstone.patch.step import samplers
+from skipstone.patch.step.sampler_response import response_of
 from skipstone.patch.step.samplers import evaluations_per_step, integrator_of, second_order
 
 from .floors import SAME_PICTURE
@@ -381,3 +383,59 @@ def test_the_report_is_json(studio, meancache):
     assert told["computed"] + told["skipped"] == told["evaluations"] == len(told["timeline"]) == 15
     assert sum(told["reasons"].values()) == 15
     assert told["finished"] and math.isfinite(told["seconds"])
+
+
+# what multistep samplers make of outputs
+
+
+MULTISTEP = [n for n in comfy.samplers.SAMPLER_NAMES if integrator_of(comfy.samplers.sampler_object(n)) == "multistep"]
+
+
+class Outputs:
+    """A model whose outputs (x - D) / sigma are given; notes the latent before each step."""
+
+    def __init__(self, patcher: Any, values: torch.Tensor) -> None:
+        self.inner_model = SimpleNamespace(model_patcher=patcher)
+        self.values = values
+        self.latents: list[torch.Tensor] = []
+
+    def __call__(self, x: torch.Tensor, sigma: torch.Tensor, **_: Any) -> torch.Tensor:
+        self.latents.append(x)
+        return x - sigma.reshape(-1, 1, 1, 1) * self.values[len(self.latents) - 1]
+
+
+@pytest.mark.parametrize("name", MULTISTEP)
+def test_a_multistep_samplers_response_tells_where_its_latent_ends(studio, name):
+    sampler, sigmas = comfy.samplers.ksampler(name), [1 - i / STEPS for i in range(STEPS + 1)]
+    before = torch.get_rng_state()
+    response = response_of(sampler, sigmas, studio.model)
+    assert response is not None and torch.equal(before, torch.get_rng_state())
+    values = torch.randn(STEPS, 1, 4, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    model = Outputs(studio.model, values)
+    with torch.inference_mode():
+        out = sampler.sampler_function(
+            model, values[0] * 3, torch.tensor(sigmas, dtype=torch.float64), extra_args={"seed": 0}, disable=True
+        )
+    moved = sum(w * v for w, v in zip(response.total, values, strict=True))
+    assert torch.allclose(out - values[0] * 3, moved, atol=1e-9)
+    assert response.at_once[-1] == pytest.approx(response.total[-1])
+    # the first step has no past
+    assert torch.allclose(model.latents[1] - model.latents[0], response.at_once[0] * values[0], atol=1e-9)
+
+
+def test_dpmpp_2m_extrapolates_and_takes_it_back(studio):
+    response = response_of(comfy.samplers.ksampler("dpmpp_2m"), [1 - i / STEPS for i in range(STEPS + 1)], studio.model)
+    assert response is not None
+    assert all(now < total < 0 for now, total in zip(response.at_once[1:-2], response.total[1:-2], strict=True))
+
+
+@pytest.mark.parametrize("name", [n for n in comfy.samplers.SAMPLER_NAMES if n not in MULTISTEP])
+def test_of_other_samplers_no_response_is_asked(studio, name):
+    assert response_of(comfy.samplers.sampler_object(name), [1.0, 0.5, 0.0], studio.model) is None
+
+
+def test_a_sampler_that_fails_has_no_response(studio):
+    def sample_dpmpp_2m(*_: Any, **__: Any) -> None:
+        raise RuntimeError("another ComfyUI")
+
+    assert response_of(comfy.samplers.KSAMPLER(sample_dpmpp_2m), [1.0, 0.5, 0.0], studio.model) is None

@@ -154,10 +154,10 @@ def test_the_limits_above_are_different_questions():
 
 
 def test_an_error_is_a_share_of_the_runs_whole_displacement():
-    """Reuse from step 0 to the last but one of a velocity that reverses: the error can be computed by hand."""
+    """Reuse (JVP with K of 1) from step 0 to the last but one of a velocity that turns: the error can be computed by hand."""
     grid = Grid.of([1.0, 0.75, 0.5, 0.25, 0.0])
     v = np.array([[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 1.0]])
-    found = planned(Schedule(Budget.of(0.5)), grid, costs=Gram(grid.times[:-1], v @ v.T), predictor=Reuse())
+    found = planned(Schedule(Budget.of(0.5)), grid, costs=Gram(grid.times[:-1], v @ v.T), predictor=JVP(1))
     assert found.plan is not None and found.plan.anchors == (0, 3)
     # three steps: 0.75 (1, 0) for 0.25 (1, 0) + 0.5 (0, 1); the whole run moves by 0.25 (1, 0) + 0.75 (0, 1)
     assert found.predicted_error == pytest.approx(math.hypot(0.5, 0.5) / math.hypot(0.25, 0.75))

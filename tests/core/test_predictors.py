@@ -11,9 +11,9 @@ from skipstone.core.step.predictors.linear import SPREAD
 from skipstone.core.step.trajectory import Trajectory, lagrange
 
 
-def play(predictor, grid, anchors, velocity, spans=None, error=None):
+def play(predictor, grid, anchors, velocity, spans=None, gain=None):
     """Run a scalar ODE whose velocity depends on sigma alone; the outputs of every step, in order."""
-    plan = Plan(grid, tuple(anchors), spans or {}, error=error)
+    plan = Plan(grid, tuple(anchors), spans or {}, gain=gain)
     trajectory, clock, prediction = Trajectory(predictor.depth), Clock(grid), predictor.start(plan)
     said = []
     for i in range(grid.steps):
@@ -84,18 +84,19 @@ def test_what_an_edge_owes_is_given_back_over_the_next_edge_and_only_once():
     assert said[6:8] == pytest.approx([e + owed * left / -0.2 for e in extrapolated])
 
 
-def test_the_larger_the_predicted_error_the_less_is_corrected():
-    """Within the two errors that a predictor names in part, beyond the second not at all."""
-    said = {
-        error: play(Corrected(1.0, trusted=(0.01, 0.03)), BENT, (0, 1, 5, 8, 9), lambda s: s**3, error=error)
-        for error in (None, 0.005, 0.01, 0.02, 0.03, 0.5)
-    }
-    line, full = play(Linear(), BENT, (0, 1, 5, 8, 9), lambda s: s**3), said[None]
+def test_a_share_of_the_correction_is_made():
+    """The predictor's own share, or else the plan's."""
+
+    def said(gain, planned=None):
+        return play(Corrected(1.0, gain), BENT, (0, 1, 5, 8, 9), lambda s: s**3, gain=planned)
+
+    line, full = play(Linear(), BENT, (0, 1, 5, 8, 9), lambda s: s**3), said(None)
     assert full != pytest.approx(line)
-    assert said[0.005] == said[0.01] == full
-    assert said[0.02][2:5] == pytest.approx(line[2:5])
-    assert said[0.02][6:8] == pytest.approx([(a + b) / 2 for a, b in zip(full[6:8], line[6:8], strict=True)])
-    assert said[0.03] == pytest.approx(line) and said[0.5] == pytest.approx(line)
+    assert said(1.0, planned=0.0) == said(None, planned=1.0) == full
+    assert said(0.0) == said(None, planned=0.0) == pytest.approx(line)
+    half = said(0.5)
+    assert half[2:5] == pytest.approx(line[2:5])
+    assert half[6:8] == pytest.approx([(a + b) / 2 for a, b in zip(full[6:8], line[6:8], strict=True)])
 
 
 def test_what_was_given_back_is_no_error_of_the_edge_it_was_given_back_on():
@@ -174,7 +175,6 @@ def test_lagrange_is_exact_for_a_polynomial_of_its_degree():
 
 def test_auto_has_a_predictor_for_every_kind_of_sampler():
     euler, multistep = BySampler().choose("euler"), BySampler().choose("multistep")
-    assert euler == Corrected()
-    assert isinstance(multistep, Corrected) and multistep.trusted < euler.trusted
+    assert euler == multistep == Corrected()
     assert isinstance(BySampler().choose("ode"), Linear)
     assert BySampler().choose("sde").need == 1

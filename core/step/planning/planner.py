@@ -1,7 +1,7 @@
 """Which steps to compute: PSSP on edge costs, in bounded time and memory for any number of steps.
 
 Up to LARGEST steps PSSP's plan is the exact optimum of its objective, and is moved to a plan near it with which the simulated run is better
-(refinement.py). Longer runs are planned on a grid of LARGEST steps, and the plan's density of anchors is carried over to the run's own
+(simulation.py). Longer runs are planned on a grid of LARGEST steps, and the plan's density of anchors is carried over to the run's own
 grid. A question that was answered before is not solved again.
 """
 
@@ -17,10 +17,11 @@ import numpy as np
 
 from ..calibration.gram import Gram
 from ..clock import Grid
-from ..predictors import Predictor
+from ..predictors import Line, Predictor
 from .edge_costs import displacement, edge_costs, edge_weights
 from .pssp import Paths
-from .refinement import Simulation
+from .response import Response
+from .simulation import Simulation
 
 LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
 # factor on the cost of an edge that ends where older anchors are dropped: its error is not corrected afterwards (bench/choices.md)
@@ -44,7 +45,8 @@ class Question:
     limit: above 0, the budget is raised until the predicted error is at most this share.
     ends: the run ends a trajectory, so its last step is computed.
     breaks: steps at which older anchors are dropped.
-    simulated: PSSP's plan is improved by simulating the run.
+    simulated: PSSP's plan is improved by simulating the run, and its error predicted so.
+    cfg, response: guidance, and the sampler's response; None: as Euler's method. They count in the simulation.
     """
 
     predictor: Predictor
@@ -60,62 +62,112 @@ class Question:
     ends: bool = True
     breaks: frozenset[int] = frozenset()
     simulated: bool = True
+    cfg: float = 1.0
+    response: Response | None = None
 
 
 @dataclass(frozen=True)
 class Solution:
-    """anchors: the steps to compute, ascending. price: PSSP's objective, or the simulated run's error. error: predicted by edge costs, as a
-    share of the run's displacement. predictor: the candidate that it was solved for."""
+    """anchors: the steps to compute, ascending. error: predicted, as a share of the run's displacement. predictor: the candidate that it is
+    best with."""
 
     anchors: tuple[int, ...]
-    price: float
     error: float
     predictor: Predictor
 
 
 @lru_cache(maxsize=64)
 def solve(question: Question) -> Solution:
-    """The best plan over all candidates of the predictor: the fewest anchors, then the lowest price."""
-    candidates = [_solve(replace(question, predictor=p)) for p in question.predictor.candidates]
-    return min(candidates, key=lambda s: (len(s.anchors), s.price))
-
-
-def _solve(question: Question) -> Solution:
+    """The plan with the smallest predicted error over all candidates of the predictor."""
     return _exact(question) if len(question.forced) <= LARGEST else _coarse(question)
 
 
 def _exact(question: Question) -> Solution:
-    grid, steps = Grid(question.sigmas, question.flow), len(question.forced)
-    cost, budget, forced = edge_costs(question.predictor, grid, question.costs), question.budget, question.forced
-    for at in question.breaks:
-        cost[:, at] = cost[at, at]  # as of an anchor without a predecessor
-        cost[:, :, at] *= UNCORRECTED
-    weights = edge_weights(grid)
-    if question.ends:
-        cost = cost[:, :, :steps]
-    else:
-        # the end of the run is one more node that every path leads to, and that costs nothing to compute
-        cost = np.concatenate((cost, np.zeros((1, steps, steps + 1))))
-        cost = np.concatenate((cost, np.zeros((steps + 1, 1, steps + 1))), 1)
-        weights, forced, budget, steps = np.append(weights, 1.0), (*forced, True), budget + 1, steps + 1
-    if math.isfinite(question.max_skipped_steps):
-        b, c = np.indices(cost.shape[1:])
-        cost = np.where(c - b - 1 > question.max_skipped_steps, np.inf, cost)
-        budget = max(budget, _least(forced, question.max_skipped_steps))
+    search = _Search(question)
     most = question.max_error or question.limit
-    paths = Paths(cost, steps if most else budget, question.gamma, np.array(forced), weights)
-    whole = displacement(grid, question.costs)
-    path = paths.best()
-    if most:
-        counts = range(paths.least if question.max_error else budget, steps)
-        path = next((p for p in map(paths.best, counts) if len(p) > 1 and paths.error(p) <= most * whole), path)
-    anchors, error = tuple(i for i in path if i < len(question.forced)), paths.error(path) / whole
-    line, gain = question.predictor.line, question.predictor.gain(error)
-    if line is None or gain == 0 or not question.simulated:
-        return Solution(anchors, paths.price(path), error, question.predictor)
-    run = Simulation(line, grid, question.costs, gain, question.ends, question.breaks)
-    anchors = run.improved(anchors, question.forced, question.max_skipped_steps + 1)
-    return Solution(anchors, run.score(anchors), error, question.predictor)
+    if not most:
+        return search.improved(search.best(question.budget))
+    # the fewest steps whose predicted error is small enough
+    low, high = (0 if question.max_error else question.budget), len(question.forced)
+    while low < high:
+        count = (low + high) // 2
+        low, high = (low, count) if search.best(count).error <= most else (count + 1, high)
+    found = search.improved(search.best(high))
+    while question.max_error or len(found.anchors) > question.budget:
+        fewer = search.improved(search.best(len(found.anchors) - 1))
+        if fewer.error > most or len(fewer.anchors) >= len(found.anchors):
+            break
+        found = fewer
+    return found
+
+
+class _Search:
+    """Plans for one question and any budget: PSSP's for each line that the predictor may extrapolate, improved by simulating the run."""
+
+    def __init__(self, question: Question) -> None:
+        grid = Grid(question.sigmas, question.flow)
+        self.question, self.steps, self.whole = question, grid.steps, displacement(grid, question.costs)
+        self.paths: dict[Line | None, tuple[Paths, list[Predictor]]] = {}
+        for predictor in question.predictor.candidates:
+            if predictor.line not in self.paths:
+                self.paths[predictor.line] = self._solved(grid, predictor), []
+            self.paths[predictor.line][1].append(predictor)
+        line, self.run = question.predictor.line, None
+        if line is not None and question.simulated:
+            self.run = Simulation(
+                line.at, grid, question.costs, question.cfg, question.ends, question.breaks, question.response
+            )
+
+    def _solved(self, grid: Grid, predictor: Predictor) -> Paths:
+        question, steps = self.question, grid.steps
+        cost, forced = edge_costs(predictor, grid, question.costs), question.forced
+        for at in question.breaks:
+            cost[:, at] = cost[at, at]  # as of an anchor without a predecessor
+            cost[:, :, at] *= UNCORRECTED
+        weights = edge_weights(grid)
+        if question.ends:
+            cost = cost[:, :, :steps]
+        else:
+            # the end of the run is one more node that every path leads to, and that costs nothing to compute
+            cost = np.concatenate((cost, np.zeros((1, steps, steps + 1))))
+            cost = np.concatenate((cost, np.zeros((steps + 1, 1, steps + 1))), 1)
+            weights, forced, steps = np.append(weights, 1.0), (*forced, True), steps + 1
+        if math.isfinite(question.max_skipped_steps):
+            b, c = np.indices(cost.shape[1:])
+            cost = np.where(c - b - 1 > question.max_skipped_steps, np.inf, cost)
+        any_budget = question.max_error or question.limit
+        budget = steps if any_budget else self._counted(question.budget)
+        return Paths(cost, budget, question.gamma, np.array(forced), weights)
+
+    def _counted(self, budget: int) -> int:
+        """The budget of a path: with the node of the run's end, and at least what the longest skip asks for."""
+        question, end = self.question, 0 if self.question.ends else 1
+        if math.isfinite(question.max_skipped_steps):
+            budget = max(budget, _least((*question.forced, *[True] * end), question.max_skipped_steps) - end)
+        return budget + end
+
+    def best(self, budget: int) -> Solution:
+        """The best of PSSP's plans with so many computed steps."""
+        found = []
+        for line, (paths, predictors) in self.paths.items():
+            path = paths.best(self._counted(budget))
+            anchors = tuple(i for i in path if i < self.steps)
+            if self.run is None or line is None:
+                found.append((paths.price(path), Solution(anchors, paths.error(path) / self.whole, predictors[0])))
+                continue
+            gains = np.array([p.correction for p in predictors])
+            errors = self.run.errors(np.array([anchors] * len(gains)), line.slope, gains)
+            found += [(e, Solution(anchors, e**0.5 / self.whole, p)) for e, p in zip(errors, predictors, strict=True)]
+        return min(found, key=lambda pair: pair[0])[1]
+
+    def improved(self, solution: Solution) -> Solution:
+        """The solution with better anchors, if the simulation finds any."""
+        predictor, question = solution.predictor, self.question
+        if self.run is None or predictor.line is None:
+            return solution
+        slope, gain, longest = predictor.line.slope, predictor.correction, question.max_skipped_steps + 1
+        anchors, error = self.run.improved(solution.anchors, slope, gain, question.forced, longest)
+        return Solution(anchors, error**0.5 / self.whole, predictor)
 
 
 def _coarse(question: Question) -> Solution:
@@ -130,6 +182,7 @@ def _coarse(question: Question) -> Solution:
             budget=max(round(question.budget * LARGEST / steps), 2),
             max_skipped_steps=math.inf,
             breaks=frozenset(),
+            response=None,
         )
     )
     budget = question.budget

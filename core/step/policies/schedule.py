@@ -108,13 +108,15 @@ class Schedule(Policy):
             self.limit,
             grid.ends,
             context.breaks,
+            cfg=context.cfg,
+            response=context.response,
         )
         if not (grid.begins and grid.ends):
             share = self.budget.share(grid.whole[1])
             question = replace(question, budget=part_budget(grid, share, question, context.kept))
         solution = solve(question)
         line = solution.predictor.line
-        plan = Plan(grid, solution.anchors, slope=line.slope if line else None, error=solution.error)
+        plan = Plan(grid, solution.anchors, slope=line.slope if line else None, gain=solution.predictor.correction)
         return replace(self, plan=plan, predicted_error=solution.error, source=costs.recipe)
 
     def decide(self, clock: Clock, indicator: ReadIndicator) -> Decision:

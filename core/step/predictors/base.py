@@ -54,11 +54,13 @@ class Predictor(Prediction):
         """For a predictor that extrapolates a line, apart from corrections; None for others."""
         return None
 
-    def gain(self, error: float | None) -> float:
-        """The share of an edge's error that is corrected on the next one, with a plan of this predicted error."""
+    @property
+    def correction(self) -> float:
+        """The share of an edge's error that is corrected on the next one."""
         return 0.0
 
     @property
     def candidates(self) -> tuple[Predictor, ...]:
-        """The configurations that a plan may be solved for; the best one's `slope` is in the plan."""
+        """The configurations that a plan may be solved for; their lines have one coordinate. The best one's `line` and `correction` are in
+        the plan."""
         return (self,)

@@ -18,8 +18,7 @@ class BySampler:
     """One predictor for each kind of sampler; see `make bench-quality` for the comparison that settled the defaults."""
 
     euler: Predictor = field(default_factory=Corrected)
-    # these samplers extrapolate from the last outputs, which enlarges a correction
-    multistep: Predictor = field(default_factory=lambda: Corrected(trusted=(0.01, 0.03)))
+    multistep: Predictor = field(default_factory=Corrected)
     # the correction would count the second evaluation of a step twice
     ode: Predictor = field(default_factory=lambda: Linear(0.75, "log-SNR"))
     sde: Predictor = field(default_factory=lambda: Linear(0.5))

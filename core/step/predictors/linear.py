@@ -10,7 +10,8 @@ from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, lagrange, scaled
 from .base import Line, Prediction, Predictor
 
-SLOPES = (0.5, 0.65, 0.8)  # candidates of Corrected
+SLOPES, SLOPE = (0.0, 0.5, 0.65, 0.8), 0.65  # candidates of Corrected, and the one without a plan
+GAINS, GAIN = (0.0, 0.5, 1.0), 1.0
 SPREAD = 0.1  # assumed standard deviation of the data, in Corrected
 
 
@@ -94,16 +95,14 @@ class Corrected(Predictor):
     Parameters
     ----------
     slope: factor on the line's increment; a slope of 1 overshoots where the velocity bends. None: the one of SLOPES that gives the best
-        plan, or the middle one without a plan.
+        plan, or SLOPE without a plan.
+    gain: share of the correction that is made. None: the one of GAINS that gives the best plan, or GAIN without a plan.
     at: the line's coordinate.
-    trusted: predicted errors of the plan, as shares of the run's displacement: the correction is made in full up to the first, not at all
-        from the second on, and in part in between. Where a run is far from what was recorded, corrections are larger than the errors that
-        they correct (bench/choices.md). Without a predicted error it is made in full.
     """
 
     slope: float | None = None
+    gain: float | None = None
     at: Coordinate = "auto"
-    trusted: tuple[float, float] = (0.025, 0.05)
     name: str = "corrected"
     depth: int = 4
     need: int = 1
@@ -112,28 +111,30 @@ class Corrected(Predictor):
     @property
     def line(self) -> Line:
         """Without the correction: plans solved so were better by 1 to 3 dB (bench/quality.py)."""
-        return Line(SLOPES[1] if self.slope is None else self.slope, self.at)
+        return Line(SLOPE if self.slope is None else self.slope, self.at)
+
+    @property
+    def correction(self) -> float:
+        return GAIN if self.gain is None else self.gain
 
     @property
     def candidates(self) -> tuple[Corrected, ...]:
-        """One for each slope that is open."""
-        return tuple(replace(self, slope=s) for s in SLOPES) if self.slope is None else (self,)
+        """One for each slope and gain that are open."""
+        slopes = SLOPES if self.slope is None else (self.slope,)
+        gains = GAINS if self.gain is None else (self.gain,)
+        return tuple(replace(self, slope=s, gain=g) for s in slopes for g in gains)
 
     def start(self, plan: Plan) -> _Correcting:
         return _Correcting(plan, self)
-
-    def gain(self, error: float | None) -> float:
-        full, none = self.trusted
-        return 1.0 if error is None else min(max((none - error) / (none - full), 0.0), 1.0)
 
 
 class _Correcting(Prediction):
     def __init__(self, plan: Plan, config: Corrected) -> None:
         self.plan, self.config = plan, config
-        slope = next(s for s in (config.slope, plan.slope, SLOPES[1]) if s is not None)
+        slope = next(s for s in (config.slope, plan.slope, SLOPE) if s is not None)
         self.line = Line(slope, config.at)
         self.place = plan.grid.along(config.at)
-        self.gain = config.gain(plan.error)
+        self.gain = next(g for g in (config.gain, plan.gain, GAIN) if g is not None)
         self.owed: Weights = {}  # displacement still to be added
         self.rate: Weights = {}  # of it, per unit of sigma on this edge
         self.first_of_edge = True  # no step of this edge has been predicted yet

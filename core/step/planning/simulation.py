@@ -1,0 +1,178 @@
+"""The error of a run that skips, by simulating it, and plans improved by a local search with it.
+
+PSSP adds up the errors of single edges, each on a full run's trajectory. The simulated run also corrects an edge's error on the next one,
+and its outputs depend on the latent: where that is off, the network itself pulls it back. Guidance makes this feedback strong. Predictions
+that extrapolate and correct as if there were none add to it, and the run overshoots (as explicit multistep methods do where the time step
+is too long for them: Hairer & Wanner, Solving ODEs II, V.1). So slope, gain and anchors are chosen by the simulated error
+(bench/choices.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..calibration.gram import Array, Gram
+from ..clock import END, Coordinate, Grid
+from ..predictors.linear import SPREAD, spread
+from .edge_costs import moves, scale
+from .response import Response
+
+REACH = 3  # steps by which one anchor is moved, at most
+ROUNDS = 12  # anchors moved one after the other, at most
+# factors on the feedback, over which the error is averaged: it differs between the latent's directions
+STIFFNESS = (0.0, 0.5, 1.0, 1.5)
+GUIDED, HIGHEST_CFG = 0.05, 8.0  # more feedback by this share of (CFG - 1)^2, up to this CFG
+
+Plans = NDArray[np.intp]  # (B, K): anchors of B plans, ascending
+
+
+class Simulation:
+    """Runs on a grid of N steps, as linear combinations of the recorded outputs.
+
+    Parameters
+    ----------
+    at: coordinate of the predictor's line.
+    grid: the run's.
+    costs: Gram matrix of recorded runs.
+    cfg: guidance.
+    ends: the last anchor is the trajectory's last step; otherwise the run goes on to the grid's end.
+    breaks: steps at which older anchors are dropped, with what they were to correct.
+    response: the sampler's; None: as Euler's method.
+    """
+
+    def __init__(
+        self,
+        at: Coordinate,
+        grid: Grid,
+        costs: Gram,
+        cfg: float = 1.0,
+        ends: bool = True,
+        breaks: frozenset[int] = frozenset(),
+        response: Response | None = None,
+    ) -> None:
+        self.grid, self.ends, self.breaks = grid, ends, list(breaks)
+        self.gram = costs.on(grid)
+        euler = moves(grid, costs)
+        if response is None or costs.kept == "denoised":
+            response = Response(tuple(euler), tuple(euler))
+        self.total, self.place = np.asarray(response.total), np.array([*map(grid.along(at), grid.sigmas[:-1])])
+        self.ahead = np.asarray(response.at_once) - self.total
+        # sums over the steps below each, and first moments: of what the sampler makes, and of what the predictor corrects
+        self.made, self.planned = (Sums(weights, self.place) for weights in (self.total, euler))
+        self.scale = float(scale(grid)[-1])
+        self.spread = np.array([spread(s, grid.flow) for s in grid.sigmas])
+        # an output D that is predicted itself does not change with the latent
+        self.feedback = np.zeros(grid.steps) if costs.kept == "denoised" else feedback(grid, cfg)
+
+    def errors(self, plans: Plans, slope: Array | float, gain: Array | float) -> Array:
+        """The mean square error of the latent at the end of the run with each plan, shape (B,).
+
+        slope, gain: of the predictor, see Corrected; numbers or of shape (B,).
+        """
+        count, steps, kinds = len(plans), self.grid.steps, len(STIFFNESS)
+        if not self.ends:
+            plans = np.concatenate((plans, np.full((count, 1), steps)), 1)
+        plans = np.tile(plans, (kinds, 1))
+        slope, gain = (np.tile(np.broadcast_to(value, count), kinds) for value in (slope, gain))
+        feedback = np.outer(STIFFNESS, self.feedback).repeat(count, 0)
+        rows, inside = np.arange(len(plans)), np.arange(steps)
+        # combinations of the recorded outputs: the latent's error, the same without what the newest output counts for more until the next
+        # step, the correction that is due, the output of the anchor before, and the displacement that it planned in the steps skipped then
+        error, settled, owed, before, made = np.zeros((5, len(plans), steps))
+        length, mean, skips = np.zeros(len(plans)), np.zeros(len(plans)), np.zeros(len(plans), bool)
+        for k in range(plans.shape[1] - 1):
+            a, b, c = plans[:, max(k - 1, 0)], plans[:, k], plans[:, k + 1]
+            fresh = np.isin(b, self.breaks)
+            change = feedback[rows, b, None] * error
+            output = change.copy()
+            output[rows, b] += 1
+            # the displacement on the line between both anchors, less the one that was made
+            due = before * (length - mean)[:, None] + output * mean[:, None] - made
+            owed = np.where(skips[:, None], due, owed)
+            owed[fresh] = 0
+
+            skips = c > b + 1
+            gap = self.place[b] - self.place[a]
+            pull = np.divide(slope, gap, out=np.zeros_like(gap), where=(gap != 0) & ~fresh)[:, None]
+            line = output - before if k else np.zeros_like(output)
+            length, first = self.planned.between(b, c)
+            width = self.place[np.minimum(c, steps - 1)] - self.place[b]
+            mean = np.divide(first, width, out=np.zeros_like(width), where=width != 0)
+            made = (output * length[:, None] + line * pull * first[:, None]) * skips[:, None]
+            rate = np.divide(
+                gain * self.spread[c], self.spread[b] * length, out=np.zeros_like(width), where=skips & (length != 0)
+            )
+            length_made, first_made = self.made.between(b, c)
+            rate = rate[:, None] * owed
+            true = np.where((inside > b[:, None]) & (inside < c[:, None]), self.total, 0)
+            moved = (output + rate) * length_made[:, None] + line * pull * first_made[:, None]
+            settled = settled + self.total[b, None] * change + moved * skips[:, None] - true
+            # of the last step before c, the output counts for more until the next one
+            newest = output + rate + line * pull * (self.place[c - 1] - self.place[b])[:, None]
+            newest[rows, c - 1] -= 1
+            newest = np.where(skips[:, None], newest, change)
+            error = settled + self.ahead[c - 1, None] * newest
+            before = output
+        if self.ends:
+            error = settled + self.total[-1] * feedback[:, -1:] * error
+        square = np.einsum("bi,ij,bj->b", error, self.gram, error) / self.scale**2
+        return np.asarray(np.maximum(square, 0).reshape(kinds, count).mean(0))
+
+    def improved(
+        self, plan: Sequence[int], slope: float, gain: float, forced: Sequence[bool], longest: float
+    ) -> tuple[tuple[int, ...], float]:
+        """The plan that a local search finds, and its error: the best move of one anchor at a time, while it lowers the error.
+
+        forced: steps that are computed in any case. longest: the largest distance of two anchors.
+        """
+        best = np.array([plan], np.intp)
+        error = self.errors(best, slope, gain)[0]
+        for _ in range(ROUNDS):
+            near = self._neighbours(best[0], forced, longest)
+            if not len(near):
+                break
+            errors = self.errors(near, slope, gain)
+            at = int(errors.argmin())
+            if errors[at] >= error * (1 - 1e-6):
+                break
+            best, error = near[at : at + 1], errors[at]
+        return tuple(int(i) for i in best[0]), float(error)
+
+    def _neighbours(self, plan: NDArray[np.intp], forced: Sequence[bool], longest: float) -> Plans:
+        ends = {0, self.grid.steps - 1} if self.ends else {0}
+        held, found = set(plan.tolist()), set()
+        for anchor in held - ends:
+            if forced[anchor]:
+                continue
+            for to in range(max(anchor - REACH, 1), min(anchor + REACH + 1, self.grid.steps)):
+                if to not in held:
+                    found.add(tuple(sorted(held - {anchor} | {to})))
+        plans = np.array(sorted(found), np.intp).reshape(-1, len(plan))
+        steps = np.diff(plans if self.ends else np.c_[plans, np.full(len(plans), self.grid.steps)])
+        return plans[(steps <= longest).all(1)]
+
+
+class Sums:
+    """Sums of weights over steps, and their first moments in a coordinate. weights, place: shape (N,)."""
+
+    def __init__(self, weights: Array, place: Array) -> None:
+        self.place = place
+        self.below = np.concatenate(([0.0], np.cumsum(weights)))
+        self.moments = np.concatenate(([0.0], np.cumsum(weights * place)))
+
+    def between(self, b: NDArray[np.intp], c: NDArray[np.intp]) -> tuple[Array, Array]:
+        """Over the steps between b and c, without both: the sum, and the first moment about b; (B,) each."""
+        total = self.below[c] - self.below[b + 1]
+        return total, self.moments[c] - self.moments[b + 1] - self.place[b] * total
+
+
+def feedback(grid: Grid, cfg: float) -> Array:
+    """How much the output of each step changes with the latent, shape (N,): (1 - dD/dx) / sigma of normal data of standard deviation
+    SPREAD, and more with guidance. By how much more was chosen on three small models (bench/choices.md).
+    """
+    sigmas = np.maximum(np.asarray(grid.sigmas[:-1]), END)
+    share = np.array([SPREAD**2 * (1 - s if grid.flow else 1.0) / spread(s, grid.flow) ** 2 for s in sigmas])
+    return np.asarray((1 - share) / sigmas * (1 + GUIDED * (min(max(cfg, 1.0), HIGHEST_CFG) - 1) ** 2))
