@@ -113,7 +113,8 @@ class _Search:
                 self.paths[predictor.line] = self._solved(grid, predictor), []
             self.paths[predictor.line][1].append(predictor)
         line, self.run = question.predictor.line, None
-        if line is not None and question.simulated:
+        # with noise or two evaluations a step D is kept: how it changes with the latent was not measured
+        if line is not None and question.simulated and question.costs.kept == "velocity":
             self.run = Simulation(
                 line.at, grid, question.costs, question.cfg, question.ends, question.breaks, question.response
             )

@@ -36,7 +36,7 @@ class Simulation:
     ----------
     at: coordinate of the predictor's line.
     grid: the run's.
-    costs: Gram matrix of recorded runs.
+    costs: Gram matrix of recorded runs, of velocities.
     cfg: guidance.
     ends: the last anchor is the trajectory's last step; otherwise the run goes on to the grid's end.
     breaks: steps at which older anchors are dropped, with what they were to correct.
@@ -56,7 +56,7 @@ class Simulation:
         self.grid, self.ends, self.breaks = grid, ends, list(breaks)
         self.gram = costs.on(grid)
         euler = moves(grid, costs)
-        if response is None or costs.kept == "denoised":
+        if response is None:
             response = Response(tuple(euler), tuple(euler))
         self.total, self.place = np.asarray(response.total), np.array([*map(grid.along(at), grid.sigmas[:-1])])
         self.ahead = np.asarray(response.at_once) - self.total
@@ -64,8 +64,7 @@ class Simulation:
         self.made, self.planned = (Sums(weights, self.place) for weights in (self.total, euler))
         self.scale = float(scale(grid)[-1])
         self.spread = np.array([spread(s, grid.flow) for s in grid.sigmas])
-        # an output D that is predicted itself does not change with the latent
-        self.feedback = np.zeros(grid.steps) if costs.kept == "denoised" else feedback(grid, cfg)
+        self.feedback = feedback(grid, cfg)
 
     def errors(self, plans: Plans, slope: Array | float, gain: Array | float) -> Array:
         """The mean square error of the latent at the end of the run with each plan, shape (B,).
@@ -76,45 +75,34 @@ class Simulation:
         if not self.ends:
             plans = np.concatenate((plans, np.full((count, 1), steps)), 1)
         plans = np.tile(plans, (kinds, 1))
-        slope, gain = (np.tile(np.broadcast_to(value, count), kinds) for value in (slope, gain))
+        slope, gain = (np.tile(np.broadcast_to(value, count), kinds)[:, None] for value in (slope, gain))
         feedback = np.outer(STIFFNESS, self.feedback).repeat(count, 0)
-        rows, inside = np.arange(len(plans)), np.arange(steps)
-        # combinations of the recorded outputs: the latent's error, the same without what the newest output counts for more until the next
-        # step, the correction that is due, the output of the anchor before, and the displacement that it planned in the steps skipped then
-        error, settled, owed, before, made = np.zeros((5, len(plans), steps))
-        length, mean, skips = np.zeros(len(plans)), np.zeros(len(plans)), np.zeros(len(plans), bool)
+        step = np.arange(steps)
+        # combinations of the recorded outputs, (B, N): the latent's error; the same without what its newest output counts for more until
+        # the next step; the correction that is due; of the edge before, its anchor's output and the displacement planned on it
+        error, settled, owed, before, planned = np.zeros((5, len(plans), steps))
+        length = mean = np.zeros((len(plans), 1))
+        skips = np.zeros((len(plans), 1), bool)
         for k in range(plans.shape[1] - 1):
-            a, b, c = plans[:, max(k - 1, 0)], plans[:, k], plans[:, k + 1]
+            a, b, c = plans[:, [max(k - 1, 0)]], plans[:, [k]], plans[:, [k + 1]]
+            change = np.take_along_axis(feedback, b, 1) * error
+            output = change + (step == b)
+            # of the edge that ends here: the displacement on the line between its anchors, less the one planned
+            due = before * (length - mean) + output * mean - planned
             fresh = np.isin(b, self.breaks)
-            change = feedback[rows, b, None] * error
-            output = change.copy()
-            output[rows, b] += 1
-            # the displacement on the line between both anchors, less the one that was made
-            due = before * (length - mean)[:, None] + output * mean[:, None] - made
-            owed = np.where(skips[:, None], due, owed)
-            owed[fresh] = 0
+            owed = np.where(fresh, 0, np.where(skips, due, owed))
 
             skips = c > b + 1
-            gap = self.place[b] - self.place[a]
-            pull = np.divide(slope, gap, out=np.zeros_like(gap), where=(gap != 0) & ~fresh)[:, None]
-            line = output - before if k else np.zeros_like(output)
+            slant = _ratio(slope, self.place[b] - self.place[a], ~fresh) * (output - before)
             length, first = self.planned.between(b, c)
-            width = self.place[np.minimum(c, steps - 1)] - self.place[b]
-            mean = np.divide(first, width, out=np.zeros_like(width), where=width != 0)
-            made = (output * length[:, None] + line * pull * first[:, None]) * skips[:, None]
-            rate = np.divide(
-                gain * self.spread[c], self.spread[b] * length, out=np.zeros_like(width), where=skips & (length != 0)
-            )
+            mean = _ratio(first, self.place[np.minimum(c, steps - 1)] - self.place[b])
+            planned = output * length + slant * first
+            constant = output + _ratio(gain * self.spread[c], self.spread[b] * length) * owed
             length_made, first_made = self.made.between(b, c)
-            rate = rate[:, None] * owed
-            true = np.where((inside > b[:, None]) & (inside < c[:, None]), self.total, 0)
-            moved = (output + rate) * length_made[:, None] + line * pull * first_made[:, None]
-            settled = settled + self.total[b, None] * change + moved * skips[:, None] - true
-            # of the last step before c, the output counts for more until the next one
-            newest = output + rate + line * pull * (self.place[c - 1] - self.place[b])[:, None]
-            newest[rows, c - 1] -= 1
-            newest = np.where(skips[:, None], newest, change)
-            error = settled + self.ahead[c - 1, None] * newest
+            true = np.where((b < step) & (step < c), self.total, 0)
+            settled = settled + self.total[b] * change + constant * length_made + slant * first_made - true
+            newest = np.where(skips, constant + slant * (self.place[c - 1] - self.place[b]) - (step == c - 1), change)
+            error = settled + self.ahead[c - 1] * newest
             before = output
         if self.ends:
             error = settled + self.total[-1] * feedback[:, -1:] * error
@@ -155,6 +143,11 @@ class Simulation:
         return plans[(steps <= longest).all(1)]
 
 
+def _ratio(a: Array, b: Array, where: NDArray[np.bool_] | bool = True) -> Array:
+    """a / b; 0 where b is, and elsewhere than `where`."""
+    return np.divide(a, b, out=np.zeros(np.broadcast(a, b).shape), where=(b != 0) & where)
+
+
 class Sums:
     """Sums of weights over steps, and their first moments in a coordinate. weights, place: shape (N,)."""
 
@@ -164,7 +157,7 @@ class Sums:
         self.moments = np.concatenate(([0.0], np.cumsum(weights * place)))
 
     def between(self, b: NDArray[np.intp], c: NDArray[np.intp]) -> tuple[Array, Array]:
-        """Over the steps between b and c, without both: the sum, and the first moment about b; (B,) each."""
+        """Over the steps between b and c, without both: the sum, and the first moment about b; shaped as b and c."""
         total = self.below[c] - self.below[b + 1]
         return total, self.moments[c] - self.moments[b + 1] - self.place[b] * total
 
