@@ -15,13 +15,14 @@ from itertools import pairwise
 
 import numpy as np
 
-from ..calibration.gram import Gram
+from ..calibration.gram import Array, Gram
 from ..clock import Grid
 from ..predictors import Line, Predictor
 from .edge_costs import displacement, edge_costs, edge_weights
+from .local_search import improved
 from .pssp import Paths
 from .response import Response
-from .simulation import Simulation
+from .simulation import Plans, Simulation
 
 LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
 # factor on the cost of an edge that ends where older anchors are dropped: its error is not corrected afterwards (bench/choices.md)
@@ -45,7 +46,7 @@ class Question:
     limit: above 0, the budget is raised until the predicted error is at most this share.
     ends: the run ends a trajectory, so its last step is computed.
     breaks: steps at which older anchors are dropped.
-    simulated: PSSP's plan is improved by simulating the run, and its error predicted so.
+    simulated: PSSP's plan is improved by simulating the run.
     cfg, response: guidance, and the sampler's response; None: as Euler's method. They count in the simulation.
     """
 
@@ -102,7 +103,11 @@ def _exact(question: Question) -> Solution:
 
 
 class _Search:
-    """Plans for one question and any budget: PSSP's for each line that the predictor may extrapolate, improved by simulating the run."""
+    """Plans for one question and any budget: PSSP's for each line that the predictor may extrapolate, improved by simulating the run.
+
+    A plan's error has two parts: those of its edges by themselves, and what they come to in the simulated run. By the first alone runs
+    with much guidance overshoot; the second alone is too small for the plan that was chosen by it (bench/choices.md).
+    """
 
     def __init__(self, question: Question) -> None:
         grid = Grid(question.sigmas, question.flow)
@@ -153,22 +158,34 @@ class _Search:
         for line, (paths, predictors) in self.paths.items():
             path = paths.best(self._counted(budget))
             anchors = tuple(i for i in path if i < self.steps)
-            if self.run is None or line is None:
+            if self.run is None:
                 found.append((paths.price(path), Solution(anchors, paths.error(path) / self.whole, predictors[0])))
                 continue
             gains = np.array([p.correction for p in predictors])
-            errors = self.run.errors(np.array([anchors] * len(gains)), line.slope, gains)
-            found += [(e, Solution(anchors, e**0.5 / self.whole, p)) for e, p in zip(errors, predictors, strict=True)]
+            errors = self._errors(line, np.array([anchors] * len(gains)), gains)
+            found += [(e, Solution(anchors, float(e), p)) for e, p in zip(errors, predictors, strict=True)]
         return min(found, key=lambda pair: pair[0])[1]
 
     def improved(self, solution: Solution) -> Solution:
-        """The solution with better anchors, if the simulation finds any."""
+        """The solution with better anchors, if there are any near by."""
         predictor, question = solution.predictor, self.question
-        if self.run is None or predictor.line is None:
+        if self.run is None:
             return solution
-        slope, gain, longest = predictor.line.slope, predictor.correction, question.max_skipped_steps + 1
-        anchors, error = self.run.improved(solution.anchors, slope, gain, question.forced, longest)
-        return Solution(anchors, error**0.5 / self.whole, predictor)
+
+        def errors(plans: Plans) -> Array:
+            return self._errors(predictor.line, plans, predictor.correction)
+
+        longest = question.max_skipped_steps + 1
+        anchors = improved(solution.anchors, errors, question.forced, longest, question.ends)
+        return Solution(anchors, float(errors(np.array([anchors]))[0]), predictor)
+
+    def _errors(self, line: Line | None, plans: Plans, gain: Array | float) -> Array:
+        """Predicted for each plan, as shares of the run's displacement."""
+        assert self.run is not None and line is not None
+        simulated = self.run.errors(plans, line.slope, gain)
+        if not self.question.ends:
+            plans = np.c_[plans, np.full(len(plans), self.steps)]
+        return np.asarray(np.sqrt(simulated + self.paths[line][0].squares(plans)) / self.whole)
 
 
 def _coarse(question: Question) -> Solution:

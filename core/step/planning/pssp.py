@@ -75,8 +75,14 @@ class Paths:
 
     def error(self, path: tuple[int, ...]) -> float:
         """The root of the sum of squared edge costs: the path's error if those of its edges are independent."""
-        edges = zip((path[0], *path), path, path[1:], strict=False)
-        return float(sum(self.cost[a, b, c] ** 2 for a, b, c in edges if c > b + 1) ** 0.5)
+        return float(self.squares(np.array([path]))[0] ** 0.5)
+
+    def squares(self, paths: NDArray[np.intp]) -> Array:
+        """The sum of squared edge costs of each path, shape (B, K) to (B,)."""
+        before = np.concatenate((paths[:, :1], paths), 1)[:, :-2]
+        b, c = paths[:, :-1], paths[:, 1:]
+        costs = np.where(c > b + 1, self.cost[before, b, c], 0)
+        return np.asarray((costs**2).sum(1))
 
 
 def _extended(best: Array, price: Array) -> tuple[Array, NDArray[np.intp]]:

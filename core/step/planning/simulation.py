@@ -1,15 +1,12 @@
-"""The error of a run that skips, by simulating it, and plans improved by a local search with it.
+"""The error of a run that skips, by simulating it.
 
 PSSP adds up the errors of single edges, each on a full run's trajectory. The simulated run also corrects an edge's error on the next one,
 and its outputs depend on the latent: where that is off, the network itself pulls it back. Guidance makes this feedback strong. Predictions
 that extrapolate and correct as if there were none add to it, and the run overshoots (as explicit multistep methods do where the time step
-is too long for them: Hairer & Wanner, Solving ODEs II, V.1). So slope, gain and anchors are chosen by the simulated error
-(bench/choices.md).
+is too long for them: Hairer & Wanner, Solving ODEs II, V.1). bench/choices.md has the measurements.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +17,6 @@ from ..predictors.linear import SPREAD, spread
 from .edge_costs import moves, scale
 from .response import Response
 
-REACH = 3  # steps by which one anchor is moved, at most
-ROUNDS = 12  # anchors moved one after the other, at most
 # factors on the feedback, over which the error is averaged: it differs between the latent's directions
 STIFFNESS = (0.0, 0.5, 1.0, 1.5)
 GUIDED, HIGHEST_CFG = 0.05, 8.0  # more feedback by this share of (CFG - 1)^2, up to this CFG
@@ -108,39 +103,6 @@ class Simulation:
             error = settled + self.total[-1] * feedback[:, -1:] * error
         square = np.einsum("bi,ij,bj->b", error, self.gram, error) / self.scale**2
         return np.asarray(np.maximum(square, 0).reshape(kinds, count).mean(0))
-
-    def improved(
-        self, plan: Sequence[int], slope: float, gain: float, forced: Sequence[bool], longest: float
-    ) -> tuple[tuple[int, ...], float]:
-        """The plan that a local search finds, and its error: the best move of one anchor at a time, while it lowers the error.
-
-        forced: steps that are computed in any case. longest: the largest distance of two anchors.
-        """
-        best = np.array([plan], np.intp)
-        error = self.errors(best, slope, gain)[0]
-        for _ in range(ROUNDS):
-            near = self._neighbours(best[0], forced, longest)
-            if not len(near):
-                break
-            errors = self.errors(near, slope, gain)
-            at = int(errors.argmin())
-            if errors[at] >= error * (1 - 1e-6):
-                break
-            best, error = near[at : at + 1], errors[at]
-        return tuple(int(i) for i in best[0]), float(error)
-
-    def _neighbours(self, plan: NDArray[np.intp], forced: Sequence[bool], longest: float) -> Plans:
-        ends = {0, self.grid.steps - 1} if self.ends else {0}
-        held, found = set(plan.tolist()), set()
-        for anchor in held - ends:
-            if forced[anchor]:
-                continue
-            for to in range(max(anchor - REACH, 1), min(anchor + REACH + 1, self.grid.steps)):
-                if to not in held:
-                    found.add(tuple(sorted(held - {anchor} | {to})))
-        plans = np.array(sorted(found), np.intp).reshape(-1, len(plan))
-        steps = np.diff(plans if self.ends else np.c_[plans, np.full(len(plans), self.grid.steps)])
-        return plans[(steps <= longest).all(1)]
 
 
 def _ratio(a: Array, b: Array, where: NDArray[np.bool_] | bool = True) -> Array:
