@@ -13,7 +13,7 @@ from skipstone.core.step.clock import Clock, Grid
 from skipstone.core.step.plan import Plan
 from skipstone.core.step.planning.edge_costs import moves, scale
 from skipstone.core.step.planning.local_search import improved
-from skipstone.core.step.planning.planner import Question, solve
+from skipstone.core.step.planning.planner import Question, Solution, solve
 from skipstone.core.step.planning.response import Response
 from skipstone.core.step.planning.simulation import STIFFNESS, Simulation, feedback
 from skipstone.core.step.predictors import Corrected
@@ -115,19 +115,23 @@ def test_nothing_is_corrected_where_older_anchors_are_dropped():
     assert found == pytest.approx(sampled(grid, values, plan, 0.65, 1.0, breaks=breaks), rel=1e-6)
 
 
-def test_the_more_guidance_the_less_is_extrapolated_and_corrected():
-    """Of the built-in costs."""
+def planned(cfg: float, **more) -> Solution:
+    """With the built-in costs of guided outputs."""
     grid = flow(STEPS)
     forced = tuple(i in (0, 1, STEPS - 1) for i in range(STEPS))
+    return solve(Question(Corrected(), grid.sigmas, True, default(grid, 8.0), 8, 2.0, forced, cfg=cfg, **more))
 
-    def chosen(cfg: float) -> Corrected:
-        question = Question(Corrected(), grid.sigmas, True, default(grid, cfg), 8, 2.0, forced, cfg=cfg)
-        found = solve(question).predictor
-        assert isinstance(found, Corrected)
-        return found
 
-    low, high = chosen(1.0), chosen(8.0)
-    assert low.line.slope > high.line.slope and low.correction > high.correction
+def test_the_more_guidance_the_less_is_extrapolated_and_corrected():
+    low, high = planned(1.0).predictor, planned(8.0).predictor
+    assert low.line is not None and high.line is not None
+    assert low.line.slope >= high.line.slope and low.correction > high.correction
+
+
+def test_the_more_guidance_the_larger_is_the_predicted_error():
+    assert planned(1.0).error < planned(4.0).error < planned(8.0).error
+    few, many = (sum(len(planned(cfg, max_error=e).anchors) for e in (0.02, 0.05, 0.1, 0.2)) for cfg in (1.0, 8.0))
+    assert few < many
 
 
 @pytest.mark.parametrize("ends", [True, False])
