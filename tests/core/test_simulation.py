@@ -130,8 +130,6 @@ def test_the_more_guidance_the_less_is_extrapolated_and_corrected():
 
 def test_the_more_guidance_the_larger_is_the_predicted_error():
     assert planned(1.0).error < planned(4.0).error < planned(8.0).error
-    few, many = (sum(len(planned(cfg, max_error=e).anchors) for e in (0.02, 0.05, 0.1, 0.2)) for cfg in (1.0, 8.0))
-    assert few < many
 
 
 @pytest.mark.parametrize("ends", [True, False])
