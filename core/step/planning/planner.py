@@ -25,6 +25,7 @@ from .response import Response
 from .simulation import Plans, Simulation
 
 LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
+EDGES = 0.3  # share of the edges' own errors in the error that plans are chosen by
 # factor on the cost of an edge that ends where older anchors are dropped: its error is not corrected afterwards (bench/choices.md)
 UNCORRECTED = 1.5
 
@@ -93,7 +94,10 @@ def _exact(question: Question) -> Solution:
     while low < high:
         count = (low + high) // 2
         low, high = (low, count) if search.best(count).error <= most else (count + 1, high)
-    found = search.improved(search.best(high))
+    every = (search.improved(search.best(count)) for count in range(high, len(question.forced) + 1))
+    found = next(
+        solution for solution in every if solution.error <= most or len(solution.anchors) == len(question.forced)
+    )
     while question.max_error or len(found.anchors) > question.budget:
         fewer = search.improved(search.best(len(found.anchors) - 1))
         if fewer.error > most or len(fewer.anchors) >= len(found.anchors):
@@ -105,8 +109,9 @@ def _exact(question: Question) -> Solution:
 class _Search:
     """Plans for one question and any budget: PSSP's for each line that the predictor may extrapolate, improved by simulating the run.
 
-    A plan's error has two parts: those of its edges by themselves, and what they come to in the simulated run. By the first alone runs
-    with much guidance overshoot; the second alone is too small for the plan that was chosen by it (bench/choices.md).
+    A plan's error has two parts: those of its edges by themselves, and what they come to in the simulated run. Plans are chosen by the
+    second and a share of the first: by the first alone runs with much guidance overshoot. The second is too small for the plan that was
+    chosen by it, so the predicted error has both in full (bench/choices.md).
     """
 
     def __init__(self, question: Question) -> None:
@@ -163,7 +168,7 @@ class _Search:
                 continue
             gains = np.array([p.correction for p in predictors])
             errors = self._errors(line, np.array([anchors] * len(gains)), gains)
-            found += [(e, Solution(anchors, float(e), p)) for e, p in zip(errors, predictors, strict=True)]
+            found += [(e, self._solution(anchors, p)) for e, p in zip(errors, predictors, strict=True)]
         return min(found, key=lambda pair: pair[0])[1]
 
     def improved(self, solution: Solution) -> Solution:
@@ -176,16 +181,19 @@ class _Search:
             return self._errors(predictor.line, plans, predictor.correction)
 
         longest = question.max_skipped_steps + 1
-        anchors = improved(solution.anchors, errors, question.forced, longest, question.ends)
-        return Solution(anchors, float(errors(np.array([anchors]))[0]), predictor)
+        return self._solution(improved(solution.anchors, errors, question.forced, longest, question.ends), predictor)
 
-    def _errors(self, line: Line | None, plans: Plans, gain: Array | float) -> Array:
-        """Predicted for each plan, as shares of the run's displacement."""
+    def _solution(self, anchors: tuple[int, ...], predictor: Predictor) -> Solution:
+        error = self._errors(predictor.line, np.array([anchors]), predictor.correction, edges=1.0)
+        return Solution(anchors, float(error[0]), predictor)
+
+    def _errors(self, line: Line | None, plans: Plans, gain: Array | float, edges: float = EDGES) -> Array:
+        """Of each plan, as shares of the run's displacement; edges: share of the edges' own errors."""
         assert self.run is not None and line is not None
         simulated = self.run.errors(plans, line.slope, gain)
         if not self.question.ends:
             plans = np.c_[plans, np.full(len(plans), self.steps)]
-        return np.asarray(np.sqrt(simulated + self.paths[line][0].squares(plans)) / self.whole)
+        return np.asarray(np.sqrt(simulated + edges**2 * self.paths[line][0].squares(plans)) / self.whole)
 
 
 def _coarse(question: Question) -> Solution:
