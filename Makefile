@@ -1,7 +1,7 @@
 # make demo     sample pictures in a real ComfyUI with and without the pack; writes demo-output/
 # make lint     style, types, and the checks of pages, locales and what is published (tests/files)
-# make test     lint, then all other tests; of the models in tests/comfy/zoo a selection that shows every kind of family record
-# make test-all the same with all models of the zoo
+# make test     lint, then the tests; of the models in tests/comfy/zoo a selection that shows every kind of family record
+# make test-all the same with all models of the zoo, and more combinations of what is tested; CI runs this
 # Both set everything up first (.work/). To use what is there already, or another ComfyUI:
 #   make test COMFYUI=0.27.0        a version that tools/pins.toml lists
 #   make test COMFYUI_PATH=... PYTHON=...
@@ -20,13 +20,13 @@ demo:
 	$(RUN) demo/run.py $(ARGS)
 
 # of all tests only those in a browser see a front end
-test: TESTS = $(if $(FRONTEND),tests/browser)
+test: TESTS = $(if $(FRONTEND),--thorough tests/browser)
 # two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test:
 	+@$(MAKE) --no-print-directory -j 2 --output-sync lint
-	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/files $(ZOO) $(TESTS) $(ARGS)
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/files $(THOROUGH) $(TESTS) $(ARGS)
 
-test-all: ZOO = --whole-zoo
+test-all: THOROUGH = --thorough
 test-all: test
 
 lint: style types files

@@ -27,10 +27,24 @@ if importlib.util.find_spec("skipstone") is None:
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--whole-zoo",
+        "--thorough",
         action="store_true",
-        help="sample every model of tests/comfy/zoo; without it, a selection that shows every kind of family record",
+        help="also tests marked `thorough`, and every model of tests/comfy/zoo; without it, those that show every kind of family record",
     )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "thorough: one more combination of what other tests show; run by `make test-all` and CI"
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("thorough"):
+        left_out = [item for item in items if item.get_closest_marker("thorough")]
+        items[:] = [item for item in items if item not in left_out]
+        config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_collection_finish() -> None:

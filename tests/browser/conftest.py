@@ -169,6 +169,24 @@ def open_desk(request, chromium, no_pages_during_other_tests, pages, server):
     assert errors == []
 
 
+# long tests, with the one of both ways of drawing nodes in which `make test` leaves them out
+LONG = {
+    "test_a_newcomers_path": "canvas",
+    "test_what_a_person_sees_and_does": "canvas",
+    "test_nodes_show_what_they_did": "vue",
+    "test_old_workflows_open_and_run": "vue",
+    "test_it_is_found_and_samples": "canvas",
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        name, _, drawn = item.name.partition("[")
+        if name in LONG and drawn == f"{LONG[name]}]":
+            item.add_marker(pytest.mark.thorough)
+
+
 @pytest.fixture(params=["canvas", "vue"])
 def desk(request, open_desk):
     """An empty graph, once drawn by the classic canvas and once by Vue nodes."""

@@ -44,6 +44,8 @@ from skipstone.tests.comfy import zoo
 
 STEPS = 3
 BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
+# where compiling the whole model takes long and nothing else happens than for each block
+MOSTLY_BLOCKS = pytest.mark.parametrize("what", [EACH_BLOCK, pytest.param(WHOLE_MODEL, marks=pytest.mark.thorough)])
 
 
 @pytest.fixture(autouse=True)
@@ -586,7 +588,7 @@ def test_attention_that_another_node_replaced(studio, flux, what):
     assert not close(pictures[1], pictures[2])
 
 
-@BOTH
+@MOSTLY_BLOCKS
 def test_patches_in_blocks(unet, studio, said, what):
     """As IPAdapter and PAG put them there. Patches between blocks do not prevent compiling."""
     latent, how = torch.zeros(1, 4, 16, 16), {"steps": 1}
@@ -780,7 +782,7 @@ UNET_NODES = {
 }
 
 
-@BOTH
+@MOSTLY_BLOCKS
 @pytest.mark.parametrize("name", FLUX_NODES)
 def test_with_comfyuis_nodes(studio, smallest, what, name):
     node, positive = FLUX_NODES[name]
@@ -801,7 +803,7 @@ def test_with_comfyuis_nodes(studio, smallest, what, name):
     [
         ("FreeU", EACH_BLOCK),
         ("perturbed attention guidance", EACH_BLOCK),
-        ("perturbed attention guidance", WHOLE_MODEL),
+        pytest.param("perturbed attention guidance", WHOLE_MODEL, marks=pytest.mark.thorough),
     ],
 )
 def test_with_comfyuis_nodes_on_a_unet(studio, unet, tiny_unet, what, name):

@@ -31,7 +31,7 @@ MODELS = zoo.here(zoo.MODELS)
 def pytest_generate_tests(metafunc):
     """All tests of one model after each other, so that no more than one model is kept."""
     if "tiny" in metafunc.fixturenames:
-        models = MODELS if metafunc.config.getoption("whole_zoo") else zoo.representatives(MODELS)
+        models = MODELS if metafunc.config.getoption("thorough") else zoo.representatives(MODELS)
         metafunc.parametrize("tiny", models, ids=str, scope="module")
 
 

@@ -85,7 +85,7 @@ UNETS = zoo.here(unet.MODELS)
 def pytest_generate_tests(metafunc):
     """All tests of one UNet after each other, so that no more than one is kept."""
     if "tiny" in metafunc.fixturenames:
-        models = UNETS if metafunc.config.getoption("whole_zoo") else zoo.unet_representatives(UNETS)
+        models = UNETS if metafunc.config.getoption("thorough") else zoo.unet_representatives(UNETS)
         metafunc.parametrize("tiny", models, ids=str, scope="module")
 
 

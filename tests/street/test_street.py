@@ -1,7 +1,7 @@
 """What people wire together never crashes and never ruins a picture: with a step cache it is as close to the picture in full as plain
 sampling in as many steps is, or nothing is skipped and the report says why.
 
-The table that `-s` shows, with every method: SKIPSTONE_STREET=all python tools/setup.py -m pytest -s tests/street/test_street.py
+The table that `-s` shows, with every method: SKIPSTONE_STREET=all python tools/setup.py -m pytest --thorough -s tests/street/test_street.py
 """
 
 from __future__ import annotations
@@ -48,7 +48,10 @@ def sampled(desk, name, method):
     return picture, reports
 
 
-@pytest.mark.parametrize("method", METHODS)
+# Step Cache (Auto) is what people have by default
+@pytest.mark.parametrize(
+    "method", ["Auto", *(pytest.param(m, marks=pytest.mark.thorough) for m in METHODS if m != "Auto")]
+)
 @pytest.mark.parametrize("name", CASES)
 def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method):
     case = CASES[name]
