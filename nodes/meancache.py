@@ -144,8 +144,8 @@ class MeanCache(MethodNode):
                 "predictor",
                 ["auto", "linear", *AVERAGES, "reuse"],
                 "auto",
-                "what a skipped step returns. auto: suits the sampler; with euler, extrapolation of the last two computed steps with a "
-                "correction at the next one, with others plain linear extrapolation.",
+                "what a skipped step returns. auto: extrapolation of the last two computed steps with a correction at the next one, each "
+                "as far as the plan is best with; plain linear extrapolation with samplers that evaluate twice a step or add noise.",
             ),
             number(
                 "gamma",

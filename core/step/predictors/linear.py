@@ -110,7 +110,7 @@ class Corrected(Predictor):
 
     @property
     def line(self) -> Line:
-        """Without the correction: plans solved so were better by 1 to 3 dB (bench/quality.py)."""
+        """Without the correction, which a plan's simulation counts."""
         return Line(SLOPE if self.slope is None else self.slope, self.at)
 
     @property
