@@ -57,11 +57,11 @@ class Rig:
         config.set_inference_dtype(torch.bfloat16, None)
         model = config.get_model({}, "", device=self.cuda)
         randomize(model.diffusion_model, 0, self.cuda)
-        self.tame(model.diffusion_model)
+        self.adjust(model.diffusion_model)
         return comfy.model_patcher.ModelPatcher(model.eval(), load_device=self.cuda, offload_device=self.cuda)
 
-    def tame(self, network: Any) -> None:
-        """Further changes of the random weights."""
+    def adjust(self, network: Any) -> None:
+        """Change some of the random weights further."""
 
     def sample(self, model: Any, callback: Any = None, cfg: float = 1.0) -> torch.Tensor:
         """The sampled latent; of several modalities one after the other, flat."""
@@ -105,7 +105,7 @@ class Flux(Rig):
     pooled = 768
     steps = 12
 
-    def tame(self, network: Any) -> None:
+    def adjust(self, network: Any) -> None:
         with torch.no_grad():
             network.final_layer.linear.weight.mul_(0.05)
 

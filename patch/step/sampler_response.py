@@ -1,4 +1,4 @@
-"""What a multistep sampler makes of the model's outputs, found by sampling with outputs that are unit vectors."""
+"""The response of a multistep sampler to the model's outputs, found by sampling with outputs that are unit vectors."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.step.planning.planner import LARGEST
 from ...core.step.planning.response import Response
 from .samplers import integrator_of
 
-LARGEST = 128  # steps: longer runs are planned on a coarser grid
 log = logging.getLogger(__name__)
 
 
@@ -32,16 +32,17 @@ class _Unit:
 
 
 def response_of(sampler: Any, sigmas: Sequence[float], patcher: Any) -> Response | None:
-    """The response of a SAMPLER of ComfyUI's that evaluates once a step and uses its own past; None for others, and where it fails.
+    """The response of a SAMPLER of ComfyUI's that evaluates once a step and uses its own past. None for others, where it fails, and for
+    more than LARGEST steps, which are planned on a coarser grid.
 
-    sigmas: N + 1 values. patcher: the run's ModelPatcher, of which some samplers ask the model's sampling.
+    sigmas: N + 1 values. patcher: the run's ModelPatcher, from which some samplers read the model's sampling.
     """
     steps = len(sigmas) - 1
     if integrator_of(sampler) != "multistep" or not 1 < steps <= LARGEST:
         return None
     model, latent = _Unit(patcher), torch.zeros(1, steps, 1, 1, dtype=torch.float64)
     try:
-        # samplers of noise that they do not add draw it all the same
+        # res_multistep draws noise even though it adds none
         with torch.random.fork_rng(devices=()), torch.inference_mode():
             out = sampler.sampler_function(
                 model,

@@ -22,9 +22,8 @@ log = logging.getLogger(__name__)
 Range = tuple[float, float]  # the first and the last sigma
 
 MOST = 1000  # objects that are looked at
-DEEP = (
-    3  # objects in a row that refer to the next one, such as a patch's owner and its settings; functions do not count
-)
+# objects in a row that refer to the next one, such as a patch's owner and its settings; functions do not count
+DEEP = 3
 
 
 def sigma_ranges(patcher: Any, model_options: dict[str, Any]) -> tuple[Range, ...]:

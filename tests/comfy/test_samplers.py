@@ -385,7 +385,7 @@ def test_the_report_is_json(studio, meancache):
     assert told["finished"] and math.isfinite(told["seconds"])
 
 
-# what multistep samplers make of outputs
+# the response of multistep samplers
 
 
 MULTISTEP = [n for n in comfy.samplers.SAMPLER_NAMES if integrator_of(comfy.samplers.sampler_object(n)) == "multistep"]

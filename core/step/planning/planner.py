@@ -159,17 +159,21 @@ class _Search:
 
     def best(self, budget: int) -> Solution:
         """The best of PSSP's plans with so many computed steps."""
+        every = [(paths, paths.best(self._counted(budget)), predictors) for paths, predictors in self.paths.values()]
+        if self.run is None:
+            paths, path, predictors = min(every, key=lambda plan: plan[0].price(plan[1]))
+            return Solution(self._anchors(path), paths.error(path) / self.whole, predictors[0])
         found = []
-        for line, (paths, predictors) in self.paths.items():
-            path = paths.best(self._counted(budget))
-            anchors = tuple(i for i in path if i < self.steps)
-            if self.run is None:
-                found.append((paths.price(path), Solution(anchors, paths.error(path) / self.whole, predictors[0])))
-                continue
-            gains = np.array([p.correction for p in predictors])
-            errors = self._errors(line, np.array([anchors] * len(gains)), gains)
-            found += [(e, self._solution(anchors, p)) for e, p in zip(errors, predictors, strict=True)]
-        return min(found, key=lambda pair: pair[0])[1]
+        for _, path, predictors in every:
+            anchors, gains = self._anchors(path), np.array([p.correction for p in predictors])
+            errors = self._errors(predictors[0].line, np.array([anchors] * len(gains)), gains)
+            found += [(e, anchors, p) for e, p in zip(errors, predictors, strict=True)]
+        _, anchors, predictor = min(found, key=lambda plan: plan[0])
+        return self._solution(anchors, predictor)
+
+    def _anchors(self, path: tuple[int, ...]) -> tuple[int, ...]:
+        """The path without the node of the run's end."""
+        return tuple(i for i in path if i < self.steps)
 
     def improved(self, solution: Solution) -> Solution:
         """The solution with better anchors, if there are any near by."""

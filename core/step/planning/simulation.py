@@ -55,7 +55,7 @@ class Simulation:
             response = Response(tuple(euler), tuple(euler))
         self.total, self.place = np.asarray(response.total), np.array([*map(grid.along(at), grid.sigmas[:-1])])
         self.ahead = np.asarray(response.at_once) - self.total
-        # sums over the steps below each, and first moments: of what the sampler makes, and of what the predictor corrects
+        # of the latent's displacement as the sampler makes it, and as the predictor assumes it
         self.made, self.planned = (Sums(weights, self.place) for weights in (self.total, euler))
         self.scale = float(scale(grid)[-1])
         self.spread = np.array([spread(s, grid.flow) for s in grid.sigmas])
@@ -71,18 +71,18 @@ class Simulation:
             plans = np.concatenate((plans, np.full((count, 1), steps)), 1)
         plans = np.tile(plans, (kinds, 1))
         slope, gain = (np.tile(np.broadcast_to(value, count), kinds)[:, None] for value in (slope, gain))
-        feedback = np.outer(STIFFNESS, self.feedback).repeat(count, 0)
+        rate = np.outer(STIFFNESS, self.feedback).repeat(count, 0)
         step = np.arange(steps)
-        # combinations of the recorded outputs, (B, N): the latent's error; the same without what its newest output counts for more until
-        # the next step; the correction that is due; of the edge before, its anchor's output and the displacement planned on it
+        # combinations of the recorded outputs, (B, N). error: of the latent. settled: of the latent, with each output's response in total.
+        # owed: the correction that is due. before, planned: of the last edge, its anchor's output and the displacement predicted on it
         error, settled, owed, before, planned = np.zeros((5, len(plans), steps))
         length = mean = np.zeros((len(plans), 1))
         skips = np.zeros((len(plans), 1), bool)
         for k in range(plans.shape[1] - 1):
             a, b, c = plans[:, [max(k - 1, 0)]], plans[:, [k]], plans[:, [k + 1]]
-            change = np.take_along_axis(feedback, b, 1) * error
+            change = np.take_along_axis(rate, b, 1) * error
             output = change + (step == b)
-            # of the edge that ends here: the displacement on the line between its anchors, less the one planned
+            # of the edge that ends here: the displacement on the line between its anchors, less the one predicted
             due = before * (length - mean) + output * mean - planned
             fresh = np.isin(b, self.breaks)
             owed = np.where(fresh, 0, np.where(skips, due, owed))
@@ -100,7 +100,7 @@ class Simulation:
             error = settled + self.ahead[c - 1] * newest
             before = output
         if self.ends:
-            error = settled + self.total[-1] * feedback[:, -1:] * error
+            error = settled + self.total[-1] * rate[:, -1:] * error
         square = np.einsum("bi,ij,bj->b", error, self.gram, error) / self.scale**2
         return np.asarray(np.maximum(square, 0).reshape(kinds, count).mean(0))
 
