@@ -171,6 +171,13 @@ def open_desk(request, chromium, no_pages_during_other_tests, pages, server):
 
 # long tests, with the one of both ways of drawing nodes in which `make test` leaves them out
 LONG = {
+    "test_a_run_is_told_where_its_node_is": "canvas",
+    "test_an_error": "vue",
+    "test_every_node": "vue",
+    "test_every_state": "canvas",
+    "test_runs_that_share_a_node_copies_and_subgraphs": "canvas",
+    "test_values_are_kept_by_files_copies_undo_and_the_api": "canvas",
+    "test_what_samplers_came_to_together_is_said_once": "vue",
     "test_a_newcomers_path": "canvas",
     "test_what_a_person_sees_and_does": "canvas",
     "test_nodes_show_what_they_did": "vue",

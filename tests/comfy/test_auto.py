@@ -226,7 +226,7 @@ def psnr(a, b):
     return -10 * math.log10(max(float((a - b).pow(2).mean()), 1e-10))
 
 
-@pytest.mark.parametrize("decibels", [30.0, 40.0])
+@pytest.mark.parametrize("decibels", [pytest.param(30.0, marks=pytest.mark.thorough), 40.0])
 def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, auto_model, decoded, decibels):
     model, reports = auto_model("flux", wish=DECIBELS, decibels=decibels, first_run="calibrate")
     how = {"name": "flux", "steps": 20, "cfg": 3.0}

@@ -87,7 +87,9 @@ def both(cached, method, model, what, first):
 
 
 CASES = [
-    *(("flux", what, how, first) for what in KEYS for how in METHODS for first in ("compile", "cache")),
+    *(("flux", what, how, "compile") for what in KEYS for how in METHODS),
+    *(("flux", "blocks", how, "cache") for how in METHODS),
+    *(pytest.param("flux", "whole", how, "cache", marks=pytest.mark.thorough) for how in METHODS),
     ("small unet", "whole", "last blocks too", "compile"),
     ("unet", "blocks", "adaptive", "cache"),
 ]

@@ -240,7 +240,7 @@ def test_nothing_is_compiled_anew_for_steps_prompts_and_seeds(studio, flux, what
     assert graphs.new == 0
 
 
-@BOTH
+@MOSTLY_BLOCKS
 def test_another_length_of_the_prompt_is_compiled_once(studio, flux, what):
     model, graphs = compiled(flux, what), Graphs()
     short = studio.prompt("a green square")
@@ -463,7 +463,7 @@ def with_patch(model, strength=1.0, seed=0):
     return patched
 
 
-@BOTH
+@MOSTLY_BLOCKS
 def test_a_lora_after_the_node_or_before_it_and_other_strengths(studio, flux, what):
     model = compiled(flux, what, "aot_eager")
     plain = studio.sample(model, steps=STEPS)
@@ -570,7 +570,7 @@ def scaled(factor):
     return attention
 
 
-@BOTH
+@MOSTLY_BLOCKS
 def test_attention_that_another_node_replaced(studio, flux, what):
     """As SageAttention nodes do: what was compiled without it, or with another, is not taken for it."""
     pictures = []

@@ -26,7 +26,13 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("steps", "preset"),
-    [(20, "Quality"), (20, "Balanced"), (20, "Turbo"), (50, "Balanced"), (50, "Turbo")],
+    [
+        pytest.param(20, "Quality", marks=pytest.mark.thorough),
+        (20, "Balanced"),
+        (20, "Turbo"),
+        pytest.param(50, "Balanced", marks=pytest.mark.thorough),
+        (50, "Turbo"),
+    ],
 )
 def test_closer_to_the_full_run_than_as_many_plain_steps(studio, meancache, steps, preset):
     model, reports = meancache(preset=preset)

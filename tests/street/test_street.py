@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -48,11 +49,24 @@ def sampled(desk, name, method):
     return picture, reports
 
 
+# long ones, of which there is another of the kind
+LONG = {
+    "LanPaint",
+    "AnimateDiff, moving windows",
+    "FlowEdit",
+    "Ultimate SD Upscale",
+    "RES4LYF, SDE",
+    "regional prompts",
+}
+
+
+def all_but(thorough: Collection[str], names: Iterable[str]) -> list[Any]:
+    return [pytest.param(name, marks=[pytest.mark.thorough] * (name in thorough)) for name in names]
+
+
 # Step Cache (Auto) is what people have by default
-@pytest.mark.parametrize(
-    "method", ["Auto", *(pytest.param(m, marks=pytest.mark.thorough) for m in METHODS if m != "Auto")]
-)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("method", all_but(METHODS.keys() - {"Auto"}, METHODS))
+@pytest.mark.parametrize("name", all_but(LONG, CASES))
 def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method):
     case = CASES[name]
     picture, reports = sampled(desk, name, METHODS[method])

@@ -194,6 +194,7 @@ def test_two_servers_on_one_bucket(shared):
     assert "Error" not in stats(shared.other)
 
 
+@pytest.mark.thorough  # tests/memo/test_redis_fleets.py has the same of one tier
 def test_two_servers_on_one_redis_that_fails_over(shared):
     """A Sentinel makes the replica the master while both servers work: no graph fails, and no latent is another one."""
     one, other, fleet = shared.one, shared.other, shared.fleet
