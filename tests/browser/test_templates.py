@@ -49,6 +49,7 @@ def no_models(server, tmp_path):
         place.rename(file)
 
 
+@pytest.mark.thorough
 def test_a_missing_model_is_offered_for_download(open_desk, no_models):
     """In a ComfyUI without any model: what the front end lists as missing is what can be downloaded."""
     # a setting that other tests do not name: in a page of theirs the front end tells of other things as well

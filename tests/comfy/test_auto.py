@@ -18,6 +18,7 @@ from skipstone.nodes.auto import DECIBELS, SPEEDUP, auto_of
 from skipstone.nodes.meancache import method_of
 from skipstone.patch.errors import StepCacheError
 from skipstone.patch.step.attach import attach
+from skipstone.tests.thorough import params
 
 from .floors import DECIBELS_BELOW, SAME_PICTURE
 
@@ -76,7 +77,7 @@ def notes(report):
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", params(MODELS, {SMALL}))
 def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(
     trained, sampled, auto_model, name, sampler
 ):
@@ -226,7 +227,7 @@ def psnr(a, b):
     return -10 * math.log10(max(float((a - b).pow(2).mean()), 1e-10))
 
 
-@pytest.mark.parametrize("decibels", [pytest.param(30.0, marks=pytest.mark.thorough), 40.0])
+@pytest.mark.parametrize("decibels", params((30.0, 40.0), {40.0}))
 def test_decibels_are_kept_on_prompts_that_nothing_was_learned_on(demo, sampled, auto_model, decoded, decibels):
     model, reports = auto_model("flux", wish=DECIBELS, decibels=decibels, first_run="calibrate")
     how = {"name": "flux", "steps": 20, "cfg": 3.0}

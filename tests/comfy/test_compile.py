@@ -41,11 +41,12 @@ from skipstone.patch.compile import module_swap, registry
 from skipstone.patch.compile.model import compile_model
 from skipstone.patch.compile.module_swap import ModuleSwapper, StandIn
 from skipstone.tests.comfy import zoo
+from skipstone.tests.thorough import params
 
 STEPS = 3
 BOTH = pytest.mark.parametrize("what", [EACH_BLOCK, WHOLE_MODEL])
 # where compiling the whole model takes long and nothing else happens than for each block
-MOSTLY_BLOCKS = pytest.mark.parametrize("what", [EACH_BLOCK, pytest.param(WHOLE_MODEL, marks=pytest.mark.thorough)])
+MOSTLY_BLOCKS = pytest.mark.parametrize("what", params((EACH_BLOCK, WHOLE_MODEL), {EACH_BLOCK}))
 
 
 @pytest.fixture(autouse=True)
@@ -511,7 +512,7 @@ OTHERS = {
 }
 
 
-@BOTH
+@MOSTLY_BLOCKS
 @pytest.mark.parametrize("name", OTHERS)
 @pytest.mark.parametrize("first", ["compile", "cache"])
 def test_with_a_step_cache(studio, flux, smallest, cached, what, name, first):

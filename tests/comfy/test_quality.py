@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
+from skipstone.tests.thorough import params
+
 from .floors import OVER_PLAIN, SAME_PICTURE
 
+SAMPLERS = ("heun", "dpmpp_2m", "uni_pc", "euler_ancestral", "dpmpp_2m_sde", "res_multistep")
 PAIRS = [
     ("a frog on a white background", 3),
     ("a banana on a black background", 4),
@@ -26,12 +29,9 @@ def distance(a: torch.Tensor, b: torch.Tensor) -> float:
 
 @pytest.mark.parametrize(
     ("steps", "preset"),
-    [
-        pytest.param(20, "Quality", marks=pytest.mark.thorough),
-        (20, "Balanced"),
-        (20, "Turbo"),
-        pytest.param(50, "Balanced", marks=pytest.mark.thorough),
-        (50, "Turbo"),
+    [(20, "Balanced"), (20, "Turbo"), (50, "Turbo")]
+    + [
+        pytest.param(steps, preset, marks=pytest.mark.thorough) for steps, preset in ((20, "Quality"), (50, "Balanced"))
     ],
 )
 def test_closer_to_the_full_run_than_as_many_plain_steps(studio, meancache, steps, preset):
@@ -59,7 +59,7 @@ def test_also_where_guidance_is_strong_and_the_sampler_extrapolates(studio, mean
     assert sum(cached) < OVER_PLAIN * sum(plain)
 
 
-@pytest.mark.parametrize("sampler", ["heun", "dpmpp_2m", "uni_pc", "euler_ancestral", "dpmpp_2m_sde", "res_multistep"])
+@pytest.mark.parametrize("sampler", params(SAMPLERS, {"dpmpp_2m", "uni_pc", "euler_ancestral", "res_multistep"}))
 def test_other_samplers_are_not_led_astray(studio, meancache, sampler):
     model, reports = meancache(preset="Quality")
     text, seed = PAIRS[0]

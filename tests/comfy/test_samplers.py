@@ -19,6 +19,7 @@ from skipstone.nodes.auto import auto_of
 from skipstone.patch.step import samplers
 from skipstone.patch.step.sampler_response import response_of
 from skipstone.patch.step.samplers import evaluations_per_step, integrator_of, second_order
+from skipstone.tests.thorough import params
 
 from .floors import SAME_PICTURE
 
@@ -292,7 +293,7 @@ def test_a_sampler_with_larger_steps_than_the_grid_misses_no_anchor(studio, mean
     assert not all(watch.computed)
 
 
-@pytest.mark.parametrize("towards", [pytest.param(0.0, marks=pytest.mark.thorough), 1.0, None])
+@pytest.mark.parametrize("towards", params((0.0, 1.0, None), (1.0, None)))
 def test_a_sampler_that_comes_back_to_a_sigma_but_for_rounding(demo, meancache, watched, towards):
     """Ancestral samplers of second order do; no slope can be drawn between two sigmas that are meant to be one."""
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Collection, Iterable
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from skipstone.nodes.meancache import method_of
 from skipstone.nodes.taylorseer import taylorseer_of
 from skipstone.patch.step import samplers as known_samplers
 from skipstone.patch.step.attach import attach
+from skipstone.tests.thorough import params
 
 from . import samplers
 from .cases import CASES, STEPS
@@ -49,24 +49,16 @@ def sampled(desk, name, method):
     return picture, reports
 
 
-# long ones, of which there is another of the kind
-LONG = {
-    "LanPaint",
-    "AnimateDiff, moving windows",
-    "FlowEdit",
-    "Ultimate SD Upscale",
-    "RES4LYF, SDE",
-    "regional prompts",
-}
-
-
-def all_but(thorough: Collection[str], names: Iterable[str]) -> list[Any]:
-    return [pytest.param(name, marks=[pytest.mark.thorough] * (name in thorough)) for name in names]
+# long ones, and those of which there is another of the kind
+THOROUGH = {
+    "LanPaint", "AnimateDiff, moving windows", "FlowEdit", "Ultimate SD Upscale", "prompts in turn, every step",
+    "unnamed tiles", "rolled latent", "RES4LYF, SDE", "Attention Couple", "regional prompts", "PuLID", "skip layer guidance",
+}  # fmt: skip
 
 
 # Step Cache (Auto) is what people have by default
-@pytest.mark.parametrize("method", all_but(METHODS.keys() - {"Auto"}, METHODS))
-@pytest.mark.parametrize("name", all_but(LONG, CASES))
+@pytest.mark.parametrize("method", params(METHODS, {"Auto"}))
+@pytest.mark.parametrize("name", params(CASES, CASES.keys() - THOROUGH))
 def test_a_picture_is_no_worse_than_of_plain_sampling(desk, plain, name, method):
     case = CASES[name]
     picture, reports = sampled(desk, name, METHODS[method])

@@ -13,6 +13,7 @@ from comfy.patcher_extension import WrappersMP
 from skipstone.nodes import dbcache, dicache, easycache, firstblock, magcache, meancache, spectrum, taylorseer, teacache
 from skipstone.patch.step.attach import attach
 from skipstone.tests.comfy.test_slots import windows
+from skipstone.tests.thorough import params
 
 pytestmark = [pytest.mark.usefixtures("no_gc", "user"), pytest.mark.filterwarnings("ignore:::(comfy|torchsde)")]
 
@@ -34,6 +35,8 @@ ADAPTIVE: dict[str, Any] = {
     "DiCache": lambda: dicache.dicache_of("Custom", threshold=9.0, warmup=1),
 }
 METHODS = STATIC | ADAPTIVE
+# one of each kind: planned, by interval, of the blocks, by threshold
+QUICK = ("MeanCache", "Spectrum", "TaylorSeer at the blocks", "First Block Cache", "DBCache", "TeaCache")
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +85,7 @@ class Waits:
         ]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", params(METHODS, QUICK))
 def test_every_method(flux, sampling, accelerator, name):
     gpu = accelerator()
     memory, pinned = gpu.device.memory, gpu.device.pinned

@@ -78,6 +78,7 @@ def two_servers(folder: Path, *options: str, **environment: str) -> Iterator[lis
         yield made
 
 
+@pytest.mark.thorough  # as on one Redis, and tests/memo/test_disk.py has two processes on one folder
 def test_two_servers_on_one_folder(tmp_path):
     """They also keep what ComfyUI's own nodes return."""
     memo = {"SKIPSTONE_PROVIDER": "1", "SKIPSTONE_MEMO_FOLDER": str(tmp_path / "memo"), "SKIPSTONE_MEMO_DISK": "0.1"}
