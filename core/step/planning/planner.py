@@ -25,7 +25,7 @@ from .response import Response
 from .simulation import Plans, Simulation
 
 LARGEST = 64  # steps; PSSP takes O(budget N^3) time and O(N^3) memory
-EDGES = 0.3  # share of the edges' own errors in the error that plans are chosen by
+EDGES = 0.5  # share of the edges' own errors in the error that plans are chosen by
 # factor on the cost of an edge that ends where older anchors are dropped: its error is not corrected afterwards (bench/choices.md)
 UNCORRECTED = 1.5
 

@@ -1,9 +1,9 @@
 """The error of a run that skips, by simulating it.
 
 PSSP adds up the errors of single edges, each on a full run's trajectory. The simulated run also corrects an edge's error on the next one,
-and its outputs depend on the latent: where that is off, the network itself pulls it back. Guidance makes this feedback strong. Predictions
-that extrapolate and correct as if there were none add to it, and the run overshoots (as explicit multistep methods do where the time step
-is too long for them: Hairer & Wanner, Solving ODEs II, V.1). bench/choices.md has the measurements.
+and its outputs depend on the latent: without guidance the network mostly keeps an error of the latent, with guidance it takes it back.
+Predictions that extrapolate and correct as if there were no such feedback add to it, and the run overshoots (as explicit multistep methods
+do where the time step is too long for them: Hairer & Wanner, Solving ODEs II, V.1). bench/choices.md has the measurements.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ from numpy.typing import NDArray
 
 from ..calibration.gram import Array, Gram
 from ..clock import END, Coordinate, Grid
-from ..predictors.linear import SPREAD, spread
+from ..predictors.linear import spread
 from .edge_costs import moves, scale
 from .response import Response
 
-# factors on the feedback, over which the error is averaged: it differs between the latent's directions
-STIFFNESS = (0.0, 0.5, 1.0, 1.5)
-GUIDED, HIGHEST_CFG = 0.05, 8.0  # more feedback by this share of (CFG - 1)^2, up to this CFG
+# The feedback differs between the latent's directions, by the data's standard deviation there. Of the errors that skipping makes: shares
+# in directions of each deviation. Directions with little data are few, but there the feedback is strongest, and runs overshoot first.
+DIRECTIONS = {3.0: 12 / 14, 0.5: 1 / 14, 0.1: 1 / 14}
+FOLLOWED = 0.8  # share of the data's variance that the network's answer follows
+GUIDED, HIGHEST_CFG = 0.8, 8.0  # more feedback for each unit of CFG - 1, up to this CFG
 
 Plans = NDArray[np.intp]  # (B, K): anchors of B plans, ascending
 
@@ -59,19 +61,19 @@ class Simulation:
         self.made, self.planned = (Sums(weights, self.place) for weights in (self.total, euler))
         self.scale = float(scale(grid)[-1])
         self.spread = np.array([spread(s, grid.flow) for s in grid.sigmas])
-        self.feedback = feedback(grid, cfg)
+        self.feedback = np.array([feedback(grid, cfg, deviation) for deviation in DIRECTIONS])
 
     def errors(self, plans: Plans, slope: Array | float, gain: Array | float) -> Array:
         """The mean square error of the latent at the end of the run with each plan, shape (B,).
 
         slope, gain: of the predictor, see Corrected; numbers or of shape (B,).
         """
-        count, steps, kinds = len(plans), self.grid.steps, len(STIFFNESS)
+        count, steps, kinds = len(plans), self.grid.steps, len(DIRECTIONS)
         if not self.ends:
             plans = np.concatenate((plans, np.full((count, 1), steps)), 1)
         plans = np.tile(plans, (kinds, 1))
         slope, gain = (np.tile(np.broadcast_to(value, count), kinds)[:, None] for value in (slope, gain))
-        rate = np.outer(STIFFNESS, self.feedback).repeat(count, 0)
+        rate = self.feedback.repeat(count, 0)
         step = np.arange(steps)
         # combinations of the recorded outputs, (B, N). error: of the latent. settled: of the latent, with each output's response in total.
         # owed: the correction that is due. before, planned: of the last edge, its anchor's output and the displacement predicted on it
@@ -102,7 +104,7 @@ class Simulation:
         if self.ends:
             error = settled + self.total[-1] * rate[:, -1:] * error
         square = np.einsum("bi,ij,bj->b", error, self.gram, error) / self.scale**2
-        return np.asarray(np.maximum(square, 0).reshape(kinds, count).mean(0))
+        return np.asarray(np.array([*DIRECTIONS.values()]) @ np.maximum(square, 0).reshape(kinds, count))
 
 
 def _ratio(a: Array, b: Array, where: NDArray[np.bool_] | bool = True) -> Array:
@@ -124,10 +126,13 @@ class Sums:
         return total, self.moments[c] - self.moments[b + 1] - self.place[b] * total
 
 
-def feedback(grid: Grid, cfg: float) -> Array:
-    """How much the output of each step changes with the latent, shape (N,): (1 - dD/dx) / sigma of normal data of standard deviation
-    SPREAD, and more with guidance. By how much more was chosen on three small models (bench/choices.md).
+def feedback(grid: Grid, cfg: float, deviation: float) -> Array:
+    """How much the output of each step changes with the latent, shape (N,): (1 - dD/dx) / sigma, where data is normal with this standard
+    deviation. Below 0 errors grow. The constants were fitted to runs of three small models (bench/choices.md).
     """
     sigmas = np.maximum(np.asarray(grid.sigmas[:-1]), END)
-    share = np.array([SPREAD**2 * (1 - s if grid.flow else 1.0) / spread(s, grid.flow) ** 2 for s in sigmas])
-    return np.asarray((1 - share) / sigmas * (1 + GUIDED * (min(max(cfg, 1.0), HIGHEST_CFG) - 1) ** 2))
+    kept = 1 - sigmas if grid.flow else np.ones_like(sigmas)  # factor on the data
+    variance = (deviation * kept) ** 2 + sigmas**2
+    answered = FOLLOWED * deviation**2 * kept / variance
+    guided = (min(max(cfg, 1.0), HIGHEST_CFG) - 1) * GUIDED * sigmas**2 / variance / (kept + sigmas)
+    return np.asarray((1 - answered + guided) / sigmas)

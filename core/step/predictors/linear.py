@@ -10,8 +10,8 @@ from ..plan import Plan
 from ..trajectory import Trajectory, Weights, added, lagrange, scaled
 from .base import Line, Prediction, Predictor
 
-SLOPES, SLOPE = (0.0, 0.5, 0.65, 0.8), 0.65  # candidates of Corrected, and the one without a plan
-GAINS, GAIN = (0.0, 0.5, 1.0), 1.0
+SLOPES, SLOPE = (0.0, 0.5, 0.65, 0.8, 1.0), 0.65  # candidates of Corrected, and the one without a plan
+GAINS, GAIN = (0.0, 0.5, 1.0, 1.4), 1.0
 SPREAD = 0.1  # assumed standard deviation of the data, in Corrected
 
 
@@ -96,7 +96,8 @@ class Corrected(Predictor):
     ----------
     slope: factor on the line's increment; a slope of 1 overshoots where the velocity bends. None: the one of SLOPES that gives the best
         plan, or SLOPE without a plan.
-    gain: share of the correction that is made. None: the one of GAINS that gives the best plan, or GAIN without a plan.
+    gain: factor on the correction. Above 1 it makes up for errors that shrink less than is assumed. None: the one of GAINS that gives the
+        best plan, or GAIN without a plan.
     at: the line's coordinate.
     """
 
