@@ -46,9 +46,12 @@ def part_budget(grid: Grid, share: float, question: Question, kept: Value) -> in
     last = first + grid.steps
     forced = [i < LEADING or i == whole.steps - 1 for i in range(whole.steps)]
     forced[first:last] = question.forced
+    predictor = question.predictor
     plan = solve(
         replace(
             question,
+            # of two plans that are nearly as good, both parts have to take the same: one line, and no simulation
+            predictor=next((p for p in predictor.candidates if p.line == predictor.line), predictor),
             sigmas=whole.sigmas,
             costs=default(whole, kept=kept),
             budget=max(int(share * whole.steps + 1e-6), 1),
@@ -57,7 +60,7 @@ def part_budget(grid: Grid, share: float, question: Question, kept: Value) -> in
             limit=0.0,
             ends=True,
             breaks=frozenset(first + i for i in question.breaks),
-            simulated=False,  # of two plans that are nearly as good, both parts have to take the same
+            simulated=False,
         )
     )
     return max(sum(first <= i < last for i in plan.anchors), 1)
