@@ -137,6 +137,17 @@ def test_runs_that_skipped_are_learned_from_beside_shipped_costs():
     assert 0 < np.linalg.norm(found.gram.products - alone) < np.linalg.norm(shipped - alone)
 
 
+def test_the_more_runs_skipped_the_less_shipped_costs_count():
+    """One prompt alone could mislead."""
+    shipped = default(grid(), 3.0).products
+    apart = []
+    for runs in (1, 2, 8):
+        part = Recording(recorded(grid(), range(0, STEPS, 2), runs=runs), OWN, False)
+        found = costs_for(OWN, 3.0, grid(), "velocity", [part]).gram.products
+        apart.append(float(np.linalg.norm(found - shipped)))
+    assert 0 < 2 * apart[0] < 1.5 * apart[1] < 1.5 * apart[2]
+
+
 def test_a_recording_of_another_part_of_the_schedule_is_left_out():
     late = [i for i in range(STEPS) if grid().times[i] < 0.5]
     found = costs_for(OWN, 3.0, grid(), "velocity", [Recording(recorded(grid(), late), OWN, True)])
