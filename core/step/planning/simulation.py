@@ -128,7 +128,7 @@ class Sums:
 
 def feedback(grid: Grid, cfg: float, deviation: float) -> Array:
     """How much the output of each step changes with the latent, shape (N,): (1 - dD/dx) / sigma, where data is normal with this standard
-    deviation. Below 0 errors grow. The constants were fitted to runs of three small models (bench/choices.md).
+    deviation, and more with guidance. Below 0 errors grow. The constants were chosen on three small models (bench/choices.md).
     """
     sigmas = np.maximum(np.asarray(grid.sigmas[:-1]), END)
     kept = 1 - sigmas if grid.flow else np.ones_like(sigmas)  # factor on the data
