@@ -10,7 +10,7 @@ from skipstone.core.step.calibration.costs import default
 from skipstone.core.step.clock import Grid
 from skipstone.core.step.context import RunContext
 from skipstone.core.step.method import Method
-from skipstone.core.step.planning.edge_costs import edge_costs
+from skipstone.core.step.planning.edge_costs import edge_costs, edge_weights
 from skipstone.core.step.planning.parts import part_budget, whole_grid
 from skipstone.core.step.planning.planner import LARGEST, Question, solve
 from skipstone.core.step.policies import Budget, Full, Schedule, Warmup
@@ -120,6 +120,12 @@ def test_a_break_in_the_second_part_is_where_it_is_in_the_whole_trajectory(at):
     plan = solve(replace(asked(whole, (0, 1, 10 + at, 19)), simulated=False))
     budget = part_budget(second, 0.46, asked(second, (at, 9)), "velocity")
     assert budget == sum(i >= 10 for i in plan.anchors)
+
+
+def test_times_that_differ_by_rounding_weigh_the_same():
+    """ComfyUI's Flux has a step at exactly 0.9 of 20, where the weights change."""
+    below, above = (Grid.of([1.0, 0.95, 0.9 + by, 0.5, 0.0]) for by in (-3e-8, 3e-8))
+    assert edge_weights(below) == pytest.approx(edge_weights(above), rel=1e-5)
 
 
 @pytest.mark.parametrize("share", [0.35, 0.4, 0.45, 0.5, 0.56, 0.6, 0.66])

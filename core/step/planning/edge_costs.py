@@ -17,6 +17,8 @@ from ..trajectory import Trajectory
 
 Array = NDArray[np.float64]
 
+ROUNDING = 1e-5  # by which times may differ that are meant to be equal
+
 
 def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:
     """cost[a, b, c] for the grid's N steps: float64, shape (N, N, N + 1); undefined unless a <= b < c.
@@ -45,7 +47,7 @@ def edge_weights(grid: Grid) -> Array:
     three small models.
     """
     t = np.maximum(grid.times[:-1], 0.01)
-    return np.asarray(np.where(t > 0.9, 2.0, 1.0) * t**-0.25)
+    return np.asarray(np.where(t > 0.9 + ROUNDING, 2.0, 1.0) * t**-0.25)
 
 
 def moves(grid: Grid, costs: Gram) -> Array:
