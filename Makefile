@@ -1,6 +1,6 @@
 # make demo     sample pictures in a real ComfyUI with and without the pack; writes demo-output/
 # make lint     style, types, and the checks of pages, locales and what is published (tests/files)
-# make test     lint, then the tests; of the models in tests/comfy/zoo a selection that shows every kind of family record
+# make test     style and pages, then types and the tests side by side; of the models in tests/comfy/zoo a selection that shows every kind of family record
 # make test-all the same with all models of the zoo, and more combinations of what is tested; CI runs this
 # Both set everything up first (.work/). To use what is there already, or another ComfyUI:
 #   make test COMFYUI=0.27.0        a version that tools/pins.toml lists
@@ -14,7 +14,7 @@ BOOT = $(shell for p in python3.11 python3 /usr/bin/python3.11; do \
 RUN = $(or $(BOOT),$(error Python 3.11 is needed and was not found (Debian: apt-get install python3.11 python3.11-venv))) \
 	'$(CURDIR)/tools/setup.py'
 
-.PHONY: demo test test-all lint style types files format setup train check costs help-pages help-pictures bench-carry bench-session bench-people bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
+.PHONY: demo test test-all pytest lint style types files format setup train check costs help-pages help-pictures bench-carry bench-session bench-people bench-meancache bench-presets bench-overhead bench-quality bench-blocks bench-memo bench-decibels bench-gpu families screenshots validate clean
 
 demo:
 	$(RUN) demo/run.py $(ARGS)
@@ -23,7 +23,10 @@ demo:
 test: TESTS = $(if $(FRONTEND),--thorough tests/browser)
 # two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test:
-	+@$(MAKE) --no-print-directory -j 2 --output-sync lint
+	+@$(MAKE) --no-print-directory -j 2 --output-sync style files
+	+@$(MAKE) --no-print-directory -j 2 types pytest THOROUGH='$(THOROUGH)' TESTS='$(TESTS)'
+
+pytest:
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/files $(THOROUGH) $(TESTS) $(ARGS)
 
 test-all: THOROUGH = --thorough

@@ -171,6 +171,13 @@ def open_desk(request, chromium, no_pages_during_other_tests, pages, server):
 
 # long tests, with the one of both ways of drawing nodes in which `make test` leaves them out
 LONG = {
+    "test_a_bypassed_node_is_not_in_the_prompt": "canvas",
+    "test_a_run_and_what_it_cost_are_seen_on_the_nodes": "canvas",
+    "test_every_node_can_be_dropped": "canvas",
+    "test_inside_subgraphs": "canvas",
+    "test_one_queue_compares_all_presets": "canvas",
+    "test_the_demos_workflow_opens_and_runs": "canvas",
+    "test_they_go_before_every_sampler_and_out_again": "canvas",
     "test_a_run_is_told_where_its_node_is": "canvas",
     "test_an_error": "vue",
     "test_every_node": "vue",

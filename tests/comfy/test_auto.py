@@ -100,7 +100,7 @@ def test_calibrate_computes_the_first_run_in_full_and_skips_by_it_in_the_second(
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", params(MODELS, {SMALL}))
 def test_it_skips_from_the_first_run_on(trained, sampled, auto_model, user, name, sampler):
     model, reports = auto_model(name)
     first = sampled(model, name, sampler=sampler)
@@ -119,7 +119,7 @@ def learned_of(report):
 
 
 @pytest.mark.parametrize(("sampler", "why"), [("heun", "best for heun"), ("dpm_adaptive", "like the sampler's steps")])
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", params(MODELS, {SMALL}))
 def test_where_planned_steps_are_not_best_it_decides_as_it_goes(trained, sampled, auto_model, name, sampler, why):
     """There is nothing to learn for that: the first run skips."""
     model, reports = auto_model(name, wish="Speed")

@@ -121,7 +121,7 @@ def blocks_of(model):
 
 
 @BOTH
-@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("backend", params(("eager", "aot_eager"), {"eager"}))
 def test_the_same_picture(studio, flux, what, backend):
     graphs, plain = Graphs(), studio.sample(flux, steps=STEPS)
     assert graphs.new == 0

@@ -168,6 +168,7 @@ def tier_of(store):
     return store.tiers["redis"]
 
 
+@pytest.mark.thorough
 def test_what_is_computed_during_a_failover_is_written_after_it(fleet):
     made = fleet()
     made.wait_for_replica()

@@ -89,6 +89,7 @@ def tiny(rig: Any, gpu: Any) -> Any:
     return Small
 
 
+@pytest.mark.thorough
 def test_its_checks_run(bench, accelerator, monkeypatch, tmp_path):
     gpu = accelerator(cost=lambda name, result: 20e-3 if name in ("linear", "addmm") else 1e-4)
     memory = gpu.device.memory

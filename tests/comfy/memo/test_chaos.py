@@ -15,6 +15,7 @@ from skipstone.patch.memo import instance as process
 from skipstone.patch.memo.encoders import memo_clip
 from skipstone.tests.comfy.memo.test_nodes import latent, prompt, stock
 from skipstone.tests.memo.test_chaos import Flaky
+from skipstone.tests.thorough import params
 
 
 @pytest.fixture
@@ -62,7 +63,7 @@ def test_a_disk_that_takes_nothing_and_a_redis_that_is_dead(use, shop, same, tmp
     assert store.stats.as_dict()["hits"] == 0
 
 
-@pytest.mark.parametrize("damage", ["emptied", "cut", "garbled", "swapped", "removed"])
+@pytest.mark.parametrize("damage", params(("emptied", "cut", "garbled", "swapped", "removed"), ("cut", "swapped")))
 def test_files_that_are_damaged_between_two_runs(use, shop, same, tmp_path, damage):
     store = use(Store([DiskTier(tmp_path / "memo", spare=0)]))
     store.ready(10)

@@ -78,7 +78,6 @@ def two_servers(folder: Path, *options: str, **environment: str) -> Iterator[lis
         yield made
 
 
-@pytest.mark.thorough  # as on one Redis, and tests/memo/test_disk.py has two processes on one folder
 def test_two_servers_on_one_folder(tmp_path):
     """They also keep what ComfyUI's own nodes return."""
     memo = {"SKIPSTONE_PROVIDER": "1", "SKIPSTONE_MEMO_FOLDER": str(tmp_path / "memo"), "SKIPSTONE_MEMO_DISK": "0.1"}
@@ -179,6 +178,7 @@ def shared(tmp_path_factory) -> Iterator[Shared]:
         yield Shared(servers, fleet, store, bucket)
 
 
+@pytest.mark.thorough  # tests/memo has the same of one tier
 def test_two_servers_on_one_redis(shared):
     from skipstone.core.memo.tier_worker import RESTS, WINDOW
 
@@ -189,13 +189,14 @@ def test_two_servers_on_one_redis(shared):
     assert here == there != first
 
 
+@pytest.mark.thorough
 def test_two_servers_on_one_bucket(shared):
     shared.passed_on("s3", 20)
     assert all(name.startswith("team/1@red.signed/") for name in shared.in_bucket())
     assert "Error" not in stats(shared.other)
 
 
-@pytest.mark.thorough  # tests/memo/test_redis_fleets.py has the same of one tier
+@pytest.mark.thorough
 def test_two_servers_on_one_redis_that_fails_over(shared):
     """A Sentinel makes the replica the master while both servers work: no graph fails, and no latent is another one."""
     one, other, fleet = shared.one, shared.other, shared.fleet
