@@ -21,11 +21,11 @@ demo:
 
 # of all tests only those in a browser see a front end
 test: TESTS = $(if $(FRONTEND),--thorough tests/browser)
-# two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 test:
 	+@$(MAKE) --no-print-directory -j 2 --output-sync style files
 	+@$(MAKE) --no-print-directory -j 2 types pytest THOROUGH='$(THOROUGH)' TESTS='$(TESTS)'
 
+# two at a time, of one thread each: with more threads than cores PyTorch's wait for one another
 pytest:
 	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive $(RUN) -m pytest -n 2 --dist worksteal --ignore tests/files $(THOROUGH) $(TESTS) $(ARGS)
 

@@ -169,27 +169,27 @@ def open_desk(request, chromium, no_pages_during_other_tests, pages, server):
     assert errors == []
 
 
-# long tests, with the one of both ways of drawing nodes in which `make test` leaves them out
-LONG = {
+# tests that `make test` runs in one of both ways of drawing nodes, and the way that it leaves out
+ONE_DRAWING = {
     "test_a_bypassed_node_is_not_in_the_prompt": "canvas",
+    "test_a_newcomers_path": "canvas",
     "test_a_run_and_what_it_cost_are_seen_on_the_nodes": "canvas",
-    "test_every_node_can_be_dropped": "canvas",
-    "test_inside_subgraphs": "canvas",
-    "test_one_queue_compares_all_presets": "canvas",
-    "test_the_demos_workflow_opens_and_runs": "canvas",
-    "test_they_go_before_every_sampler_and_out_again": "canvas",
     "test_a_run_is_told_where_its_node_is": "canvas",
     "test_an_error": "vue",
     "test_every_node": "vue",
+    "test_every_node_can_be_dropped": "canvas",
     "test_every_state": "canvas",
-    "test_runs_that_share_a_node_copies_and_subgraphs": "canvas",
-    "test_values_are_kept_by_files_copies_undo_and_the_api": "canvas",
-    "test_what_samplers_came_to_together_is_said_once": "vue",
-    "test_a_newcomers_path": "canvas",
-    "test_what_a_person_sees_and_does": "canvas",
+    "test_inside_subgraphs": "canvas",
+    "test_it_is_found_and_samples": "canvas",
     "test_nodes_show_what_they_did": "vue",
     "test_old_workflows_open_and_run": "vue",
-    "test_it_is_found_and_samples": "canvas",
+    "test_one_queue_compares_all_presets": "canvas",
+    "test_runs_that_share_a_node_copies_and_subgraphs": "canvas",
+    "test_the_demos_workflow_opens_and_runs": "canvas",
+    "test_they_go_before_every_sampler_and_out_again": "canvas",
+    "test_values_are_kept_by_files_copies_undo_and_the_api": "canvas",
+    "test_what_a_person_sees_and_does": "canvas",
+    "test_what_samplers_came_to_together_is_said_once": "vue",
 }
 
 
@@ -197,7 +197,7 @@ LONG = {
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         name, _, drawn = item.name.partition("[")
-        if name in LONG and drawn == f"{LONG[name]}]":
+        if name in ONE_DRAWING and drawn == f"{ONE_DRAWING[name]}]":
             item.add_marker(pytest.mark.thorough)
 
 

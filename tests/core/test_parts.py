@@ -123,7 +123,7 @@ def test_a_break_in_the_second_part_is_where_it_is_in_the_whole_trajectory(at):
 
 
 def test_times_that_differ_by_rounding_weigh_the_same():
-    """ComfyUI's Flux has a step at exactly 0.9 of 20, where the weights change."""
+    """With 20 steps ComfyUI's Flux has one at exactly 0.9, where the weights change."""
     below, above = (Grid.of([1.0, 0.95, 0.9 + by, 0.5, 0.0]) for by in (-3e-8, 3e-8))
     assert edge_weights(below) == pytest.approx(edge_weights(above), rel=1e-5)
 

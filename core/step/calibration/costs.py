@@ -1,7 +1,7 @@
 """The costs that a run is planned with: recordings of the same model, of its architecture, and shipped ones, read onto the run's grid.
 
-Each recording is read on the grid by itself, and the Gram matrices are averaged. A run that skips records the steps that it computed; what
-lies between them is read with the shipped costs (regression.py), and these count beside it.
+Each recording is read on the grid by itself, and the Gram matrices are averaged. A run that skips records the steps that it computed; the
+steps between them are read with the shipped costs (regression.py), which are also averaged with such runs.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ USUAL_CFG = 1.0  # where the guider has no scale
 MOST = 8  # recordings that are averaged
 MOST_RUNS = 8  # of one recording that count
 LONGEST = 128  # times that costs are read at: plans are solved on fewer steps
-BESIDE_LEARNED = 2.0  # runs that the built-in costs count for beside runs that skipped: one prompt alone can mislead
+BUILT_IN_RUNS = 2.0  # the built-in costs weigh as much as so many runs that skipped: one prompt alone can mislead
 COVERED = 0.75  # share of a run's times that a recording has to cover
 
 
@@ -88,7 +88,7 @@ def costs_for(
     built_in = [gram.guided(scale) for gram in shipped(grid.flow, kind)]
     total = np.zeros((grid.steps, grid.steps))
     if not measured:
-        total += (BESIDE_LEARNED if telling else 1.0) * mean_at(built_in, grid.times[:-1])
+        total += (BUILT_IN_RUNS if telling else 1.0) * mean_at(built_in, grid.times[:-1])
     for weight, recording in weighted:
         products = read(recording.gram.guided(scale), grid.times[:-1], built_in, recording.full)
         total += weight * relative(products)

@@ -17,7 +17,7 @@ from ..trajectory import Trajectory
 
 Array = NDArray[np.float64]
 
-ROUNDING = 1e-5  # by which times may differ that are meant to be equal
+ROUNDING = 1e-5  # differences of times that float32 can make
 
 
 def edge_costs(predictor: Predictor, grid: Grid, costs: Gram) -> Array:

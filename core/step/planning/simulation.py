@@ -1,7 +1,7 @@
 """The error of a run that skips, by simulating it.
 
 PSSP adds up the errors of single edges, each on a full run's trajectory. The simulated run also corrects an edge's error on the next one,
-and its outputs depend on the latent: without guidance the network mostly keeps an error of the latent, with guidance it takes it back.
+and its outputs depend on the latent: without guidance an error of the latent mostly remains, with guidance the network corrects it.
 Predictions that extrapolate and correct as if there were no such feedback add to it, and the run overshoots (as explicit multistep methods
 do where the time step is too long for them: Hairer & Wanner, Solving ODEs II, V.1). bench/choices.md has the measurements.
 """
@@ -17,11 +17,11 @@ from ..predictors.linear import spread
 from .edge_costs import moves, scale
 from .response import Response
 
-# The feedback differs between the latent's directions, by the data's standard deviation there. Of the errors that skipping makes: shares
-# in directions of each deviation. Directions with little data are few, but there the feedback is strongest, and runs overshoot first.
+# The feedback depends on the direction of the error, by the standard deviation of the data in it. Standard deviation: share of the error.
+# The smaller the deviation, the stronger the feedback: runs overshoot first in the directions that have a small share.
 DIRECTIONS = {3.0: 12 / 14, 0.5: 1 / 14, 0.1: 1 / 14}
-FOLLOWED = 0.8  # share of the data's variance that the network's answer follows
-GUIDED, HIGHEST_CFG = 0.8, 8.0  # more feedback for each unit of CFG - 1, up to this CFG
+SENSITIVITY = 0.8  # dD/dx of the network, as a share of that of the best denoiser
+GUIDED, HIGHEST_CFG = 0.8, 8.0  # feedback that each unit of CFG - 1 adds, up to this CFG
 
 Plans = NDArray[np.intp]  # (B, K): anchors of B plans, ascending
 
@@ -131,8 +131,8 @@ def feedback(grid: Grid, cfg: float, deviation: float) -> Array:
     deviation, and more with guidance. Below 0 errors grow. The constants were chosen on three small models (bench/choices.md).
     """
     sigmas = np.maximum(np.asarray(grid.sigmas[:-1]), END)
-    kept = 1 - sigmas if grid.flow else np.ones_like(sigmas)  # factor on the data
-    variance = (deviation * kept) ** 2 + sigmas**2
-    answered = FOLLOWED * deviation**2 * kept / variance
-    guided = (min(max(cfg, 1.0), HIGHEST_CFG) - 1) * GUIDED * sigmas**2 / variance / (kept + sigmas)
-    return np.asarray((1 - answered + guided) / sigmas)
+    alphas = 1 - sigmas if grid.flow else np.ones_like(sigmas)  # x = alpha * data + sigma * noise
+    variance = (deviation * alphas) ** 2 + sigmas**2
+    jacobian = SENSITIVITY * deviation**2 * alphas / variance  # dD/dx
+    guidance = (min(max(cfg, 1.0), HIGHEST_CFG) - 1) * GUIDED * sigmas**2 / variance / (alphas + sigmas)
+    return np.asarray((1 - jacobian + guidance) / sigmas)

@@ -178,7 +178,7 @@ def shared(tmp_path_factory) -> Iterator[Shared]:
         yield Shared(servers, fleet, store, bucket)
 
 
-@pytest.mark.thorough  # tests/memo has the same of one tier
+@pytest.mark.thorough  # tests/memo tests each tier without a server
 def test_two_servers_on_one_redis(shared):
     from skipstone.core.memo.tier_worker import RESTS, WINDOW
 
